@@ -1,0 +1,67 @@
+"""Settings of the engine and of the server. Frozen; unknown keys cannot exist; derived values live where they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """Bounds on media, checked before bytes are read, decoded or turned into arrays."""
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+    max_audio_s: float = 1800.0
+    max_video_s: float = 3600.0
+    max_video_frames: int = 64
+    max_items: int = 64
+    fetch_timeout_s: float = 30.0
+    connect_timeout_s: float = 5.0
+    allowed_domains: tuple[str, ...] = ()
+    """Host names that may be fetched from; empty means any public host."""
+    allowed_local_path: Path | None = None
+    """Directory below which file:// URLs may be read; None refuses them."""
+    allow_private_addresses: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What one engine loads and how much it may hold. Counts are tokens unless the name says otherwise."""
+
+    model: str = ""
+    """A checkpoint folder or a hub name; empty is the packaged model."""
+    device: str = "auto"
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_encoder_rows: int = 4096
+    """Media embeddings computed in one step."""
+    encoder_cache_bytes: int = 64 << 20
+    max_waiting: int = 256
+    enable_prefix_caching: bool = True
+    init_vision: bool = True
+    init_audio: bool = True
+    init_tts: bool = False
+    media_threads: int = 0
+    """Threads that fetch, decode and preprocess; 0 is half the cores, at least one."""
+    limits: MediaLimits = field(default_factory=MediaLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    max_body_bytes: int = 96 << 20
+    allowed_origins: tuple[str, ...] = ()

@@ -1,0 +1,83 @@
+"""Every error sensorium raises on purpose.
+
+    SensoriumError                  code                     HTTP
+    +-- RequestError                invalid_request          400   the caller's input is wrong; names the part
+    |   +-- UnsupportedError        unsupported              400   a field this build or model cannot honour
+    |   +-- ContextLengthError      context_length_exceeded  400
+    |   +-- MediaError              invalid_media            400   bytes that do not decode, or break a limit
+    |   |   +-- MediaFetchError     media_fetch_failed       400   an address refused, unreachable or too slow
+    |   +-- TooLargeError           request_too_large        413
+    +-- AuthenticationError         invalid_api_key          401
+    +-- NotFoundError               not_found                404
+    +-- OverloadedError             overloaded               429   retryable; carries retry_after_s
+    +-- CheckpointError             invalid_checkpoint       500   a model folder that cannot be loaded
+    +-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
+        +-- EngineDeadError         engine_dead              503   retryable once the engine is back
+"""
+
+from __future__ import annotations
+
+
+class SensoriumError(Exception):
+    """Base class. `message` is safe to show a remote user; `param` names the offending field."""
+
+    code = "internal_error"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class RequestError(SensoriumError):
+    code, status = "invalid_request", 400
+
+
+class UnsupportedError(RequestError):
+    code = "unsupported"
+
+
+class ContextLengthError(RequestError):
+    code = "context_length_exceeded"
+
+
+class MediaError(RequestError):
+    code = "invalid_media"
+
+
+class MediaFetchError(MediaError):
+    code = "media_fetch_failed"
+
+
+class TooLargeError(RequestError):
+    code, status = "request_too_large", 413
+
+
+class AuthenticationError(SensoriumError):
+    code, status = "invalid_api_key", 401
+
+
+class NotFoundError(SensoriumError):
+    code, status = "not_found", 404
+
+
+class OverloadedError(SensoriumError):
+    code, status, retryable = "overloaded", 429, True
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class CheckpointError(SensoriumError):
+    code = "invalid_checkpoint"
+
+
+class EngineError(SensoriumError):
+    code = "engine_error"
+
+
+class EngineDeadError(EngineError):
+    code, status, retryable = "engine_dead", 503, True

@@ -1,0 +1,75 @@
+"""What the engine asks of a model family: two protocols, nothing to inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sensorium.types import ChatOptions, Media, MediaItem, Message, ModelInputs, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Tokenizer(Protocol):
+    """The part of a tokenizer that the engine and its callers use."""
+
+    eos_ids: tuple[int, ...]
+    special_ids: frozenset[int]
+    vocab_size: int
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids. Unless allow_special, text that spells a control token is encoded as plain text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token adds to the text (control tokens: their spelling)."""
+        ...
+
+
+class Processor(Protocol):
+    """Messages and media to a Prompt. numpy only; called from several threads at once."""
+
+    tokenizer: Tokenizer
+
+    def __init__(self, folder: Path, config: Any) -> None: ...
+
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        """Render the chat template and expand media. Every MediaRef has become Media by now."""
+        ...
+
+    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+        """A prompt written by the caller, control tokens and media placeholders included (offline use)."""
+        ...
+
+
+class Model(Protocol):
+    """Weights and forward pass of one family, written for one device."""
+
+    vocab_size: int
+    max_model_len: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """[N] -> [N, E]."""
+        ...
+
+    def encode(self, modality: str, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        """One [rows, E] tensor per item, batched by shape inside."""
+        ...
+
+    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
+        """[N, E] -> hidden [N, E], after the final norm."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[M, E] -> [M, V]."""
+        ...
+
+
+Arrays = Mapping[str, "torch.Tensor"]

@@ -1,0 +1,247 @@
+"""The data types every layer shares. Slotted dataclasses, no logic but properties.
+
+Request, control messages and Event are immutable: they are all that crosses between the caller and the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Modality = Literal["image", "audio", "video"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+# ---- media, from the caller's reference to the model's rows -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """A piece of media not fetched yet: a URL (http, https, data, file) or raw bytes. `part` names it in errors."""
+
+    modality: Modality
+    source: str | bytes
+    part: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """A decoded piece of media.
+
+    image: data [H, W, 3] uint8 · audio: data [S] float32 mono at `rate` Hz · video: data [F, H, W, 3] uint8 with
+    times_s [F] float64 and, where the container has a sound track, `audio`. `digest` identifies the content.
+    """
+
+    modality: Modality
+    data: np.ndarray
+    digest: bytes
+    rate: int | None = None
+    times_s: np.ndarray | None = None
+    audio: Media | None = None
+    part: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaItem:
+    """Media preprocessed for one model: `arrays` is what Model.encode reads, `rows` how many embeddings it returns.
+
+    `key` hashes the content together with everything that shaped the arrays, so equal keys mean equal rows.
+    """
+
+    modality: Modality
+    key: bytes
+    rows: int
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Prompt positions [start, start + length) take rows [row, row + length) of media item number `media`."""
+
+    start: int
+    length: int
+    media: int
+    row: int = 0
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+# ---- prompts ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message. `parts` mixes text with media in the order written."""
+
+    role: Role
+    parts: tuple[str | MediaRef | Media, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How messages become a prompt. `template_kwargs` reach the chat template; `media_kwargs` the processor."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    media_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Token ids with the spans that media rows replace. positions: None (0..N-1) or int64 [axes, N] for M-RoPE."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    positions: np.ndarray | None = None
+    text: str | None = None
+
+    def media_tokens(self) -> dict[str, int]:
+        """Prompt positions per modality."""
+        counts: dict[str, int] = {}
+        for span in self.spans:
+            modality = self.media[span.media].modality
+            counts[modality] = counts.get(modality, 0) + span.length
+        return counts
+
+
+# ---- requests and what comes back ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. Names and meanings follow vLLM; see docs/sampling.md."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation. Immutable; crosses to the engine."""
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    adapter: str | None = None
+    namespace: str = ""
+    """Prefix and encoder caches are shared only between requests of one namespace."""
+    priority: int = 0
+    arrival_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    media_tokens: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. queue: arrival to first scheduling; ttft: arrival to first token; total: arrival to the end."""
+
+    queue_s: float
+    ttft_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    request_id: str
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stop_reason: int | str | None = None
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    request_id: str
+    code: str
+    message: str
+    status: int = 500
+    param: str | None = None
+    turn: int = 0
+
+
+Event = TextDelta | Finished | Failed
+
+
+# ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One clock slice of a session: tokens and media to append, and when its answer is due (engine clock, seconds)."""
+
+    index: int
+    prompt: Prompt
+    arrival_s: float
+    deadline_s: float
+
+
+# ---- one step, from scheduler to model ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ModelInputs:
+    """What a model reads in one step, eager or under a graph.
+
+    N tokens of all sequences packed together. positions [N] or [axes, N]; kv: per layer [2, blocks, block_size,
+    kv_heads, head_dim] (None while training); plan: from kernels, has attend(q, k, v, kv_layer, scale);
+    last_rows [M]: packed rows whose logits are wanted.
+    """
+
+    positions: torch.Tensor
+    plan: Any
+    kv: list[torch.Tensor] | None = None
+    last_rows: torch.Tensor | None = None
+    adapter_ids: torch.Tensor | None = None
