@@ -133,6 +133,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    penalize_prompt: bool = True
+    """Whether repetition_penalty counts prompt tokens too (vLLM does; the MiniCPM chat() method does not)."""
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     max_tokens: int | None = 16

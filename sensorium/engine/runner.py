@@ -1,0 +1,136 @@
+"""Turns a Batch into tensors, runs the encoders and the model, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+
+from sensorium.engine.sampler import SampleState, sample
+from sensorium.engine.scheduler import Batch, Work
+from sensorium.engine.sequence import Sequence
+from sensorium.kernels.reference import PagedPlan
+from sensorium.models.base import Model
+from sensorium.types import MediaItem, ModelInputs, TokenLogprob
+
+Sampled = tuple[int, TokenLogprob | None]
+
+
+class Runner:
+    """Owns what lives on the device: the KV cache, media rows, and per-sequence sampling state."""
+
+    def __init__(
+        self, model: Model, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype, end_ids: tuple[int, ...]
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.block_size = block_size
+        self.end_ids = end_ids
+        shape = (2, num_blocks, block_size, model.num_kv_heads, model.head_dim)
+        self.kv = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
+        self.rows: dict[bytes, torch.Tensor] = {}
+        self._states: dict[str, SampleState] = {}
+
+    @torch.inference_mode()
+    def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:
+        """Compute media rows. Returns what failed, per key; one bad item does not take the others along."""
+        failed: dict[bytes, Exception] = {}
+        for modality in sorted({item.modality for item in items}):
+            group = [item for item in items if item.modality == modality]
+            try:
+                self._store(group, self.model.encode(modality, group))
+            except Exception:
+                for item in group:
+                    try:
+                        self._store([item], self.model.encode(modality, [item]))
+                    except Exception as error:
+                        failed[item.key] = error
+        return failed
+
+    def _store(self, items: Seq[MediaItem], rows: list[torch.Tensor]) -> None:
+        for item, part in zip(items, rows, strict=True):
+            if part.shape[0] != item.rows:
+                raise RuntimeError(f"the encoder returned {part.shape[0]} rows for an item of {item.rows}")
+            self.rows[item.key] = part
+
+    def drop_rows(self, keys: Seq[bytes]) -> None:
+        for key in keys:
+            self.rows.pop(key, None)
+
+    def forget(self, seq_id: str) -> None:
+        self._states.pop(seq_id, None)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> dict[str, Sampled | None]:
+        """Compute the batch. Result: next token per sampling sequence id; None where the model produced NaN."""
+        works = batch.works
+        x = self.model.embed(self._ids(works))
+        self._fuse(x, works)
+        plan = PagedPlan(
+            [work.count for work in works],
+            [work.start + work.count for work in works],
+            [work.seq.blocks for work in works],
+            self.block_size,
+            self.device,
+        )
+        hidden = self.model.forward(x, ModelInputs(self._positions(works), plan, self.kv))
+        ends = np.cumsum([work.count for work in works]) - 1
+        rows = [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
+        sampled = [work.seq for work in works if work.sample]
+        if not sampled:
+            return {}
+        picked = hidden if len(rows) == hidden.shape[0] else hidden[torch.tensor(rows, device=self.device)]
+        tokens = sample(self.model.logits(picked), [self._state(seq) for seq in sampled])
+        return {seq.id: token for seq, token in zip(sampled, tokens, strict=True)}
+
+    def _ids(self, works: Seq[Work]) -> torch.Tensor:
+        ids: list[int] = []
+        for work in works:
+            if work.count == 1:
+                ids.append(work.seq.ids[work.start])
+            else:
+                ids.extend(work.seq.ids[work.start : work.start + work.count])
+        return torch.tensor(ids, device=self.device)
+
+    def _positions(self, works: Seq[Work]) -> torch.Tensor:
+        if all(work.seq.positions is None for work in works):
+            flat: list[int] = []
+            for work in works:
+                flat.extend(range(work.start, work.start + work.count))
+            return torch.tensor(flat, device=self.device)
+        axes = next(work.seq.positions.shape[0] for work in works if work.seq.positions is not None)
+        parts = [_axis_positions(work, axes) for work in works]
+        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self.device)
+
+    def _fuse(self, x: torch.Tensor, works: Seq[Work]) -> None:
+        """Overwrite the placeholder rows of x [N, E] with media rows."""
+        offset = 0
+        for work in works:
+            if work.seq.span_starts and work.start < work.seq.spans[-1].stop:
+                stop = work.start + work.count
+                for span in work.seq.spans_in(work.start, stop):
+                    first, last = max(span.start, work.start), min(span.stop, stop)
+                    rows = self.rows[work.seq.media[span.media].key]
+                    part = rows[span.row + first - span.start : span.row + last - span.start]
+                    x[offset + first - work.start : offset + last - work.start] = part
+            offset += work.count
+
+    def _state(self, seq: Sequence) -> SampleState:
+        state = self._states.get(seq.id)
+        if state is None:
+            params = seq.request.sampling
+            barred = tuple({*self.end_ids, *params.stop_token_ids})
+            state = self._states[seq.id] = SampleState(params, seq.request.prompt.ids, barred)
+        return state
+
+
+def _axis_positions(work: Work, axes: int) -> np.ndarray:
+    """Positions [axes, count] of a work: as the prompt says, then counting on from its largest."""
+    seq = work.seq
+    if seq.positions is None:
+        return np.broadcast_to(np.arange(work.start, work.start + work.count), (axes, work.count))
+    known = seq.positions.shape[1]
+    stop = work.start + work.count
+    tail = np.arange(max(work.start, known), stop) - known + int(seq.positions.max()) + 1
+    return np.concatenate([seq.positions[:, work.start : min(stop, known)], np.broadcast_to(tail, (axes, tail.size))], axis=1)

@@ -1,0 +1,260 @@
+"""Decides what one step computes.
+
+There is no prefill phase and no decode phase: every sequence has known and computed tokens, and a step hands out a
+budget of tokens to let the computed ones catch up. Order: sessions by deadline, running sequences, waiting ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sensorium.engine.blocks import BlockPool
+from sensorium.engine.encoder_cache import EncoderCacheIndex
+from sensorium.engine.sequence import Sequence, Status
+from sensorium.types import MediaItem
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Compute tokens [start, start + count) of a sequence; sample the next token if that reaches its known end."""
+
+    seq: Sequence
+    start: int
+    count: int
+    sample: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step: media to encode first, then packed work."""
+
+    works: list[Work] = field(default_factory=list)
+    encode: list[MediaItem] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(work.count for work in self.works)
+
+
+@dataclass(slots=True)
+class _Budget:
+    tokens: int
+    rows: int
+    encode: dict[bytes, MediaItem] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Owns the queues. Counts in tokens; `row_bytes` is the size of one media embedding on the device."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        encoder_cache: EncoderCacheIndex,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_encoder_rows: int,
+        row_bytes: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.pool = pool
+        self.encoder_cache = encoder_cache
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_encoder_rows = max_encoder_rows
+        self.row_bytes = row_bytes
+        self.enable_prefix_caching = enable_prefix_caching
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.resident: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_hit_tokens = 0
+        self._held: dict[str, set[bytes]] = {}
+
+    # ---- what the engine tells it ----------------------------------------------------------------------------------
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence; higher priority numbers wait behind lower ones, as in vLLM."""
+        if seq.resident:
+            seq.status = Status.RESIDENT
+            self.resident.append(seq)
+            return
+        at = len(self.waiting)
+        while at > 0 and self.waiting[at - 1].request.priority > seq.request.priority:
+            at -= 1
+        self.waiting.insert(at, seq)
+
+    def finish(self, seq: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free what it holds. Safe to call twice."""
+        if seq.status is Status.FINISHED:
+            return
+        queue = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.RESIDENT: self.resident}[seq.status]
+        queue.remove(seq)
+        self._free(seq)
+        seq.status = Status.FINISHED
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running or any(len(s.ids) > s.computed for s in self.resident))
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Batch:
+        """The next step's batch. Empty only if nothing can run."""
+        budget = _Budget(self.max_num_batched_tokens, self.max_encoder_rows)
+        works: list[Work] = []
+        scheduled: set[str] = set()
+        for seq in self._by_urgency():
+            if budget.tokens == 0:
+                break
+            if seq.status is Status.WAITING:  # preempted by an earlier one in this very step
+                continue
+            count = self._admit(seq, budget)
+            if count == 0 or not self._grow(seq, seq.computed + count, scheduled):
+                continue
+            works.append(self._work(seq, count, budget, now_s))
+            scheduled.add(seq.id)
+        self._start_waiting(budget, works, now_s)
+        if not works and len(self.running) > 1:
+            # Every running sequence waits for media rows whose place the others hold: the newest steps back.
+            self.rewind(self.running[-1])
+            return self.schedule(now_s)
+        return Batch(works, [item for key, item in budget.encode.items() if key in self.encoder_cache])
+
+    def _by_urgency(self) -> list[Sequence]:
+        """Sessions with a due unit, earliest deadline first; then decodes; then unfinished prefills."""
+        due = [seq for seq in self.resident if len(seq.ids) > seq.computed]
+        due.sort(key=lambda seq: seq.deadline_s)
+        decodes, prefills = [], []
+        for seq in self.running:
+            (decodes if len(seq.ids) - seq.computed == 1 else prefills).append(seq)
+        return [*due, *decodes, *prefills]
+
+    def _start_waiting(self, budget: _Budget, works: list[Work], now_s: float) -> None:
+        while self.waiting and budget.tokens > 0 and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            hit = self._match_prefix(seq)
+            needed = self.pool.blocks_for(len(seq.ids)) - len(hit) + self.pool.num_idle(hit)
+            # A sequence enters only if all its known tokens fit now: half a prefill would only be preempted again.
+            if needed > self.pool.num_free:
+                break
+            computed = len(hit) * self.pool.block_size
+            seq.computed = computed
+            count = self._admit(seq, budget)
+            if count == 0:
+                seq.computed = 0
+                break
+            self.waiting.popleft()
+            self.pool.take(hit)
+            seq.blocks = list(hit)
+            seq.num_registered = len(hit)
+            if seq.num_generated == 0:
+                seq.cached = computed
+            self.prefix_hit_tokens += computed
+            seq.status = Status.RUNNING
+            self.running.append(seq)
+            fits = self._grow(seq, computed + count, set())
+            assert fits, "blocks were counted as free a moment ago"
+            works.append(self._work(seq, count, budget, now_s))
+
+    def complete(self, work: Work) -> None:
+        """Record that a work's tokens are computed: publish full blocks, let go of media rows that are consumed."""
+        seq = work.seq
+        seq.computed = work.start + work.count
+        full = seq.computed // self.pool.block_size
+        if self.enable_prefix_caching and full > seq.num_registered:
+            hashes = seq.extend_hashes(self.pool.block_size)
+            for index in range(seq.num_registered, full):
+                self.pool.register(seq.blocks[index], hashes[index])
+            seq.num_registered = full
+        held = self._held.get(seq.id)
+        if held:
+            needed = {seq.media[span.media].key for span in seq.spans_in(seq.computed, len(seq.ids))}
+            for key in held - needed:
+                self.encoder_cache.release(key, seq.id)
+            held &= needed
+
+    def rewind(self, seq: Sequence) -> None:
+        """Give back what a sequence holds and queue it again at the front; it recomputes (the prefix cache helps)."""
+        assert seq.status is Status.RUNNING
+        self.running.remove(seq)
+        self._free(seq)
+        seq.status = Status.WAITING
+        self.waiting.appendleft(seq)
+        self.num_preemptions += 1
+
+    # ---- parts -----------------------------------------------------------------------------------------------------
+
+    def _work(self, seq: Sequence, count: int, budget: _Budget, now_s: float) -> Work:
+        budget.tokens -= count
+        if seq.first_scheduled_s is None:
+            seq.first_scheduled_s = now_s
+        return Work(seq, seq.computed, count, seq.computed + count == len(seq.ids))
+
+    def _match_prefix(self, seq: Sequence) -> list[int]:
+        """Cached blocks for the start of a sequence; the last known token is always computed, for its logits."""
+        if not self.enable_prefix_caching:
+            return []
+        usable = (len(seq.ids) - 1) // self.pool.block_size
+        return self.pool.match(seq.extend_hashes(self.pool.block_size)[:usable])
+
+    def _admit(self, seq: Sequence, budget: _Budget) -> int:
+        """Tokens this sequence may compute now: within the budget, and only where media rows are or will be there."""
+        count = min(len(seq.ids) - seq.computed, budget.tokens)
+        if not seq.span_starts or count == 0:
+            return count
+        for span in seq.spans_in(seq.computed, seq.computed + count):
+            if not self._encode(seq, seq.media[span.media], budget):
+                return max(span.start - seq.computed, 0)
+        return count
+
+    def _encode(self, seq: Sequence, item: MediaItem, budget: _Budget) -> bool:
+        """True if the item's rows are on the device by the time this step's tokens run."""
+        held = self._held.setdefault(seq.id, set())
+        if item.key in held:
+            return True
+        if item.key in self.encoder_cache:
+            self.encoder_cache.hold(item.key, seq.id)
+        else:
+            # An item larger than the whole budget still goes, alone.
+            if item.rows > budget.rows and budget.encode:
+                return False
+            if not self.encoder_cache.reserve(item.key, item.rows * self.row_bytes, seq.id):
+                return False
+            budget.encode[item.key] = item
+            budget.rows -= item.rows
+        held.add(item.key)
+        return True
+
+    def _grow(self, seq: Sequence, num_tokens: int, scheduled: set[str]) -> bool:
+        """Give a sequence blocks for num_tokens, preempting newer ones if need be; False if it lost out itself."""
+        missing = self.pool.blocks_for(num_tokens) - len(seq.blocks)
+        if missing <= 0:
+            return True
+        while (blocks := self.pool.allocate(missing)) is None:
+            victim = next((s for s in reversed(self.running) if s.id not in scheduled), None)
+            if victim is None:
+                return False
+            self.rewind(victim)
+            if victim is seq:
+                return False
+        seq.blocks.extend(blocks)
+        return True
+
+    def _free(self, seq: Sequence) -> None:
+        self.pool.release(seq.blocks)
+        seq.blocks = []
+        seq.computed = 0
+        seq.num_registered = 0
+        for key in self._held.pop(seq.id, ()):
+            self.encoder_cache.release(key, seq.id)
+
+    def check(self) -> None:
+        """Raise AssertionError if blocks or media holds leaked (tests)."""
+        self.pool.check()
+        holders = [*self.running, *self.resident]
+        held = {block for seq in holders for block in seq.blocks}
+        assert self.pool.num_blocks - self.pool.num_free == len(held), "a block is held by nobody"
+        assert not any(seq.blocks for seq in self.waiting), "a waiting sequence holds blocks"
+        assert self.encoder_cache.num_holds == sum(map(len, self._held.values())), "media rows are held by nobody"
