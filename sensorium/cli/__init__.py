@@ -1,0 +1,51 @@
+"""The command line. Each command is a module that is imported only when it is named, so that --help stays quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from sensorium import __version__
+from sensorium.cli.parser import Parser, normalise
+from sensorium.errors import SensoriumError
+
+COMMANDS = {
+    "serve": ("sensorium.cli.serve", "serve a model over the OpenAI HTTP API, with a page at /"),
+    "chat": ("sensorium.cli.chat", "talk to a model in the terminal, with pictures, sounds and videos"),
+    "bench": ("sensorium.bench", "measure latency and throughput of a model in this process"),
+    "doctor": ("sensorium.doctor", "show the environment, the kernels chosen and a model's memory plan"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in COMMANDS:
+        return _top(argv)
+    module, summary = COMMANDS[argv[0]]
+    command = import_module(module)
+    parser = Parser(prog=f"sensorium {argv[0]}", description=summary[0].upper() + summary[1:] + ".")
+    command.add_arguments(parser)
+    args = parser.parse_args(normalise(argv[1:]))
+    try:
+        return command.run(args)
+    except (SensoriumError, OSError) as error:
+        print(f"sensorium: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _top(argv: list[str]) -> int:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = Parser(
+        prog="sensorium",
+        usage="sensorium [-h] [--version] COMMAND ...",
+        description="A small serving engine for models that see and hear.",
+        epilog=f"commands:\n{listing}\n\n`sensorium COMMAND --help` lists a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"sensorium {__version__}")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
