@@ -21,7 +21,13 @@ class Runner:
     """Owns what lives on the device: the KV cache, media rows, and per-sequence sampling state."""
 
     def __init__(
-        self, model: Model, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype, end_ids: tuple[int, ...]
+        self,
+        model: Model,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        end_ids: tuple[int, ...],
     ) -> None:
         self.model = model
         self.device = device
@@ -133,4 +139,6 @@ def _axis_positions(work: Work, axes: int) -> np.ndarray:
     known = seq.positions.shape[1]
     stop = work.start + work.count
     tail = np.arange(max(work.start, known), stop) - known + int(seq.positions.max()) + 1
-    return np.concatenate([seq.positions[:, work.start : min(stop, known)], np.broadcast_to(tail, (axes, tail.size))], axis=1)
+    return np.concatenate(
+        [seq.positions[:, work.start : min(stop, known)], np.broadcast_to(tail, (axes, tail.size))], axis=1
+    )

@@ -37,6 +37,11 @@ class SampleState:
         return self.params.temperature < _GREEDY_BELOW
 
     @property
+    def sorts(self) -> bool:
+        """Whether choosing needs the tokens in order of probability."""
+        return self.params.top_k > 0 or self.params.top_p < 1
+
+    @property
     def edits_logits(self) -> bool:
         p = self.params
         return bool(
@@ -66,12 +71,12 @@ def sample(logits: torch.Tensor, states: list[SampleState]) -> list[tuple[int, T
             if state.edits_logits:
                 _edit(logits[row], state)
     best, greedy = logits.max(dim=-1)
-    chosen = greedy
-    drawn = [row for row, state in enumerate(states) if not state.is_greedy]
-    if drawn:
-        rows = logits if len(drawn) == len(states) else logits[drawn]
-        chosen = greedy.clone()
-        chosen[drawn] = _draw(rows, [states[row] for row in drawn])
+    chosen = greedy.clone()
+    for sorts in (False, True):  # apart, so that a row's draw does not depend on what its neighbours ask for
+        rows = [row for row, state in enumerate(states) if not state.is_greedy and state.sorts == sorts]
+        if rows:
+            part = logits if len(rows) == len(states) else logits[rows]
+            chosen[rows] = _draw(part, [states[row] for row in rows], sorts)
     broken = torch.isnan(best).tolist()
     tokens = chosen.tolist()
     logprobs = _logprobs(raw, tokens, states)
@@ -106,7 +111,7 @@ def _edit(row: torch.Tensor, state: SampleState) -> None:
         row[torch.tensor(state.barred, device=row.device)] = -torch.inf
 
 
-def _draw(logits: torch.Tensor, states: list[SampleState]) -> torch.Tensor:
+def _draw(logits: torch.Tensor, states: list[SampleState], sorts: bool) -> torch.Tensor:
     """Sample rows [m, V] by inverting the cumulative distribution at one uniform number each."""
 
     def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -118,7 +123,7 @@ def _draw(logits: torch.Tensor, states: list[SampleState]) -> torch.Tensor:
     if any(p.min_p > 0 for p in params):
         floor = logits.amax(-1, keepdim=True) + column([max(p.min_p, 1e-30) for p in params]).log()
         logits = logits.masked_fill(logits < floor, -torch.inf)
-    if not any(p.top_k > 0 or p.top_p < 1 for p in params):
+    if not sorts:
         return _invert(logits.softmax(-1), uniform)
     logits, order = logits.sort(dim=-1, descending=True)
     if any(p.top_k > 0 for p in params):

@@ -34,41 +34,44 @@ class PagedPlan:
         block_size: int,
         device: torch.device,
     ) -> None:
-        slots: list[np.ndarray] = []
+        slots: list[int] = []
         self.chunks: list[tuple[int, int, int, torch.Tensor]] = []
-        single_rows, single_lens, single_tables = [], [], []
+        singles: list[int] = []
         start = 0
         for count, length, table in zip(counts, lens, tables, strict=True):
             if count == 1:
-                at = length - 1
-                slots.append(np.array([table[at // block_size] * block_size + at % block_size]))
-                single_rows.append(start)
-                single_lens.append(length)
-                single_tables.append(table[: -(-length // block_size)])
-            else:
-                at = np.arange(length - count, length)
-                blocks = np.asarray(table[: -(-length // block_size)])
-                slots.append(blocks[at // block_size] * block_size + at % block_size)
-                self.chunks.append((start, count, length, torch.from_numpy(blocks).to(device)))
+                block, at = divmod(length - 1, block_size)
+                slots.append(table[block] * block_size + at)
+                singles.append(start)
+                start += 1
+                continue
+            blocks = np.asarray(table[: -(-length // block_size)])
+            at = np.arange(length - count, length)
+            slots.extend((blocks[at // block_size] * block_size + at % block_size).tolist())
+            self.chunks.append((start, count, length, torch.from_numpy(blocks).to(device)))
             start += count
-        self.slots = torch.from_numpy(np.concatenate(slots)).to(device)
+        self.slots = torch.tensor(slots, device=device)
         self.rows: torch.Tensor | None = None
-        if single_rows:
-            self._plan_singles(single_rows, single_lens, single_tables, block_size, device)
+        if singles:
+            self.rows = torch.tensor(singles, device=device) if self.chunks else None
+            picked = [i for i, count in enumerate(counts) if count == 1]
+            self._plan_singles([lens[i] for i in picked], [tables[i] for i in picked], block_size, device)
 
-    def _plan_singles(self, rows: list[int], lens: list[int], tables: list, block_size: int, device) -> None:
-        width = max(len(table) for table in tables)
-        padded = np.zeros((len(rows), width), dtype=np.int64)
-        for i, table in enumerate(tables):
-            padded[i, : len(table)] = table
-        columns = np.arange(width * block_size)
-        mask = columns[None, :] < np.asarray(lens)[:, None]
-        self.rows = None if self.chunks == [] else torch.tensor(rows, device=device)
-        self.num_single = len(rows)
-        self.single_blocks = torch.from_numpy(padded.reshape(-1)).to(device)
-        # One sequence alone may have no padding at all; a mask is still needed for the last block's tail.
-        self.single_mask = None if mask.all() else torch.from_numpy(mask[:, None, None, :]).to(device)
+    def _plan_singles(
+        self, lens: Sequence[int], tables: Sequence[Sequence[int]], block_size: int, device: torch.device
+    ) -> None:
+        width = -(-max(lens) // block_size)
+        padded: list[int] = []
+        for table in tables:
+            padded.extend(table[:width])
+            padded.extend([0] * (width - len(table)))
         self.width = width
+        self.single_blocks = torch.tensor(padded, device=device)
+        if min(lens) == width * block_size:
+            self.single_mask = None
+            return
+        mask = np.arange(width * block_size) < np.asarray(lens)[:, None]
+        self.single_mask = torch.from_numpy(mask[:, None, None, :]).to(device)
 
     @property
     def decode_only(self) -> bool:
@@ -77,7 +80,7 @@ class PagedPlan:
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, scale: float) -> torch.Tensor:
         """q [N, H, D], k and v [N, K, D] -> [N, H, D]. Stores k and v first."""
         store_kv(k, v, kv, self.slots)
-        if not self.chunks:
+        if self.decode_only:
             return self._attend_singles(q, kv, scale)
         out = torch.empty_like(q)
         for start, count, length, blocks in self.chunks:
@@ -92,10 +95,13 @@ class PagedPlan:
         b, h, d = q.shape
         block_size, kh = kv.shape[2], kv.shape[3]
         keys, values = (
-            part.index_select(0, self.single_blocks).view(b, self.width * block_size, kh, d).transpose(1, 2) for part in kv
+            part.index_select(0, self.single_blocks).view(b, self.width * block_size, kh, d).transpose(1, 2)
+            for part in kv
         )
         # The G query heads of one KV head attend as if they were G query positions: no key is repeated.
-        out = F.scaled_dot_product_attention(q.view(b, kh, h // kh, d), keys, values, attn_mask=self.single_mask, scale=scale)
+        out = F.scaled_dot_product_attention(
+            q.view(b, kh, h // kh, d), keys, values, attn_mask=self.single_mask, scale=scale
+        )
         return out.reshape(b, h, d)
 
 
@@ -126,3 +132,22 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> 
         mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
     return out[0].transpose(0, 1)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """Root-mean-square normalisation over the last axis."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x [N, H, D] by cos, sin [N, 1, D]: channel i turns with channel i + D/2.
+
+    The first half of sin is negated, so that one roll by D/2 replaces the usual split, negation and concatenation.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def act_mul(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for x [N, 2I] = gate, up."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up

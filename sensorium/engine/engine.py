@@ -1,0 +1,251 @@
+"""The engine: one step, recited as control, schedule, encode, run, advance. Single-threaded; the clock is an argument."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sensorium.engine.detokenizer import Detokenizer
+from sensorium.engine.runner import Runner, Sampled
+from sensorium.engine.scheduler import Batch, Scheduler
+from sensorium.engine.sequence import Sequence, Status
+from sensorium.models.base import Tokenizer
+from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Control message: end a request now. Overtakes everything queued."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot. Totals count since the start; `last_step_s` and `started_s` are on the engine's clock."""
+
+    waiting: int = 0
+    running: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    block_size: int = 0
+    encoder_cache_bytes: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    encoded_items: int = 0
+    preemptions: int = 0
+    last_step_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Output:
+    """What post-processing keeps of one sequence."""
+
+    detokenizer: Detokenizer
+    eos_ids: frozenset[int]
+    max_tokens: int
+
+
+class Engine:
+    """Runs requests to their terminal event. Only its own thread calls `step`; `inbox` may be appended to from any."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        max_model_len: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.clock = clock
+        self.inbox: deque[Request | Abort] = deque()
+        self.stats = EngineStats()
+        self._sequences: dict[str, Sequence] = {}
+        self._outputs: dict[str, _Output] = {}
+        self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.inbox) or self.scheduler.has_work
+
+    def step(self) -> list[Event]:
+        """One step. An exception ends the requests that took part in it, never the engine."""
+        events: list[Event] = []
+        self._drain_inbox(events)
+        batch = self.scheduler.schedule(self.clock())
+        try:
+            self._encode(batch, events)
+            tokens = self.runner.run(batch) if batch.works else {}
+        except Exception as error:
+            log.exception("a step failed; its %d requests end", len(batch.works))
+            for work in batch.works:
+                self._fail(work.seq, _explain(error), events)
+            tokens = {}
+        self._advance(batch, tokens, events)
+        self._steps += 1
+        self._update_stats()
+        return events
+
+    def fail_all(self, message: str, code: str = "engine_dead", status: int = 503) -> list[Event]:
+        """Terminal events for everything in flight or in the inbox (shutdown, a dead engine)."""
+        failed: list[Event] = [Failed(seq_id, code, message, status) for seq_id in self._sequences]
+        failed += [Failed(r.id, code, message, status) for r in self.inbox if isinstance(r, Request)]
+        self.inbox.clear()
+        for seq in list(self._sequences.values()):
+            self._remove(seq)
+        return failed
+
+    # ---- control and new requests ----------------------------------------------------------------------------------
+
+    def _drain_inbox(self, events: list[Event]) -> None:
+        messages = []
+        while self.inbox:
+            messages.append(self.inbox.popleft())
+        aborted = {message.request_id for message in messages if isinstance(message, Abort)}
+        for message in messages:
+            if isinstance(message, Request) and message.id not in aborted:
+                self._add(message)
+            elif isinstance(message, Request):
+                usage = Usage(len(message.prompt.ids), 0)
+                total_s = self.clock() - message.arrival_s
+                events.append(Finished(message.id, "abort", usage, Timings(total_s, None, total_s)))
+        for seq_id in aborted:
+            seq = self._sequences.get(seq_id)
+            if seq is not None:
+                self._finish(seq, "abort", None, events)
+
+    def _add(self, request: Request) -> None:
+        seq = Sequence(request, self.max_model_len)
+        room = self.max_model_len - seq.prompt_len
+        sampling = request.sampling
+        eos = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
+        limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit)
+        self._sequences[seq.id] = seq
+        self.scheduler.add(seq)
+
+    # ---- parts of a step -------------------------------------------------------------------------------------------
+
+    def _encode(self, batch: Batch, events: list[Event]) -> None:
+        self.runner.drop_rows(self.scheduler.encoder_cache.take_evicted())
+        if not batch.encode:
+            return
+        self._encoded_items += len(batch.encode)
+        failed = self.runner.encode(batch.encode)
+        for key, error in failed.items():
+            log.error("encoding a media item failed", exc_info=error)
+            self.scheduler.encoder_cache.discard(key)
+            for seq in list(self._sequences.values()):
+                if any(item.key == key for item in seq.media):
+                    self._fail(seq, _explain(error), events)
+        batch.works = [work for work in batch.works if work.seq.status is not Status.FINISHED]
+
+    def _advance(self, batch: Batch, tokens: dict[str, Sampled | None], events: list[Event]) -> None:
+        now = self.clock()
+        for work in batch.works:
+            seq = work.seq
+            if seq.status is Status.FINISHED:
+                continue
+            self.scheduler.complete(work)
+            if work.start < seq.prompt_len:
+                self._prompt_tokens += min(work.count, seq.prompt_len - work.start)
+            if not work.sample:
+                continue
+            sampled = tokens[seq.id]
+            if sampled is None:
+                self._fail(seq, "the model produced a value that is not a number", events)
+            else:
+                self._append(seq, sampled, now, events)
+
+    def _append(self, seq: Sequence, sampled: Sampled, now: float, events: list[Event]) -> None:
+        """Add one token to a sequence: stop rules, text, events."""
+        token, logprob = sampled
+        output, sampling = self._outputs[seq.id], seq.request.sampling
+        seq.ids.append(token)
+        self._generation_tokens += 1
+        if seq.first_token_s is None:
+            seq.first_token_s = now
+        reason: FinishReason | None = None
+        stop_reason: int | str | None = None
+        may_stop = seq.num_generated >= sampling.min_tokens
+        if may_stop and (token in output.eos_ids or token in sampling.stop_token_ids):
+            reason, text = "stop", ""
+            stop_reason = token if token in sampling.stop_token_ids else None
+            if sampling.include_stop_str_in_output and stop_reason is not None:
+                text, _ = output.detokenizer.feed(token, may_stop=False)
+        else:
+            text, stop_reason = output.detokenizer.feed(token, may_stop=may_stop)
+            if stop_reason is not None:
+                reason = "stop"
+            elif seq.num_generated >= output.max_tokens:
+                reason = "length"
+        if reason is not None and not isinstance(stop_reason, str):
+            text += output.detokenizer.finish()
+        events.append(TextDelta(seq.id, text, (token,), (logprob,) if logprob is not None else ()))
+        if reason is not None:
+            self._finish(seq, reason, stop_reason, events)
+
+    # ---- endings ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None, events: list[Event]) -> None:
+        now, arrival = self.clock(), seq.request.arrival_s
+        usage = Usage(seq.prompt_len, seq.num_generated, seq.cached, seq.request.prompt.media_tokens())
+        timings = Timings(
+            queue_s=(seq.first_scheduled_s if seq.first_scheduled_s is not None else now) - arrival,
+            ttft_s=None if seq.first_token_s is None else seq.first_token_s - arrival,
+            total_s=now - arrival,
+        )
+        self._remove(seq)
+        events.append(Finished(seq.id, reason, usage, timings, stop_reason))
+
+    def _fail(self, seq: Sequence, message: str, events: list[Event]) -> None:
+        if seq.id in self._sequences:
+            self._remove(seq)
+            events.append(Failed(seq.id, "engine_error", message))
+
+    def _remove(self, seq: Sequence) -> None:
+        self.scheduler.finish(seq)
+        self.runner.forget(seq.id)
+        del self._sequences[seq.id], self._outputs[seq.id]
+
+    def reset_stats(self) -> None:
+        """Start counting afresh, e.g. after warm-up."""
+        self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
+        self._update_stats()
+
+    def _update_stats(self) -> None:
+        scheduler = self.scheduler
+        self.stats = EngineStats(
+            waiting=len(scheduler.waiting) + len(self.inbox),
+            running=len(scheduler.running),
+            kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
+            kv_blocks_total=scheduler.pool.num_blocks,
+            block_size=scheduler.pool.block_size,
+            encoder_cache_bytes=scheduler.encoder_cache.used_bytes,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            encoded_items=self._encoded_items,
+            preemptions=scheduler.num_preemptions,
+            last_step_s=self.clock(),
+        )
+
+
+def _explain(error: Exception) -> str:
+    """A message for the caller: what kind of failure, nothing of our insides."""
+    name = type(error).__name__
+    if "OutOfMemory" in name:
+        return "the device ran out of memory; lower max_num_batched_tokens or the KV cache size"
+    return f"the engine could not compute this request ({name}); the server log has the details"

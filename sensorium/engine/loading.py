@@ -1,0 +1,223 @@
+"""From an EngineConfig to a ready Engine: find the folder, pick device and dtype, load weights, size the caches."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from sensorium.config import EngineConfig
+from sensorium.engine.blocks import BlockPool
+from sensorium.engine.encoder_cache import EncoderCacheIndex
+from sensorium.engine.engine import Engine
+from sensorium.engine.runner import Runner
+from sensorium.engine.scheduler import Scheduler
+from sensorium.errors import CheckpointError
+from sensorium.models.base import Model, Processor
+from sensorium.models.registry import load_model, load_processor
+
+log = logging.getLogger(__name__)
+
+PACKAGED_MODEL = "sensorium-tiny"
+_CPU_KV_BYTES = 256 << 20
+Progress = Callable[[str, float], None]
+"""Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on the device: what the weights take, what one step needs at most, what is left for the KV cache."""
+
+    weights: int
+    activations: int
+    kv_cache: int
+    encoder_cache: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    engine: Engine
+    model: Model
+    processor: Processor
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    plan: MemoryPlan
+    seconds: dict[str, float]
+
+
+def resolve_folder(model: str) -> Path:
+    """The checkpoint folder of a model name: the packaged one, a local path, or a download from the hub."""
+    if model in ("", PACKAGED_MODEL):
+        return Path(str(files("sensorium") / "packaged" / PACKAGED_MODEL))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(
+            f"no model folder at {model!r}; give a folder with config.json, or a hub name like owner/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"cannot download {model!r} from the hub ({type(error).__name__}); check the name, the network and "
+            "your login (`hf auth login`), or give a local folder"
+        ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CheckpointError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N", param="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise CheckpointError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N", param="device")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device 'cuda' was asked for but torch sees none; run `sensorium doctor`", param="device")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, config: dict) -> torch.dtype:
+    """auto: float32 on the CPU; on a GPU the checkpoint's own 16-bit type, bfloat16 for float32 checkpoints."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    own = config.get("torch_dtype") or config.get("dtype")
+    return torch.float16 if own == "float16" else torch.bfloat16
+
+
+def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
+    """Load everything and run one warm-up step. Raises CheckpointError with what to do."""
+    seconds: dict[str, float] = {}
+    report = progress or (lambda phase, share: None)
+    folder = resolve_folder(config.model)
+    started = time.perf_counter()
+    hf_config = read_config(folder)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device, hf_config)
+    processor = load_processor(folder, hf_config)
+    seconds["processor"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
+    seconds["weights"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    plan = plan_memory(model, config, device, dtype)
+    engine = build_engine(model, processor, config, device, dtype, plan)
+    warm_up(engine, report)
+    seconds["warm-up"] = time.perf_counter() - started
+    name = config.model or PACKAGED_MODEL
+    return Loaded(engine, model, processor, name, device, dtype, plan, seconds)
+
+
+def read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json; is it a model folder?") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+    """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    activations = 0
+    if config.kv_cache_bytes is not None:
+        kv = config.kv_cache_bytes
+    elif device.type == "cpu":
+        kv = _CPU_KV_BYTES
+    else:
+        activations = _measure_activations(model, config, device, dtype)
+        free, total = torch.cuda.mem_get_info(device)
+        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - config.encoder_cache_bytes
+    tokens = kv // token_bytes // config.block_size * config.block_size
+    if tokens < 2 * config.block_size:
+        raise CheckpointError(
+            f"only {max(kv, 0) / 2**20:.0f} MiB are left for the KV cache, less than {2 * config.block_size} tokens of "
+            f"{token_bytes} bytes; raise gpu_memory_utilization, lower max_num_batched_tokens, or use a larger device"
+        )
+    # More blocks than the largest load can fill would only be memory nobody uses.
+    most = config.max_num_seqs * (config.max_model_len or model.max_model_len)
+    tokens = min(tokens, -(-most // config.block_size) * config.block_size)
+    return MemoryPlan(weights, activations, tokens * token_bytes, config.encoder_cache_bytes, tokens)
+
+
+@torch.inference_mode()
+def _measure_activations(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Peak bytes of one full step beyond the weights, from running it on a small throw-away cache."""
+    from sensorium.kernels.reference import PagedPlan
+    from sensorium.types import ModelInputs
+
+    count = min(config.max_num_batched_tokens, config.max_model_len or model.max_model_len)
+    blocks = -(-count // config.block_size)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    shape = (2, blocks, config.block_size, model.num_kv_heads, model.head_dim)
+    kv = [torch.zeros(shape, dtype=dtype, device=device)] * model.num_layers
+    plan = PagedPlan([count], [count], [list(range(blocks))], config.block_size, device)
+    x = model.embed(torch.zeros(count, dtype=torch.int64, device=device))
+    hidden = model.forward(x, ModelInputs(torch.arange(count, device=device), plan, kv))
+    model.logits(hidden[: config.max_num_seqs]).float().sort(dim=-1)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del kv, plan, x, hidden
+    gc.collect()
+    torch.cuda.empty_cache()
+    # Encoders run before the forward pass and are bounded by max_encoder_rows; half a step's peak again covers them.
+    return peak + peak // 2
+
+
+def build_engine(
+    model: Model, processor: Processor, config: EngineConfig, device: torch.device, dtype: torch.dtype, plan: MemoryPlan
+) -> Engine:
+    num_blocks = plan.kv_tokens // config.block_size
+    end_ids = tuple(processor.tokenizer.eos_ids)
+    runner = Runner(model, num_blocks, config.block_size, device, dtype, end_ids)
+    scheduler = Scheduler(
+        BlockPool(num_blocks, config.block_size),
+        EncoderCacheIndex(config.encoder_cache_bytes),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_encoder_rows=config.max_encoder_rows,
+        row_bytes=model.hidden_size * dtype.itemsize,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
+    longest = min(config.max_model_len or model.max_model_len, model.max_model_len, plan.kv_tokens)
+    return Engine(runner, scheduler, processor.tokenizer, longest)
+
+
+def warm_up(engine: Engine, report: Progress) -> None:
+    """One tiny request, so that lazy initialisation is paid before the first caller."""
+    from sensorium.types import Prompt, Request, SamplingParams
+
+    report("warm-up", 0.0)
+    sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    engine.inbox.append(Request("warm-up", Prompt((1, 2, 3)), sampling, namespace="warm-up"))
+    while engine.has_work:
+        engine.step()
+    engine.reset_stats()
+    report("warm-up", 1.0)
+
+
+def cpu_share() -> int:
+    """Threads for media work: half the cores, at least one."""
+    return max((os.cpu_count() or 2) // 2, 1)

@@ -1,0 +1,100 @@
+"""Sampling against its definition, row by row independent of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from sensorium.engine.sampler import SampleState, sample
+from sensorium.types import SamplingParams
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+
+
+def state(prompt: tuple[int, ...] = (), barred: tuple[int, ...] = (), **params) -> SampleState:
+    return SampleState(SamplingParams(**params), prompt, barred)
+
+
+def draw(n: int, **params) -> Counter[int]:
+    """n tokens, each with its own seed, in one batch."""
+    states = [state(seed=seed, **params) for seed in range(n)]
+    return Counter(token for token, _ in sample(LOGITS.repeat(n, 1), states))
+
+
+def test_temperature_zero_takes_the_largest() -> None:
+    assert sample(LOGITS[None], [state(temperature=0.0)]) == [(0, None)]
+
+
+def test_frequencies_follow_the_softmax() -> None:
+    counts = draw(4000, temperature=1.5)
+    expected = (LOGITS / 1.5).softmax(-1)
+    for token, share in enumerate(expected.tolist()):
+        assert abs(counts[token] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000) + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("params", "allowed"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.5}, {0}),
+        ({"top_p": 0.85}, {0, 1, 2}),
+        ({"min_p": 0.2}, {0, 1, 2}),
+        ({"top_k": 4, "top_p": 0.99}, {0, 1, 2, 3}),
+        ({"top_k": 1, "temperature": 100.0}, {0}),
+    ],
+)
+def test_filters_keep_exactly_the_allowed_tokens(params: dict, allowed: set[int]) -> None:
+    assert set(draw(2000, **params)) == allowed
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 100)
+    kinds = [
+        {"seed": 1}, {"seed": 2, "top_k": 5}, {"temperature": 0.0}, {"seed": 4, "top_p": 0.4, "temperature": 0.7},
+        {"seed": 5, "presence_penalty": 1.0, "min_p": 0.01},
+    ]  # fmt: skip
+    together = [state(**kind) for kind in kinds]
+    alone = [state(**kind) for kind in kinds]
+    for _ in range(20):
+        assert sample(logits, together) == [sample(logits[i : i + 1], [alone[i]])[0] for i in range(5)]
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    runs = []
+    for _ in range(2):
+        one = state(seed=11, temperature=2.0)
+        runs.append([sample(LOGITS[None], [one])[0] for _ in range(30)])
+    assert runs[0] == runs[1]
+
+
+def test_penalties_count_what_vllm_counts() -> None:
+    one = state(prompt=(0,), temperature=0.0, repetition_penalty=4.0)
+    assert sample(LOGITS[None], [one])[0] == (1, None), "the prompt's token is divided by the penalty"
+    other = state(prompt=(0,), temperature=0.0, repetition_penalty=4.0, penalize_prompt=False)
+    assert [sample(LOGITS[None], [other])[0][0] for _ in range(2)] == [0, 1]
+    frequent = state(temperature=0.0, frequency_penalty=0.6)
+    assert [sample(LOGITS[None], [frequent])[0][0] for _ in range(4)] == [0, 0, 1, 0]
+
+
+def test_bias_and_min_tokens() -> None:
+    assert sample(LOGITS[None], [state(temperature=0.0, logit_bias={4: 10.0})])[0] == (4, None)
+    one = state(barred=(0, 1), temperature=0.0, min_tokens=2)
+    assert [sample(LOGITS[None], [one])[0][0] for _ in range(3)] == [2, 2, 0]
+
+
+def test_logprobs_describe_the_untouched_distribution() -> None:
+    one = state(temperature=0.0, logprobs=2, logit_bias={3: 10.0})
+    token, logprob = sample(LOGITS[None], [one])[0]
+    expected = LOGITS.log_softmax(-1)
+    assert token == 3 and logprob.logprob == pytest.approx(expected[3].item())
+    assert [t for t, _ in logprob.top] == [0, 1]
+
+
+def test_a_row_of_nan_fails_alone() -> None:
+    logits = torch.stack([LOGITS, LOGITS])
+    logits[0, 2] = math.nan
+    assert sample(logits, [state(temperature=0.0), state(temperature=0.0)]) == [None, (0, None)]
