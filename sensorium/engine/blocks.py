@@ -86,7 +86,8 @@ class BlockPool:
     def check(self) -> None:
         """Raise AssertionError if a block is lost, free while held, or findable under a wrong hash (tests)."""
         for block, refs in enumerate(self._refs):
-            assert refs >= 0 and (refs == 0) == (block in self._free), f"block {block}: {refs} references"
+            assert refs >= 0, f"block {block}: {refs} references"
+            assert (refs == 0) == (block in self._free), f"block {block} is free while held, or lost"
         for value, block in self._cached.items():
             assert self._hashes[block] == value, f"block {block} is cached under a foreign hash"
         assert sum(value is not None for value in self._hashes) == len(self._cached)

@@ -156,7 +156,10 @@ class EngineClient:
         namespace: str = "",
         priority: int = 0,
     ) -> Stream:
-        """Queue a generation. Raises before queueing: ContextLengthError, RequestError, OverloadedError, EngineDeadError."""
+        """Queue a generation.
+
+        Refuses before queueing, with ContextLengthError, RequestError, OverloadedError or EngineDeadError.
+        """
         self._check(prompt, sampling)
         request_id = request_id or f"request-{next(self._ids)}"
         try:
@@ -185,21 +188,19 @@ class EngineClient:
             raise RequestError("the prompt is empty", param="prompt")
         if count >= limit:
             raise ContextLengthError(
-                f"the prompt has {count} tokens; with at least one to generate that is more than this model's context of {limit}",
+                f"the prompt has {count} tokens; with one to generate that exceeds this model's context of {limit}",
                 param="messages",
             )
         vocab = self.loaded.model.vocab_size
-        for name, ids in (
-            ("prompt", prompt.ids),
-            ("stop_token_ids", sampling.stop_token_ids),
-            ("logit_bias", sampling.logit_bias),
-        ):
+        named = {"prompt": prompt.ids, "stop_token_ids": sampling.stop_token_ids, "logit_bias": sampling.logit_bias}
+        for name, ids in named.items():
             if ids and not 0 <= min(ids) <= max(ids) < vocab:
                 raise RequestError(f"{name} holds a token id outside 0..{vocab - 1}", param=name)
         size = sum({item.key: item.rows for item in prompt.media}.values()) * self.engine.scheduler.row_bytes
         if size > self.config.encoder_cache_bytes:
             raise RequestError(
-                f"the prompt's media need {size} bytes of embeddings; the encoder cache holds {self.config.encoder_cache_bytes}",
+                f"the prompt's media need {size} bytes of embeddings; the encoder cache holds "
+                f"{self.config.encoder_cache_bytes}",
                 param="messages",
             )
 

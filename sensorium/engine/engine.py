@@ -1,4 +1,4 @@
-"""The engine: one step, recited as control, schedule, encode, run, advance. Single-threaded; the clock is an argument."""
+"""The engine. One step: control, schedule, encode, run, advance. Single-threaded; the clock is an argument."""
 
 from __future__ import annotations
 

@@ -25,9 +25,26 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "cached", "computed", "deadline_s", "first_scheduled_s", "first_token_s", "hashes", "id", "ids",
-        "max_len", "media", "num_registered", "positions", "prompt_len", "request", "resident", "spans", "span_starts",
-        "status", "_root",
+        "_root",
+        "blocks",
+        "cached",
+        "computed",
+        "deadline_s",
+        "first_scheduled_s",
+        "first_token_s",
+        "hashes",
+        "id",
+        "ids",
+        "max_len",
+        "media",
+        "num_registered",
+        "positions",
+        "prompt_len",
+        "request",
+        "resident",
+        "span_starts",
+        "spans",
+        "status",
     )  # fmt: skip
 
     def __init__(self, request: Request, max_len: int, *, resident: bool = False) -> None:

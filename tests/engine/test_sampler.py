@@ -90,7 +90,8 @@ def test_logprobs_describe_the_untouched_distribution() -> None:
     one = state(temperature=0.0, logprobs=2, logit_bias={3: 10.0})
     token, logprob = sample(LOGITS[None], [one])[0]
     expected = LOGITS.log_softmax(-1)
-    assert token == 3 and logprob.logprob == pytest.approx(expected[3].item())
+    assert token == 3
+    assert logprob.logprob == pytest.approx(expected[3].item())
     assert [t for t, _ in logprob.top] == [0, 1]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-import numpy as np
 
 from sensorium.engine.blocks import BlockPool
 from sensorium.engine.encoder_cache import EncoderCacheIndex
@@ -77,7 +76,8 @@ def test_a_shared_prefix_is_computed_once() -> None:
     scheduler.add(second)
     batch = scheduler.schedule(0.0)
     assert [(work.seq.id, work.start) for work in batch.works] == [("a", 10), ("b", 8)]
-    assert second.blocks[:2] == first.blocks[:2] and second.cached == 8
+    assert second.blocks[:2] == first.blocks[:2]
+    assert second.cached == 8
 
 
 @pytest.mark.parametrize("other", [{"namespace": "other"}, {"adapter": "other"}])
@@ -131,8 +131,10 @@ def test_the_newest_sequence_gives_way_and_recomputes() -> None:
     scheduler.check()
     for _ in range(6):
         run(scheduler, scheduler.schedule(0.0))
-    assert new.status is Status.WAITING and old.status is Status.RUNNING
-    assert scheduler.num_preemptions >= 1 and new.blocks == []
+    assert new.status is Status.WAITING
+    assert old.status is Status.RUNNING
+    assert scheduler.num_preemptions >= 1
+    assert new.blocks == []
     scheduler.finish(old)
     batch = scheduler.schedule(0.0)
     assert [(work.seq.id, work.start, work.count) for work in batch.works] == [("new", 0, len(new.ids))]
@@ -158,7 +160,8 @@ def test_a_session_is_never_preempted() -> None:
     scheduler.add(make_seq("request", [1] * 7))
     for _ in range(4):
         run(scheduler, scheduler.schedule(0.0))
-        assert session.status is Status.RESIDENT and len(session.blocks) >= 2
+        assert session.status is Status.RESIDENT
+        assert len(session.blocks) >= 2
 
 
 def test_priority_orders_the_queue() -> None:
