@@ -1,0 +1,40 @@
+"""The linear layer: the one place that knows how checkpoint matrices are stacked into one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with several checkpoint matrices ("parts") stacked along the output so that one product does all.
+
+    parts: name of each part -> its output rows. bias: whether there is one, or the parts that have one; the bias of
+    the others is zero.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, *, parts: Mapping[str, int] | None = None, bias: bool | Collection[str] = False
+    ) -> None:
+        super().__init__()
+        self.parts = dict(parts or {"": n_out})
+        if sum(self.parts.values()) != n_out:
+            raise ValueError(f"parts {self.parts} do not add up to {n_out} rows")
+        self.bias_parts = set(self.parts) if bias is True else set(bias or ())
+        self.weight = nn.Parameter(torch.empty(n_out, n_in), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(n_out), requires_grad=False) if self.bias_parts else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def pieces(self, name: str) -> dict[str, slice]:
+        """Rows of parameter `name` that each checkpoint tensor fills."""
+        rows, start = {}, 0
+        for part, size in self.parts.items():
+            if name == "weight" or part in self.bias_parts:
+                rows[part] = slice(start, start + size)
+            start += size
+        return rows

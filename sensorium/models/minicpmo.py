@@ -1,0 +1,297 @@
+"""MiniCPM-V and MiniCPM-o, understanding side: SigLIP and Whisper towers in front of a Llama-shaped decoder.
+
+One file serves MiniCPM-Llama3-V 2.5, MiniCPM-V 2.6 / 4.0 / 4.5 and MiniCPM-o 2.6 / 4.5; they differ in configuration.
+S slices · L patches · E width · R rows of an item
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sensorium.errors import CheckpointError, UnsupportedError
+from sensorium.models.parts import decoder, siglip, whisper
+from sensorium.models.parts.decoder import Decoder, DecoderConfig
+from sensorium.models.parts.resampler import Resampler
+from sensorium.models.parts.siglip import Siglip, SiglipConfig, patch_inputs
+from sensorium.models.parts.whisper import AudioProjector, AudioStream, Whisper, WhisperConfig, encoder_frames
+from sensorium.types import MediaItem, ModelInputs
+
+# Our module -> (prefix in the checkpoint, rules below it).
+RENAMES = {
+    "decoder.": ("llm.", decoder.RENAMES),
+    "vision.": ("vpm.", siglip.RENAMES),
+    "resampler.": ("resampler.", ()),
+    "audio.": ("apm.", whisper.RENAMES),
+    "projector.": ("audio_projection_layer.", ()),
+}
+# Clips encoded together: 30 s of sound are 1500 frames, about as much work as a slice.
+AUDIO_BATCH = 8
+
+_LANGUAGE_MODELS: dict[tuple[str, tuple[int, ...]], decoder.DecoderKind] = {
+    ("minicpmv", (2, 5)): "llama",
+    ("minicpmv", (2, 6)): "qwen2",
+    ("minicpmv", (4, 0)): "llama",
+    ("minicpmv", (4, 5)): "qwen3",
+    ("minicpmo", (2, 6)): "qwen2",
+    ("minicpmo", (4, 5)): "qwen3",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What config.json says. vision and audio are None where the model has no such tower or it is not loaded."""
+
+    source: Mapping[str, Any]
+    model_type: str
+    version: tuple[int, ...]
+    decoder: DecoderConfig
+    vision: SiglipConfig | None
+    audio: WhisperConfig | None
+    query_num: int = 64
+    vision_batch_size: int = 16
+    max_slice_nums: int = 9
+    scale_resolution: int = 448
+    use_image_id: bool = True
+    audio_pool_step: int = 5
+    audio_chunk_s: float = 1.0
+    drop_vision_last_layer: bool = True
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
+        model_type = str(config.get("model_type"))
+        version = _version(config, model_type)
+        kind = _LANGUAGE_MODELS.get((model_type, version))
+        if kind is None:
+            known = ", ".join(f"{name} {'.'.join(map(str, v))}" for name, v in _LANGUAGE_MODELS)
+            raise CheckpointError(
+                f"{model_type} version {'.'.join(map(str, version))} is not supported; supported: {known}"
+            )
+        if "quantization_config" in config:
+            method = config["quantization_config"].get("quant_method", "unknown")
+            raise CheckpointError(f"this checkpoint is quantised ({method}); load the bfloat16 release instead")
+        slices = config.get("slice_config") or {"max_slice_nums": 1}
+        has_audio = init_audio and model_type == "minicpmo" and config.get("init_audio", True)
+        return cls(
+            source=config,
+            model_type=model_type,
+            version=version,
+            decoder=DecoderConfig.from_hf(config, kind),
+            vision=SiglipConfig.from_hf(config.get("vision_config") or {})
+            if init_vision and config.get("init_vision", True)
+            else None,
+            audio=WhisperConfig.from_hf(config.get("audio_config") or {}) if has_audio else None,
+            query_num=int(config.get("query_num", 96 if version == (2, 5) else 64)),
+            vision_batch_size=int(config.get("vision_batch_size", 16)),
+            max_slice_nums=int(slices.get("max_slice_nums", 9)),
+            scale_resolution=int(slices.get("scale_resolution", 448)),
+            use_image_id=bool(config.get("use_image_id", True)) and version > (2, 5),
+            audio_pool_step=int(config.get("audio_pool_step", 2 if version == (2, 6) else 5)),
+            audio_chunk_s=float(config.get("audio_chunk_length", 1.0)),
+            drop_vision_last_layer=bool(config.get("drop_vision_last_layer", True)),
+        )
+
+    @property
+    def strip_positions(self) -> bool:
+        """Version 2.5 numbered the patches of a slice as one long row."""
+        return self.version == (2, 5)
+
+
+def _version(config: Mapping[str, Any], model_type: str) -> tuple[int, ...]:
+    """The `version` field as a tuple; releases before it existed are told apart by their sizes."""
+    if "version" in config:
+        try:
+            return tuple(int(part) for part in str(config["version"]).split("."))
+        except ValueError:
+            raise CheckpointError(f"config.json: version {config['version']!r} is not a number") from None
+    if model_type == "minicpmo":
+        return (2, 6)
+    return (2, 0) if config.get("hidden_size") == 2304 and config.get("query_num") == 64 else (2, 5)
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        llm = config.decoder
+        self.vocab_size, self.max_model_len = llm.vocab_size, llm.max_len
+        self.num_layers, self.num_kv_heads, self.head_dim = llm.num_layers, llm.num_kv_heads, llm.head_dim
+        self.hidden_size = llm.width
+        self.decoder = Decoder(llm)
+        self.vision = self.resampler = self.audio = self.projector = None
+        if config.vision is not None:
+            layers = config.vision.num_layers - config.drop_vision_last_layer
+            self.vision = Siglip(replace(config.vision, num_layers=layers))
+            self.resampler = Resampler(config.query_num, llm.width, config.vision.width)
+        if config.audio is not None:
+            self.audio = Whisper(config.audio, config.audio_chunk_s)
+            self.projector = AudioProjector(config.audio.intermediate // 4, llm.width, config.audio_pool_step)
+
+    # ---- checkpoint names -----------------------------------------------------------------------------------------
+
+    renames = RENAMES
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Checkpoint prefixes that may be present and are not read: the speech side and the towers left out."""
+        absent = [theirs for ours, (theirs, _) in RENAMES.items() if getattr(self, ours[:-1]) is None]
+        if self.config.vision is not None and self.config.drop_vision_last_layer:
+            absent.append(f"vpm.encoder.layers.{self.config.vision.num_layers - 1}.")
+        if self.config.decoder.tied:
+            absent.append("llm.lm_head.")
+        return ("tts.", *absent)
+
+    # ---- text -----------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.decoder.embed(ids)
+
+    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
+        return self.decoder(x, inputs)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.decoder.logits(hidden)
+
+    # ---- media ----------------------------------------------------------------------------------------------------
+
+    def encode(self, modality: str, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        """One [R, E] tensor per item. Video arrives as packed frame groups, in the arrays of an image.
+
+        Images: patches uint8 [P, 588] (channel, row, column inside a patch), slices concatenated; sizes int32 [S, 2];
+        optionally groups [S] (which 64 rows a slice helps to make) and temporal_ids [S].
+        Audio: mel float32 [80, T], clips concatenated; frames int32 [C].
+        """
+        if modality == "audio":
+            return self._encode_audio(items)
+        if modality in ("image", "video"):
+            return self._encode_images(items)
+        raise UnsupportedError(f"this model takes no {modality} input")
+
+    def _encode_images(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        if self.vision is None:
+            raise UnsupportedError("this model was loaded without its vision tower (init_vision)")
+        units = [unit for number, item in enumerate(items) for unit in _image_units(number, item)]
+        rows: list[torch.Tensor | None] = [None] * len(units)
+        # Slices of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(units)), key=lambda i: max(len(patches) for patches in units[i].patches))
+        for batch in _batches(order, [len(unit.patches) for unit in units], self.config.vision_batch_size):
+            for i, out in zip(batch, self._encode_units([units[i] for i in batch]), strict=True):
+                rows[i] = out
+        return [torch.cat([r for r, u in zip(rows, units, strict=True) if u.item == n]) for n in range(len(items))]
+
+    def _encode_units(self, units: Sequence[_ImageUnit]) -> torch.Tensor:
+        """Units of up to F slices each -> [units, Q, E]."""
+        device = self.decoder.embedding.weight.device
+        slices = [patches for unit in units for patches in unit.patches]
+        length = max(len(patches) for patches in slices)
+        pixels = np.zeros((len(slices), length, slices[0].shape[1]), dtype=np.uint8)
+        for i, patches in enumerate(slices):
+            pixels[i, : len(patches)] = patches
+        padded = any(len(patches) < length for patches in slices)
+        sizes = torch.from_numpy(np.concatenate([unit.sizes for unit in units])).to(device)
+        times = groups = None
+        if any(len(unit.patches) > 1 for unit in units):
+            times = torch.from_numpy(np.concatenate([unit.times for unit in units])).to(device)
+            groups = torch.from_numpy(_group_table([len(unit.patches) for unit in units])).to(device)
+        x = patch_inputs(torch.from_numpy(pixels).to(device), self.decoder.embedding.weight.dtype)
+        return self.embed_slices(x, sizes, times, groups, padded)
+
+    def embed_slices(
+        self,
+        x: torch.Tensor,
+        sizes: torch.Tensor,
+        temporal_ids: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+        padded: bool = True,
+    ) -> torch.Tensor:
+        """Normalised patches [S, L, 588] -> [S or G, Q, E]; arguments as in Resampler."""
+        strip = sizes.new_ones(len(sizes), 2) if self.config.strip_positions else None
+        if strip is not None:
+            strip[:, 1] = sizes.prod(-1)
+        seen = self.vision(x, sizes if strip is None else strip, padded)
+        return self.resampler(seen, sizes, temporal_ids, groups, padded)
+
+    def _encode_audio(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        if self.audio is None:
+            raise UnsupportedError("this model has no audio tower, or was loaded without it (init_audio)")
+        clips = [(n, mel) for n, item in enumerate(items) for mel in _clips(item)]
+        rows: list[torch.Tensor | None] = [None] * len(clips)
+        order = sorted(range(len(clips)), key=lambda i: clips[i][1].shape[1])
+        for batch in _batches(order, [1] * len(clips), AUDIO_BATCH):
+            for i, out in zip(batch, self._encode_clips([clips[i][1] for i in batch]), strict=True):
+                rows[i] = out
+        joined = [torch.cat([r for r, (n, _) in zip(rows, clips, strict=True) if n == i]) for i in range(len(items))]
+        # Pieces of a message are merged before the encoder; what the last fraction of a row adds has no placeholder.
+        return [out[: item.rows] for out, item in zip(joined, items, strict=True)]
+
+    def _encode_clips(self, mels: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        weight = self.decoder.embedding.weight
+        lengths = [mel.shape[1] for mel in mels]
+        batch = np.zeros((len(mels), mels[0].shape[0], max(lengths)), dtype=np.float32)
+        for i, mel in enumerate(mels):
+            batch[i, :, : lengths[i]] = mel
+        mel = torch.from_numpy(batch).to(weight.device, weight.dtype)
+        frames = torch.tensor(lengths, device=weight.device)
+        out = self.projector(self.audio(mel, frames, padded=min(lengths) < max(lengths)))
+        return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
+
+    def encode_audio_chunk(self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0) -> torch.Tensor:
+        """Live sound: the next mel frames [80, T] of one stream -> [R, E]. Arguments as in Whisper.stream."""
+        if self.audio is None:
+            raise UnsupportedError("this model has no audio tower, or was loaded without it (init_audio)")
+        weight = self.decoder.embedding.weight
+        seen = self.audio.stream(mel[None].to(weight.device, weight.dtype), stream, before, after)
+        return self.projector(seen)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageUnit:
+    """Slices that make one set of rows together: one slice of an image, or the packed frames of a video."""
+
+    item: int
+    patches: list[np.ndarray]
+    sizes: np.ndarray
+    times: np.ndarray
+
+
+def _image_units(number: int, item: MediaItem) -> Iterator[_ImageUnit]:
+    sizes = np.asarray(item.arrays["sizes"], dtype=np.int64)
+    patches = np.split(item.arrays["patches"], np.cumsum(sizes.prod(1))[:-1])
+    groups = item.arrays.get("groups", np.arange(len(sizes)))
+    times = np.asarray(item.arrays.get("temporal_ids", np.full(len(sizes), -1)), dtype=np.int64)
+    for group in range(int(groups.max()) + 1):
+        members = np.flatnonzero(groups == group)
+        yield _ImageUnit(number, [patches[i] for i in members], sizes[members], times[members])
+
+
+def _group_table(counts: Sequence[int]) -> np.ndarray:
+    """Consecutive slice numbers per group, int64 [G, F], -1 where a group is short."""
+    table = np.full((len(counts), max(counts)), -1, dtype=np.int64)
+    start = 0
+    for i, count in enumerate(counts):
+        table[i, :count] = np.arange(start, start + count)
+        start += count
+    return table
+
+
+def _batches(order: Sequence[int], sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Cut `order` into runs whose sizes add up to at most `limit` (a larger single one stands alone)."""
+    batch: list[int] = []
+    filled = 0
+    for i in order:
+        if batch and filled + sizes[i] > limit:
+            yield batch
+            batch, filled = [], 0
+        batch.append(i)
+        filled += sizes[i]
+    if batch:
+        yield batch
+
+
+def _clips(item: MediaItem) -> list[np.ndarray]:
+    return np.split(item.arrays["mel"], np.cumsum(item.arrays["frames"])[:-1], axis=1)

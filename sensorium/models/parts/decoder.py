@@ -1,0 +1,129 @@
+"""The text backbone of every family here: Llama, Qwen2 and Qwen3 differ only in configuration.
+
+N packed tokens · E width · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sensorium.errors import CheckpointError
+from sensorium.layers.attention import CausalAttention
+from sensorium.layers.embedding import Embedding
+from sensorium.layers.linear import Linear
+from sensorium.layers.mlp import GatedMlp
+from sensorium.layers.norm import RMSNorm
+from sensorium.layers.rope import Rope, RopeConfig
+from sensorium.types import ModelInputs
+
+DecoderKind = Literal["llama", "qwen2", "qwen3"]
+
+# Our parameter path -> the name Hugging Face checkpoints use, below the language model's own prefix.
+RENAMES = (
+    (r"^embedding\.", "model.embed_tokens."),
+    (r"^head\.", "lm_head."),
+    (r"^norm\.", "model.norm."),
+    (r"^layers\.", "model.layers."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.attention\.(q|k)_norm$", r".self_attn.\1_norm.weight"),
+    (r"\.attention\.qkv\.", ".self_attn.{piece}_proj."),
+    (r"\.attention\.out\.", ".self_attn.o_proj."),
+    (r"\.mlp\.gate_up\.", ".mlp.{piece}_proj."),
+    (r"\.mlp\.down\.", ".mlp.down_proj."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate: int
+    norm_eps: float
+    max_len: int
+    rope: RopeConfig
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = False
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], kind: DecoderKind) -> DecoderConfig:
+        if config.get("use_sliding_window"):
+            raise CheckpointError("sliding-window attention (use_sliding_window) is not supported")
+        try:
+            width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+            head_dim = int(config.get("head_dim") or width // num_heads)
+            rope = RopeConfig.from_hf(config, head_dim)
+            return cls(
+                vocab_size=int(config["vocab_size"]),
+                width=width,
+                num_layers=int(config["num_hidden_layers"]),
+                num_heads=num_heads,
+                num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+                head_dim=head_dim,
+                intermediate=int(config["intermediate_size"]),
+                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+                max_len=rope.max_len,
+                rope=rope,
+                qk_norm=kind == "qwen3",
+                qkv_bias=kind == "qwen2",
+                tied=bool(config.get("tie_word_embeddings", False)),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"config.json has no {error.args[0]!r}") from None
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        c = config
+        self.norm1 = RMSNorm(c.width, c.norm_eps)
+        self.attention = CausalAttention(
+            c.width,
+            c.num_heads,
+            c.num_kv_heads,
+            c.head_dim,
+            qkv_bias=c.qkv_bias,
+            qk_norm_eps=c.norm_eps if c.qk_norm else None,
+        )
+        self.norm2 = RMSNorm(c.width, c.norm_eps)
+        self.mlp = GatedMlp(c.width, c.intermediate)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inputs: ModelInputs, kv: torch.Tensor | None
+    ) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x), cos, sin, inputs, kv)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embedding = Embedding(config.vocab_size, config.width)
+        self.rope = Rope(config.rope)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embedding(ids)
+
+    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
+        """[N, E] -> hidden [N, E], after the final norm."""
+        cos, sin = self.rope(inputs.positions, x.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, inputs, None if inputs.kv is None else inputs.kv[i])
+        return self.norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[M, E] -> [M, V]."""
+        return self.embedding.logits(hidden) if self.head is None else self.head(hidden)

@@ -1,0 +1,129 @@
+"""SigLIP vision tower over images of any shape: patches of a padded batch, positions from fractional coordinates.
+
+S slices · L patches of the longest slice · v width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sensorium.layers.block import EncoderBlock
+from sensorium.layers.embedding import Embedding
+
+RENAMES = (
+    (r"^patch\.", "embeddings.patch_embedding."),
+    (r"^position\.", "embeddings.position_embedding."),
+    (r"^norm\.", "post_layernorm."),
+    (r"^layers\.", "encoder.layers."),
+    (r"\.norm(1|2)\.", r".layer_norm\1."),
+    (r"\.attention\.qkv\.", ".self_attn.{piece}_proj."),
+    (r"\.attention\.out\.", ".self_attn.out_proj."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SiglipConfig:
+    width: int = 1152
+    num_layers: int = 27
+    num_heads: int = 16
+    intermediate: int = 4304
+    patch_size: int = 14
+    image_size: int = 980
+    norm_eps: float = 1e-6
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> SiglipConfig:
+        names = {
+            "width": "hidden_size",
+            "num_layers": "num_hidden_layers",
+            "num_heads": "num_attention_heads",
+            "intermediate": "intermediate_size",
+            "patch_size": "patch_size",
+            "image_size": "image_size",
+            "norm_eps": "layer_norm_eps",
+        }
+        return cls(**{ours: config[theirs] for ours, theirs in names.items() if theirs in config})
+
+    @property
+    def side(self) -> int:
+        """Positions per axis of the table."""
+        return self.image_size // self.patch_size
+
+
+def patch_inputs(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 pixels -> (u / 255 - 0.5) / 0.5."""
+    return ((patches.float() / 255 - 0.5) / 0.5).to(dtype)
+
+
+def patch_mask(sizes: torch.Tensor, length: int) -> torch.Tensor:
+    """sizes [S, 2] -> bool [S, L], True at real patches."""
+    return torch.arange(length, device=sizes.device) < sizes.prod(-1, keepdim=True)
+
+
+def patch_grid(sizes: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """sizes [S, 2] (rows, cols) -> row and column of every patch, each [S, L]; 0 at padding."""
+    index = torch.arange(length, device=sizes.device)
+    rows, cols = sizes[:, :1], sizes[:, 1:]
+    valid = index < rows * cols
+    return (index // cols) * valid, (index % cols) * valid
+
+
+class Siglip(nn.Module):
+    boundaries: torch.Tensor
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        c = config
+        self.side = c.side
+        self.patch = PatchEmbedding(c.width, c.patch_size)
+        self.position = Embedding(c.side * c.side, c.width)
+        self.layers = nn.ModuleList(
+            EncoderBlock(c.width, c.num_heads, c.intermediate, eps=c.norm_eps, gelu="tanh") for _ in range(c.num_layers)
+        )
+        self.norm = nn.LayerNorm(c.width, c.norm_eps)
+        boundaries = torch.arange(1 / c.side, 1.0, 1 / c.side, dtype=torch.float32, device="cpu")
+        self.register_buffer("boundaries", boundaries, persistent=False)
+
+    def forward(self, patches: torch.Tensor, sizes: torch.Tensor, padded: bool = True) -> torch.Tensor:
+        """patches [S, L, 588], sizes [S, 2] -> [S, L, v]. padded=False promises that every slice fills L."""
+        length = patches.shape[1]
+        x = self.patch(patches) + self.position(self.position_ids(sizes, length))
+        mask = patch_mask(sizes, length)[:, None, None] if padded else None
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+    def position_ids(self, sizes: torch.Tensor, length: int) -> torch.Tensor:
+        """Bucket of each patch's fractional coordinate on both axes: int64 [S, L], 0 at padding."""
+        row, col = (
+            torch.bucketize(_fraction(index, count), self.boundaries, right=True)
+            for index, count in zip(patch_grid(sizes, length), sizes.unsqueeze(1).unbind(-1), strict=True)
+        )
+        return row * self.side + col
+
+
+def _fraction(index: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """index / count as torch.arange(0, 1, 1 / count) rounds it: a float32 step, multiplied in double precision.
+
+    The trained model saw these very values, and at exact ties of a bucket border the rounding decides.
+    """
+    step = 1.0 / count.float()
+    return (index * step.double()).float()
+
+
+class PatchEmbedding(nn.Module):
+    """The stride-14 convolution of the checkpoint, as a linear map of one flattened patch (channel, row, column)."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 3, patch_size, patch_size), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches, self.weight.flatten(1), self.bias)

@@ -1,0 +1,51 @@
+"""Which family loads a checkpoint: one line per architecture name of config.json."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sensorium.config import EngineConfig
+from sensorium.errors import CheckpointError
+from sensorium.models import loader
+from sensorium.models.base import Model, Processor
+
+# architecture -> (Model, Processor), each "module:Class" of this package. Config stands beside Model.
+FAMILIES = {
+    "MiniCPMO": ("minicpmo:Model", "minicpm_processor:Processor"),
+    "MiniCPMV": ("minicpmo:Model", "minicpm_processor:Processor"),
+}
+
+
+def load_model(
+    folder: Path,
+    hf_config: Mapping[str, Any],
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: loader.Progress | None = None,
+) -> Model:
+    """Build the family's model and read its weights. Raises CheckpointError with what to do."""
+    module, name = _family(hf_config)[0].split(":")
+    family = importlib.import_module(f"sensorium.models.{module}")
+    parsed = family.Config.from_hf(hf_config, init_vision=config.init_vision, init_audio=config.init_audio)
+    return loader.load(getattr(family, name), parsed, folder, device, dtype, progress)
+
+
+def load_processor(folder: Path, hf_config: Mapping[str, Any]) -> Processor:
+    model_name, processor_name = _family(hf_config)
+    parsed = importlib.import_module(f"sensorium.models.{model_name.split(':')[0]}").Config.from_hf(hf_config)
+    module, name = processor_name.split(":")
+    return getattr(importlib.import_module(f"sensorium.models.{module}"), name)(folder, parsed)
+
+
+def _family(hf_config: Mapping[str, Any]) -> tuple[str, str]:
+    names = hf_config.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    raise CheckpointError(f"architecture {', '.join(names) or 'unknown'} is not supported; supported: {', '.join(FAMILIES)}")
