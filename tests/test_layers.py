@@ -24,7 +24,8 @@ LAYERS = {
     "media": LOW,
     "models": LOW | {"kernels", "layers", "media"},
     "engine": LOW | {"kernels", "models", "media"},
-    "llm": LOW | {"engine"},
+    "messages": LOW,
+    "llm": LOW | {"engine", "messages"},
     "server": LOW | {"engine"},
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}

@@ -1,0 +1,148 @@
+"""What callers in Python write, as messages and media: OpenAI-style dicts, and live objects such as PIL pictures."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sensorium.errors import MediaError, RequestError
+from sensorium.types import Media, MediaRef, Message, Modality
+
+ROLES = ("system", "user", "assistant", "tool")
+DEFAULT_AUDIO_RATE = 16000
+# Part type -> (modality, where the part keeps what it holds).
+URL_PARTS: dict[str, Modality] = {"image_url": "image", "audio_url": "audio", "video_url": "video"}
+OBJECT_PARTS: dict[str, Modality] = {"image": "image", "image_pil": "image", "audio": "audio", "video": "video"}
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Chat messages in the OpenAI form; a part may also be {"type": "image", "image": object} for live objects."""
+    if isinstance(messages, Mapping) or not all(isinstance(message, Mapping) for message in messages):
+        raise RequestError("messages must be a list of dicts with role and content", param="messages")
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], where: str) -> Message:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RequestError(f"{where}.role is {role!r}; use one of {', '.join(ROLES)}", param=f"{where}.role")
+    extra = {key: value for key, value in message.items() if key not in ("role", "content")}
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, str):
+        return Message(role, (content,), extra)
+    if not isinstance(content, Sequence):
+        raise RequestError(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
+    parts = tuple(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    return Message(role, parts, extra)
+
+
+def _part(part: Any, where: str) -> str | MediaRef | Media:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in ("text", "input_text"):
+        return str(part["text"])
+    if kind in URL_PARTS:
+        holder = part[kind]
+        url = holder.get("url") if isinstance(holder, Mapping) else holder
+        if not isinstance(url, str):
+            raise RequestError(f"{where}.{kind} has no url", param=f"{where}.{kind}")
+        return MediaRef(URL_PARTS[kind], url, f"{where}.{kind}")
+    if kind == "input_audio":
+        try:
+            return MediaRef("audio", base64.b64decode(part[kind]["data"], validate=True), f"{where}.{kind}")
+        except (KeyError, TypeError, binascii.Error) as error:
+            raise MediaError(f"{where}.input_audio.data is not base64", param=f"{where}.{kind}") from error
+    if kind in OBJECT_PARTS:
+        return read_media(OBJECT_PARTS[kind], part.get(kind), f"{where}.{kind}")
+    known = ["text", *URL_PARTS, "input_audio", *OBJECT_PARTS]
+    raise RequestError(f"{where} has type {kind!r}; use one of {', '.join(known)}", param=where)
+
+
+def read_media(modality: Modality, value: Any, part: str) -> Media | MediaRef:
+    """One live object, file or byte string as media. Paths are the caller's own and are read as they are."""
+    if isinstance(value, bytes):
+        return MediaRef(modality, value, part)
+    if isinstance(value, str | Path):
+        try:
+            return MediaRef(modality, Path(value).expanduser().read_bytes(), part)
+        except OSError as error:
+            raise MediaError(f"{part}: cannot read {str(value)!r} ({error.strerror})", param=part) from error
+    try:
+        return {"image": _image, "audio": _audio, "video": _video}[modality](value, part)
+    except (TypeError, ValueError) as error:
+        raise MediaError(f"{part}: {error}", param=part) from error
+
+
+def _image(value: Any, part: str) -> Media:
+    """A PIL picture, or an array [H, W, 3] or [3, H, W] of bytes."""
+    pixels = _pixels(value)
+    return Media("image", pixels, _digest(pixels), part=part)
+
+
+def _audio(value: Any, part: str) -> Media:
+    """(samples, rate), or samples at 16 kHz: [S], [channels, S] or [S, channels]; float in -1..1, or int16."""
+    rate = DEFAULT_AUDIO_RATE
+    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
+        value, rate = value[0], int(value[1])
+    samples = _array(value)
+    if samples.ndim not in (1, 2) or samples.size == 0:
+        raise ValueError(f"audio must be samples [S] or [channels, S], not an array of shape {samples.shape}")
+    scale = 1 / 32768 if samples.dtype == np.int16 else 1.0
+    samples = samples.astype(np.float32) * np.float32(scale)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    if not np.isfinite(samples).all():
+        raise ValueError("audio holds values that are not numbers")
+    if not 1000 <= rate <= 768000:
+        raise ValueError(f"audio has a rate of {rate} Hz; give (samples, rate)")
+    return Media("audio", np.ascontiguousarray(samples), _digest(samples, rate), rate=rate, part=part)
+
+
+def _video(value: Any, part: str) -> Media:
+    """Frames, or (frames, frames per second). Frames are a list of pictures or an array [F, H, W, 3]; 1 a second."""
+    fps = 1.0
+    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
+        value, fps = value[0], float(value[1])
+    if not fps > 0:
+        raise ValueError(f"video has {fps} frames per second")
+    frames = np.stack([_pixels(frame) for frame in value])
+    times_s = np.arange(len(frames)) / fps
+    return Media("video", frames, _digest(frames, fps), times_s=times_s, part=part)
+
+
+def _pixels(value: Any) -> np.ndarray:
+    """One picture as uint8 [H, W, 3]."""
+    if isinstance(value, Image.Image):
+        return np.asarray(value.convert("RGB"))
+    pixels = _array(value)
+    if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ValueError(f"a picture must be [H, W, 3] or [3, H, W], not an array of shape {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"a picture must hold bytes 0..255 (uint8), not {pixels.dtype}")
+    return np.ascontiguousarray(pixels)
+
+
+def _array(value: Any) -> np.ndarray:
+    """numpy arrays, lists of numbers, and tensors of any library that offers `numpy()`."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype == object or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f"cannot read media from {type(value).__name__}")
+    return array
+
+
+def _digest(array: np.ndarray, *context: object) -> bytes:
+    text = repr((array.shape, array.dtype.str, context)).encode()
+    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).digest()
