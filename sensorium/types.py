@@ -214,7 +214,18 @@ class Failed:
     turn: int = 0
 
 
-Event = TextDelta | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class UnitFinished:
+    """A session's unit is over. lateness_s: how long after its deadline, 0 when in time."""
+
+    request_id: str
+    index: int
+    num_tokens: int
+    lateness_s: float
+    turn: int = 0
+
+
+Event = TextDelta | UnitFinished | Finished | Failed
 
 
 # ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------

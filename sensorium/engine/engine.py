@@ -12,8 +12,10 @@ from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.runner import Runner, Sampled
 from sensorium.engine.scheduler import Batch, Scheduler
 from sensorium.engine.sequence import Sequence, Status
+from sensorium.engine.session import Session, SessionPolicy
+from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
-from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Usage
+from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Unit, Usage
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,30 @@ class Abort:
     """Control message: end a request now. Overtakes everything queued."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Control message: a resident sequence that starts with the request's prompt and is then fed units."""
+
+    request: Request
+    policy: SessionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class AppendUnit:
+    session_id: str
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class BargeIn:
+    """Control message: end what a session is saying and start its next turn. Abort closes a session."""
+
+    session_id: str
+
+
+Control = Abort | OpenSession | AppendUnit | BargeIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +95,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.clock = clock
-        self.inbox: deque[Request | Abort] = deque()
+        self.inbox: deque[Request | Control] = deque()
         self.stats = EngineStats()
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
+        self._sessions: dict[str, Session] = {}
         self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
 
     @property
@@ -114,7 +141,11 @@ class Engine:
             messages.append(self.inbox.popleft())
         aborted = {message.request_id for message in messages if isinstance(message, Abort)}
         for message in messages:
-            if isinstance(message, Request) and message.id not in aborted:
+            if isinstance(message, OpenSession):
+                self._open(message)
+            elif isinstance(message, AppendUnit | BargeIn):
+                self._feed(message, events)
+            elif isinstance(message, Request) and message.id not in aborted:
                 self._add(message)
             elif isinstance(message, Request):
                 usage = Usage(len(message.prompt.ids), 0)
@@ -125,8 +156,34 @@ class Engine:
             if seq is not None:
                 self._finish(seq, "abort", None, events)
 
-    def _add(self, request: Request) -> None:
-        seq = Sequence(request, self.max_model_len)
+    def _open(self, message: OpenSession) -> None:
+        seq = self._add(message.request, resident=True)
+        seq.idle = True  # the opening prompt is computed together with the first unit
+        self._sessions[seq.id] = Session(seq, message.policy)
+
+    def _feed(self, message: AppendUnit | BargeIn, events: list[Event]) -> None:
+        """Take a session's unit or barge-in; a session that cannot go on fails alone."""
+        session = self._sessions.get(message.session_id)
+        if session is None:  # it has ended meanwhile; its terminal event is out already
+            return
+        try:
+            if isinstance(message, AppendUnit):
+                session.push(message.unit)
+            elif (finished := session.barge_in(self.clock())) is not None:
+                events.append(finished)
+        except SensoriumError as error:
+            self._fail(session.sequence, error.message, events, error.code)
+        else:
+            self._begin_unit(session, events)
+
+    def _begin_unit(self, session: Session, events: list[Event]) -> None:
+        try:
+            session.begin()
+        except SensoriumError as error:
+            self._fail(session.sequence, error.message, events, error.code)
+
+    def _add(self, request: Request, *, resident: bool = False) -> Sequence:
+        seq = Sequence(request, self.max_model_len, resident=resident)
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
         eos = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
@@ -134,6 +191,7 @@ class Engine:
         self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit)
         self._sequences[seq.id] = seq
         self.scheduler.add(seq)
+        return seq
 
     # ---- parts of a step -------------------------------------------------------------------------------------------
 
@@ -174,6 +232,9 @@ class Engine:
         output, sampling = self._outputs[seq.id], seq.request.sampling
         seq.ids.append(token)
         self._generation_tokens += 1
+        if seq.resident:
+            self._append_to_session(seq, token, now, events)
+            return
         if seq.first_token_s is None:
             seq.first_token_s = now
         reason: FinishReason | None = None
@@ -196,6 +257,15 @@ class Engine:
         if reason is not None:
             self._finish(seq, reason, stop_reason, events)
 
+    def _append_to_session(self, seq: Sequence, token: int, now: float, events: list[Event]) -> None:
+        session = self._sessions[seq.id]
+        over = session.is_over(token)
+        text = "" if token in session.policy.end_ids else self._outputs[seq.id].detokenizer.feed(token)[0]
+        events.append(TextDelta(seq.id, text, (token,), turn=session.turn))
+        if over:
+            events.append(session.end(now))
+            self._begin_unit(session, events)
+
     # ---- endings ---------------------------------------------------------------------------------------------------
 
     def _finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None, events: list[Event]) -> None:
@@ -209,15 +279,16 @@ class Engine:
         self._remove(seq)
         events.append(Finished(seq.id, reason, usage, timings, stop_reason))
 
-    def _fail(self, seq: Sequence, message: str, events: list[Event]) -> None:
+    def _fail(self, seq: Sequence, message: str, events: list[Event], code: str = "engine_error") -> None:
         if seq.id in self._sequences:
             self._remove(seq)
-            events.append(Failed(seq.id, "engine_error", message))
+            events.append(Failed(seq.id, code, message))
 
     def _remove(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)
         self.runner.forget(seq.id)
         del self._sequences[seq.id], self._outputs[seq.id]
+        self._sessions.pop(seq.id, None)
 
     def reset_stats(self) -> None:
         """Start counting afresh, e.g. after warm-up."""

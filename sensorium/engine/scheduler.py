@@ -96,7 +96,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running or any(len(s.ids) > s.computed for s in self.resident))
+        return bool(self.waiting or self.running or any(seq.is_due for seq in self.resident))
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Scheduler:
 
     def _by_urgency(self) -> list[Sequence]:
         """Sessions with a due unit, earliest deadline first; then decodes; then unfinished prefills."""
-        due = [seq for seq in self.resident if len(seq.ids) > seq.computed]
+        due = [seq for seq in self.resident if seq.is_due]
         due.sort(key=lambda seq: seq.deadline_s)
         decodes, prefills = [], []
         for seq in self.running:

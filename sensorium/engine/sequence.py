@@ -34,6 +34,7 @@ class Sequence:
         "first_token_s",
         "hashes",
         "id",
+        "idle",
         "ids",
         "max_len",
         "media",
@@ -65,6 +66,7 @@ class Sequence:
         self.hashes: list[bytes] = []
         self.num_registered = 0
         self.status = Status.WAITING
+        self.idle = False
         self.deadline_s = 0.0
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -85,6 +87,12 @@ class Sequence:
         self.media.extend(prompt.media)
         self.prompt_len = len(self.ids)
         self.deadline_s = deadline_s
+        self.idle = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether known tokens wait to be computed. Between units a session's last token may wait for the next."""
+        return not self.idle and len(self.ids) > self.computed
 
     def spans_in(self, start: int, stop: int) -> list[Span]:
         """Spans that overlap positions [start, stop), in order."""
