@@ -49,8 +49,10 @@ class Processor(Protocol):
 class Model(Protocol):
     """Weights and forward pass of one family, written for one device."""
 
+    modalities: tuple[str, ...]
     vocab_size: int
     max_model_len: int
+    hidden_size: int
     num_layers: int
     num_kv_heads: int
     head_dim: int

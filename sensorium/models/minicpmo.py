@@ -122,6 +122,7 @@ class Model(nn.Module):
         self.vocab_size, self.max_model_len = llm.vocab_size, llm.max_len
         self.num_layers, self.num_kv_heads, self.head_dim = llm.num_layers, llm.num_kv_heads, llm.head_dim
         self.hidden_size = llm.width
+        self.modalities = ("image", "video") * (config.vision is not None) + ("audio",) * (config.audio is not None)
         self.decoder = Decoder(llm)
         self.vision = self.resampler = self.audio = self.projector = None
         if config.vision is not None:
