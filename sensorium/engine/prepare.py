@@ -1,0 +1,54 @@
+"""From messages as a caller wrote them to a Prompt: fetch, decode, preprocess. Runs in media threads; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sensorium.config import MediaLimits
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.media import audio, image, video
+from sensorium.media.fetch import fetch_blocking
+from sensorium.models.base import Processor
+from sensorium.types import ChatOptions, Media, MediaRef, Message, Prompt
+
+_DECODERS = {"image": image.from_bytes, "audio": audio.from_bytes, "video": video.from_bytes}
+
+
+class Preparer:
+    """Turns messages or a raw prompt into what the engine takes. Safe to call from several threads."""
+
+    def __init__(self, processor: Processor, modalities: Sequence[str], limits: MediaLimits) -> None:
+        self._processor = processor
+        self._modalities = modalities
+        self._limits = limits
+
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        self._check([part for message in messages for part in message.parts if not isinstance(part, str)])
+        loaded = [
+            replace(message, parts=tuple(part if isinstance(part, str) else self._load(part) for part in message.parts))
+            for message in messages
+        ]
+        return self._processor.chat(loaded, options)
+
+    def raw(self, text: str | Sequence[int], media: Sequence[MediaRef | Media], options: ChatOptions) -> Prompt:
+        self._check(media)
+        return self._processor.raw(text, [self._load(part) for part in media], options)
+
+    def _check(self, media: Sequence[MediaRef | Media]) -> None:
+        """Refuse by kind and count before a byte is fetched."""
+        if len(media) > self._limits.max_items:
+            raise RequestError(
+                f"{len(media)} media items in one request; at most {self._limits.max_items} are allowed",
+                param="messages",
+            )
+        for part in media:
+            if part.modality not in self._modalities:
+                known = ", ".join(self._modalities) or "text only"
+                raise UnsupportedError(f"this model takes no {part.modality} input ({known})", param=part.part or None)
+
+    def _load(self, part: MediaRef | Media) -> Media:
+        if isinstance(part, Media):
+            return part
+        data = fetch_blocking(part, self._limits)
+        return _DECODERS[part.modality](data, part.part, self._limits, part.options)
