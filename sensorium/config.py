@@ -65,3 +65,10 @@ class ServerConfig:
     served_model_name: str | None = None
     max_body_bytes: int = 96 << 20
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names the server answers to besides loopback ones; empty means any when it is not bound to loopback."""
+    insecure: bool = False
+    """Allow an address that other machines reach without any key."""
+    drain_s: float = 30.0
+    """How long running requests may go on after SIGTERM."""
+    log_format: Literal["plain", "json"] = "plain"

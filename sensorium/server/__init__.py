@@ -1,0 +1,1 @@
+"""The HTTP side: validation at the edge, everything else through EngineClient."""

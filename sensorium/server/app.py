@@ -1,0 +1,69 @@
+"""The application: routes inside, then who may come in, then ids, errors and logs around everything."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sensorium.config import ServerConfig
+from sensorium.server.chat import ChatCompletions
+from sensorium.server.errors import HttpError
+from sensorium.server.exchange import Exchanges
+from sensorium.server.guard import Guard
+from sensorium.server.info import info_routes
+from sensorium.server.metrics import Metrics
+from sensorium.server.page import page_routes
+from sensorium.server.served import Served
+
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient
+    from sensorium.engine.engine import EngineStats
+
+OPEN_PATHS = ("/health", "/ping", "/version")
+
+
+def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig) -> Starlette:
+    """The ASGI application for an engine, or for one that is still loading."""
+    served = Served(engine if isinstance(engine, Future) else _ready(engine), config.served_model_name)
+
+    def stats() -> tuple[str, EngineStats] | None:
+        return (served.name, served.client().stats()) if served.state() not in ("loading", "failed") else None
+
+    metrics = Metrics(stats)
+    page = page_routes()
+    chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
+    routes = [chat, *info_routes(served, metrics), *page]
+    labels = {route.path: route.path for route in routes}
+    middleware = [
+        Middleware(Exchanges, metrics=metrics, handlers=labels, log_format=config.log_format),
+        Middleware(Guard, config=config, open_paths=[*OPEN_PATHS, *(route.path for route in page)]),
+    ]
+    if config.allowed_origins:
+        allowed = list(config.allowed_origins)
+        cors = Middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"])
+        middleware.insert(0, cors)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """The router's own refusals: no such path, or not with that method."""
+    if not isinstance(error, HTTPException) or error.status_code != 405:
+        raise HttpError(404, "not_found", f"there is no {request.url.path[:200]}")
+    allowed = (error.headers or {}).get("Allow", "")
+    raise HttpError(405, "method_not_allowed", f"{request.method} is not possible here", headers={"allow": allowed})
+
+
+def _ready(client: EngineClient) -> Future[EngineClient]:
+    future: Future[EngineClient] = Future()
+    future.set_result(client)
+    return future

@@ -1,0 +1,108 @@
+"""Request bodies: read under a size and a rate limit, decoded into typed structs, faults named by their path."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from sensorium.errors import RequestError, TooLargeError, UnsupportedError
+from sensorium.server.errors import ClientGone, HttpError
+
+T = TypeVar("T")
+
+GRACE_S = 10.0
+"""A body may take this long, and then as long as MIN_RATE allows for what has arrived."""
+MIN_RATE = 16 * 1024 / 10.0
+
+_MISPLACED = re.compile(r"Object (contains unknown|missing required) field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
+_AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)", re.DOTALL)
+_KEY = re.compile(rb'"([^"\\]{1,64})"\s*:')
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes. An announced length over the limit is refused before reading."""
+    headers = Headers(scope=scope)
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    encoded_otherwise = "charset" in parameters and "utf-8" not in parameters.lower()
+    if media_type.strip().lower() != "application/json" or encoded_otherwise:
+        raise HttpError(415, "unsupported_media_type", "the body must be sent as application/json in UTF-8")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise HttpError(415, "unsupported_media_type", "compressed request bodies are not accepted")
+    too_large = TooLargeError(f"the request body is larger than {limit} bytes")
+    if int(headers.get("content-length", "0")) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while True:
+        patience = start + GRACE_S + size / MIN_RATE - loop.time()
+        try:
+            message = await asyncio.wait_for(receive(), patience)
+        except asyncio.TimeoutError:
+            raise HttpError(408, "request_timeout", "the request body arrives too slowly") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise too_large
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str]) -> T:
+    """The typed request. Raises RequestError naming the path of the first fault.
+
+    unsupported: top-level fields of the API that this server does not offer -> what they would do.
+    """
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise RequestError("the JSON is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), decoder.type, unsupported) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(str(error), body) from None
+
+
+def _invalid(text: str, kind: type, unsupported: dict[str, str]) -> RequestError:
+    """The error for JSON that is well formed but not what the schema asks for."""
+    if match := _MISPLACED.fullmatch(text):
+        problem, name, path = match.groups()
+        param = f"{path or ''}.{name}".lstrip(".")
+        reason = "unknown field" if problem.startswith("contains") else "this field is required"
+        if problem.startswith("contains") and not path:
+            close = difflib.get_close_matches(name[:64], [field.name for field in msgspec.structs.fields(kind)], n=1)
+            reason += f"; did you mean {close[0]}?" if close else ""
+    else:
+        reason, _, path = text.replace("`", "").partition(" - at ")
+        param = path.replace("key in ", "").removeprefix("$").lstrip(".")
+        reason = (reason[:1].lower() + reason[1:]).replace(" | null", "")
+    root = re.split(r"[.\[]", param, maxsplit=1)[0]
+    if root in unsupported:
+        return UnsupportedError(f"{root}: {unsupported[root]} is not supported by this server", param=root)
+    return RequestError(f"{param[:200]}: {reason}" if param else f"the body: {reason}", param=param or None)
+
+
+def _malformed(text: str, body: bytes) -> RequestError:
+    """The error for bytes that are not JSON, naming the field before the fault where that can be told."""
+    at = int(match[2]) if (match := _AT_BYTE.fullmatch(text)) else len(body)
+    reason = match[1] if match else text
+    if ("truncated" in text or "surrogate" in text) and (surrogate := _LONE_SURROGATE.search(body)):
+        # msgspec reports the first half of a pair without the second as truncated input.
+        reason, at = "a string holds half of a surrogate pair", surrogate.start()
+    elif match is None and "utf-8" in text:
+        reason, at = "the body is not valid UTF-8", 0
+    keys = _KEY.findall(body, max(0, at - 4096), at)
+    name: Any = keys[-1].decode("utf-8", "replace") if keys else None
+    return RequestError(f"{name}: {reason}" if name else f"the body: {reason}", param=name)

@@ -1,0 +1,135 @@
+"""One HTTP exchange from the outside: its id, its answer when something is raised, its line in the access log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sensorium.errors import SensoriumError
+from sensorium.server.errors import ClientGone, describe, printable
+from sensorium.server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("sensorium.access")
+
+QUIET_PATHS = {"/health", "/ping", "/metrics"}
+LINGER_S = 2.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class Exchange:
+    """Watches what passes: whether the body was read, what was answered. Adds headers to the answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers = Headers(scope=scope)
+        self.status = 0
+        self.start = time.monotonic()
+        given = self._headers.get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        length = self._headers.get("content-length", "0")
+        self._body_pending = length != "0" or "transfer-encoding" in self._headers
+        self.facts: dict[str, Any] = scope.setdefault("state", {}).setdefault("facts", {})
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body_pending = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra = [*_HEADERS, (b"x-request-id", self.id.encode())]
+            message = {**message, "headers": [*message.get("headers", []), *extra]}
+        await self._send(message)
+
+    async def refuse(self, error: BaseException) -> None:
+        """Answer with an error, unless an answer has begun."""
+        status, body, headers = describe(error)
+        if not isinstance(error, SensoriumError | asyncio.CancelledError):
+            log.error("request %s failed", self.id, exc_info=error)
+        self.facts["error"] = body.error.code
+        if self.status:
+            return
+        content = msgspec.json.encode(body)
+        headers |= {"content-type": "application/json", "content-length": str(len(content))}
+        linger = self._body_pending and "expect" not in self._headers
+        if self._body_pending:
+            headers["connection"] = "close"
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": content, "more_body": linger})
+        if linger:
+            # Closing while the client still sends would reset the connection and lose the answer on its way.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._discard_body(), LINGER_S)
+            await self.send({"type": "http.response.body"})
+
+    async def _discard_body(self) -> None:
+        while self._body_pending:
+            await self.receive()
+
+
+class Exchanges:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: dict[str, str], log_format: str) -> None:
+        """handlers: exact path -> label in the metrics; other paths are counted as "other"."""
+        self._app = app
+        self._metrics = metrics
+        self._handlers = handlers
+        self._json = log_format == "json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            exchange.status = exchange.status or 499
+            exchange.facts["error"] = "client_gone"
+        except (Exception, asyncio.CancelledError) as error:
+            await exchange.refuse(error)
+        finally:
+            self._record(exchange)
+
+    def _record(self, exchange: Exchange) -> None:
+        seconds = time.monotonic() - exchange.start
+        scope = exchange.scope
+        path = scope["path"]
+        self._metrics.answered(scope["method"], self._handlers.get(path, "other"), exchange.status, seconds)
+        level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
+        if not access_log.isEnabledFor(level):
+            return
+        client = scope.get("client")
+        line = {
+            "request_id": exchange.id,
+            "client": client[0] if client else "",
+            "method": scope["method"],
+            "path": path[:200],
+            "status": exchange.status,
+            "seconds": round(seconds, 4),
+            **exchange.facts,
+        }
+        if self._json:
+            access_log.log(level, msgspec.json.encode(line).decode())
+        else:
+            access_log.log(level, " ".join(f"{name}={printable(str(value))}" for name, value in line.items()))

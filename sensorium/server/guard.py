@@ -1,0 +1,81 @@
+"""Who may come in: the Host, the Origin and the key of a request, decided before any route sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sensorium.config import ServerConfig
+from sensorium.errors import AuthenticationError
+from sensorium.server.errors import HttpError
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach a server bound to `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Refuses by default: a path is open without a key only if it is in `open_paths`.
+
+    A server on a loopback address answers only to loopback names, so that a web page cannot reach it through a name of
+    its own that resolves here (DNS rebinding), and to POSTs only from its own pages and `allowed_origins`.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
+        self._app = app
+        self._open_paths = frozenset(open_paths)
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
+        self._origins = config.allowed_origins
+        self._hosts: set[str] | None = {host.lower() for host in config.allowed_hosts} or None
+        if is_loopback(config.host):
+            self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host.lower()} | (self._hosts or set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = self._check_host(_values(scope, b"host"))
+            if scope["method"] not in _SAFE_METHODS:
+                self._check_origin(_values(scope, b"origin"), host)
+            if self._digests and scope["path"] not in self._open_paths:
+                scope["state"]["key"] = self._check_key(_values(scope, b"authorization"))
+        await self._app(scope, receive, send)
+
+    def _check_host(self, values: list[bytes]) -> str:
+        host = values[0].decode("latin-1").lower() if len(values) == 1 else ""
+        match = _HOST.fullmatch(host)
+        if match is None:
+            raise HttpError(400, "invalid_host", "the request needs one valid Host header")
+        if self._hosts is not None and match[1] not in self._hosts:
+            raise HttpError(421, "wrong_host", "this server does not answer to that host name")
+        return host
+
+    def _check_origin(self, values: list[bytes], host: str) -> None:
+        if not values or "*" in self._origins:
+            return
+        origin = values[0].decode("latin-1")
+        if len(values) > 1 or origin not in {f"http://{host}", f"https://{host}", *self._origins}:
+            raise HttpError(403, "origin_refused", "pages of that origin may not use this server")
+
+    def _check_key(self, values: list[bytes]) -> str:
+        """The digest of the key presented. Every configured key is compared, in constant time."""
+        scheme, _, key = (values[0] if len(values) == 1 else b"").partition(b" ")
+        digest = hashlib.sha256(key).digest()
+        known = [hmac.compare_digest(digest, other) for other in self._digests]
+        if scheme.lower() != b"bearer" or not any(known):
+            raise AuthenticationError("a valid API key is needed: send it as `Authorization: Bearer KEY`")
+        return digest.hex()
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for header, value in scope["headers"] if header == name]

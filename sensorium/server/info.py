@@ -1,0 +1,65 @@
+"""The small routes: models, health, version, metrics, and the description of the API."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sensorium import __version__
+from sensorium.errors import NotFoundError
+from sensorium.server.metrics import Metrics
+from sensorium.server.openapi import describe_api
+from sensorium.server.schema import ModelCard, ModelList
+from sensorium.server.served import Served
+
+
+def info_routes(served: Served, metrics: Metrics) -> list[Route]:
+    description = msgspec.json.encode(describe_api())
+
+    def card() -> ModelCard:
+        client = served.client()
+        return ModelCard(
+            id=served.name,
+            created=served.created,
+            max_model_len=client.max_model_len,
+            modalities=["text", *client.modalities],
+        )
+
+    async def list_models(request: Request) -> Response:
+        return _json(ModelList([card()]))
+
+    async def retrieve_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != served.name:
+            raise NotFoundError(f"the model {name[:200]!r} does not exist", param="model")
+        return _json(card())
+
+    async def health(request: Request) -> Response:
+        state = served.state()
+        return _json({"status": state}, 200 if state == "ok" else 503)
+
+    async def version(request: Request) -> Response:
+        return _json({"version": __version__})
+
+    async def scrape(request: Request) -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def openapi(request: Request) -> Response:
+        return Response(description, media_type="application/json")
+
+    return [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name:path}", retrieve_model),
+        Route("/health", health),
+        Route("/ping", health, methods=["GET", "POST"]),
+        Route("/version", version),
+        Route("/metrics", scrape),
+        Route("/openapi.json", openapi),
+    ]
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, {"cache-control": "no-store"}, "application/json")

@@ -1,0 +1,78 @@
+"""What uvicorn does not bound by itself: the size of a request's head and the time it may take to arrive."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sensorium.server.errors import error_body
+
+HEAD_S = 10.0
+MAX_TARGET, MAX_HEAD, MAX_HEADERS = 8 << 10, 32 << 10, 100
+_STATUS = {400: "Bad Request", 414: "URI Too Long", 431: "Request Header Fields Too Large"}
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection on which a head larger than MAX_HEAD is refused and one slower than HEAD_S is hung up on."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._refusal = (400, "invalid_http", "the request is not valid HTTP")
+        self._head_size = 0
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            # A first line or a header that does not end is kept by the parser: count what arrives, not what is parsed.
+            self._head_size += min(len(data), MAX_HEAD + 1)
+        super().data_received(data)
+        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
+            self._refusal = (431, "headers_too_large", f"the request's head is larger than {MAX_HEAD} bytes")
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._headers_size = 0
+        if not self._in_head:
+            self._head_size = 0
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET:
+            self._refuse(414, "target_too_long", f"the request's target is longer than {MAX_TARGET} bytes")
+        if not self.url.startswith(b"/"):
+            self._refuse(400, "invalid_target", "the request's target must be a path")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._headers_size += len(name) + len(value)
+        if self._headers_size > MAX_HEAD or len(self.headers) > MAX_HEADERS:
+            self._refuse(431, "headers_too_large", "the request has too many or too large headers")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_timer.cancel()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        status, code, message = self._refusal
+        body = msgspec.json.encode(error_body(status, code, message))
+        head = f"HTTP/1.1 {status} {_STATUS[status]}\r\ncontent-type: application/json\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._in_head = True
+        self._head_timer = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Stop parsing; uvicorn answers a parser error through send_400_response."""
+        self._refusal = (status, code, message)
+        raise ValueError(message)
