@@ -63,7 +63,9 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width, parts={"q": width, "k": width, "v": width}, bias=bias)
         self.out = Linear(width, width, bias=True)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, past: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, past: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """mask: bool, broadcast to [B, H, L, keys], True where a key is seen.
 
         past: [k, v] of earlier positions, each [B, H, P, D] (or empty), which is replaced by the longer pair.

@@ -30,6 +30,8 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = Mlp(width, hidden, gelu)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, past: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, past: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         x = x + self.attention(self.norm1(x), mask, past)
         return x + self.mlp(self.norm2(x))

@@ -172,7 +172,9 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _check(files: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...], folder: Path) -> int:
+def _check(
+    files: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...], folder: Path
+) -> int:
     """Bytes that will be read. Raises CheckpointError when names or shapes do not fit the model."""
     problems = []
     if missing := [name for name in shapes if name not in files]:

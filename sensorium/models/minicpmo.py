@@ -241,7 +241,9 @@ class Model(nn.Module):
         out = self.projector(self.audio(mel, frames, padded=min(lengths) < max(lengths)))
         return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
 
-    def encode_audio_chunk(self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0) -> torch.Tensor:
+    def encode_audio_chunk(
+        self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0
+    ) -> torch.Tensor:
         """Live sound: the next mel frames [80, T] of one stream -> [R, E]. Arguments as in Whisper.stream."""
         if self.audio is None:
             raise UnsupportedError("this model has no audio tower, or was loaded without it (init_audio)")

@@ -48,4 +48,6 @@ def _family(hf_config: Mapping[str, Any]) -> tuple[str, str]:
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]
-    raise CheckpointError(f"architecture {', '.join(names) or 'unknown'} is not supported; supported: {', '.join(FAMILIES)}")
+    raise CheckpointError(
+        f"architecture {', '.join(names) or 'unknown'} is not supported; supported: {', '.join(FAMILIES)}"
+    )

@@ -109,12 +109,14 @@ class Siglip(nn.Module):
 
 
 def _fraction(index: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """index / count as torch.arange(0, 1, 1 / count) rounds it: a float32 step, multiplied in double precision.
+    """index / count as torch.arange(0, 1, 1 / count) rounds it on a CPU: a float32 step; every eighth value rounded to
+    float32; the seven after it reached from there in double precision and rounded again.
 
-    The trained model saw these very values, and at exact ties of a bucket border the rounding decides.
+    The model was trained with these very values, and where a coordinate meets a bucket's border the rounding decides.
     """
-    step = 1.0 / count.float()
-    return (index * step.double()).float()
+    step = (1.0 / count.float()).double()
+    eighth = index // 8 * 8
+    return ((eighth * step).float() + (index - eighth) * step).float()
 
 
 class PatchEmbedding(nn.Module):
