@@ -12,8 +12,8 @@ from sensorium.errors import SensoriumError
 COMMANDS = {
     "serve": ("sensorium.cli.serve", "serve a model over the OpenAI HTTP API, with a page at /"),
     "chat": ("sensorium.cli.chat", "talk to a model in the terminal, with pictures, sounds and videos"),
-    "bench": ("sensorium.bench", "measure latency and throughput of a model in this process"),
-    "doctor": ("sensorium.doctor", "show the environment, the kernels chosen and a model's memory plan"),
+    "bench": ("sensorium.cli.bench", "measure latency and throughput of a model in this process"),
+    "doctor": ("sensorium.cli.doctor", "show the environment, the kernels chosen and a model's memory plan"),
 }
 
 

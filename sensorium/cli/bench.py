@@ -1,0 +1,37 @@
+"""`sensorium bench`: latency and throughput of a model in this process, the engine's own cost, and a comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from sensorium.cli.options import add_flags, build
+from sensorium.cli.parser import integer
+from sensorium.config import EngineConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="", help="a checkpoint folder or hub name; none is the packaged model")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--engine-step", action="store_true", help="the engine's cost per step: 64 sequences, a tiny model")
+    what.add_argument("--transformers", action="store_true", help="the packaged decoder beside transformers' generate")
+    parser.add_argument("--batch", type=integer, nargs="+", default=[1, 16], metavar="N", help="sequences at once")
+    parser.add_argument("--prompt-len", type=integer, default=128, metavar="N", help="tokens per prompt")
+    parser.add_argument("--num-tokens", type=integer, default=64, metavar="N", help="tokens generated per prompt")
+    parser.add_argument("--repeat", type=integer, default=3, metavar="N", help="runs, of which the median counts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_flags(parser, EngineConfig, "engine, without --engine-step and --transformers")
+
+
+def run(args: argparse.Namespace) -> int:
+    from sensorium.bench import model, report, step, transformers
+
+    if args.engine_step:
+        result = step.measure_step()
+    elif args.transformers:
+        result = transformers.compare(args.batch, args.prompt_len, args.num_tokens, args.repeat)
+    else:
+        config = build(EngineConfig, args, model=args.model)
+        result = model.measure_model(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
+    print(json.dumps(result, indent=1) if args.json else report.table(result))
+    return 0
