@@ -1,0 +1,74 @@
+"""Whisper's log-mel features in numpy, and how many rows the audio encoders of MiniCPM-o make of them.
+
+S samples at 16 kHz · F mel frames, 100 per second · 80 bands.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+RATE = 16_000
+CLIP = 30 * RATE
+_FFT, _HOP, _BANDS = 400, 160, 80
+
+
+def split_clips(samples: np.ndarray) -> list[np.ndarray]:
+    """The encoder hears at most 30 s at once."""
+    return [samples[start : start + CLIP] for start in range(0, max(len(samples), 1), CLIP)]
+
+
+def mel_frames(samples: int) -> int:
+    return math.ceil(samples / _HOP)
+
+
+def pooled_rows(samples: int, pool: int) -> int:
+    """Rows of a clip: mel frames, halved by the second convolution, then averaged `pool` at a time."""
+    return ((mel_frames(samples) - 1) // 2 + 1) // pool
+
+
+def total_rows(samples: int, pool: int) -> int:
+    """Rows of a recording of any length, clip by clip."""
+    whole, rest = divmod(samples, CLIP)
+    return whole * pooled_rows(CLIP, pool) + (pooled_rows(rest, pool) if rest else 0)
+
+
+def log_mel(clip: np.ndarray) -> np.ndarray:
+    """[S] float32, at most 30 s, to [80, F] float32. As if padded with zeros to 30 s first, but only F frames are made."""
+    frames = mel_frames(len(clip))
+    # Two more frames than asked for still touch the sound: the reference takes its maximum over them too.
+    counted = min(frames + 2, CLIP // _HOP)
+    padded = np.zeros(min(CLIP, (counted + 3) * _HOP), dtype=np.float64)
+    padded[: len(clip)] = clip
+    padded = np.pad(padded, _FFT // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[: counted * _HOP : _HOP]
+    power = np.abs(np.fft.rfft(windows * _hann(), axis=1)) ** 2
+    mel = np.log10(np.maximum(power @ mel_filters(), 1e-10))
+    mel = np.maximum(mel, mel.max() - 8.0)
+    return ((mel[:frames].T + 4.0) / 4.0).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _hann() -> np.ndarray:
+    return np.hanning(_FFT + 1)[:-1]
+
+
+@lru_cache(maxsize=1)
+def mel_filters() -> np.ndarray:
+    """[201, 80]: triangles on the Slaney mel scale from 0 to 8 kHz, each of unit area."""
+    frequencies = np.linspace(0.0, RATE / 2, _FFT // 2 + 1)
+    edges = _from_mel(np.linspace(0.0, _to_mel(RATE / 2), _BANDS + 2))
+    rising = (frequencies[:, None] - edges[None, :-2]) / np.diff(edges)[:-1]
+    falling = (edges[None, 2:] - frequencies[:, None]) / np.diff(edges)[1:]
+    return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))
+
+
+def _to_mel(frequency: float) -> float:
+    """Slaney: linear below 1 kHz (15 mels), logarithmic above."""
+    return 15.0 + math.log(frequency / 1000.0) * 27.0 / math.log(6.4)
+
+
+def _from_mel(mels: np.ndarray) -> np.ndarray:
+    return np.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * np.exp((mels - 15.0) * math.log(6.4) / 27.0))

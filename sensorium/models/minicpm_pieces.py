@@ -1,0 +1,210 @@
+"""What MiniCPM prompts are assembled from: the options of one request, and message parts cut into pictures and sounds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.media.stack import concat_images
+from sensorium.types import Media
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What tells the members of the family apart. Spans of audio: one per clip, or one per second."""
+
+    version: tuple[int, ...]
+    omni: bool
+    queries: int
+    pool: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Variant:
+        """config: the content of config.json."""
+        omni = config.get("model_type") == "minicpmo"
+        written = config.get("version") or ("2.6" if omni else "2.5")
+        version = tuple(int(number) for number in str(written).split("."))
+        pool = int(config.get("audio_pool_step", 2 if version < (4,) else 5))
+        return cls(version, omni, int(config.get("query_num", 96 if version < (2, 6) else 64)), pool)
+
+    @property
+    def nested_slices(self) -> bool:
+        """V-2.5 wraps the whole grid in one <slice> pair and numbers no images."""
+        return self.version < (2, 6)
+
+    @property
+    def packs_frames(self) -> bool:
+        """V-4.5 encodes several video frames into the rows of one."""
+        return not self.omni and self.version >= (4, 5)
+
+    @property
+    def brackets(self) -> bool:
+        """All but o-4.5 write media in prompts as (<image>./</image>)."""
+        return not (self.omni and self.version >= (4, 5))
+
+    @property
+    def per_second(self) -> bool:
+        return self.omni and self.version < (4,)
+
+    @property
+    def speech_tail(self) -> str:
+        """What o-2.6 expects at the end of a prompt to a speaking model; later templates write it themselves."""
+        return "<|spk_bos|><|spk|><|spk_eos|><|tts_bos|>" if self.omni and self.version < (4,) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The media_kwargs of ChatOptions. None means the checkpoint's own value."""
+
+    max_slice_nums: int | None = None
+    """Slices per picture besides the overview; frames of a video take 1."""
+    use_image_id: bool | None = None
+    """Whether pictures are numbered in the prompt; frames of a video are not."""
+    scale_resolution: int | None = None
+    """Side in pixels of the square a slice is about as large as."""
+    omni_mode: bool = False
+    """Parts of a message are joined without line breaks."""
+    stream_input: bool = False
+    """As omni_mode, and audio takes one span per second."""
+    merge_audio_from_same_content: bool = True
+    """The sounds of one message are encoded as one recording."""
+    temporal_ids: tuple[tuple[int, ...], ...] | None = None
+    """V-4.5: groups of consecutive pictures to pack, each with its time in tenths of a second."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], param: str = "media_kwargs") -> Settings:
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(map(str, values)) - known):
+            raise UnsupportedError(f"unknown media option {unknown[0][:64]}; known are {', '.join(sorted(known))}", param=param)
+        checked: dict[str, Any] = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name == "temporal_ids":
+                checked[name] = _groups(value, param)
+            elif name in _RANGES:
+                low, high = _RANGES[name]
+                if type(value) is not int or not low <= value <= high:
+                    raise RequestError(f"{name} must be an integer from {low} to {high}", param=param)
+                checked[name] = value
+            elif type(value) is not bool:
+                raise RequestError(f"{name} must be true or false", param=param)
+            else:
+                checked[name] = value
+        return cls(**checked)
+
+    @property
+    def joint(self) -> str:
+        return "" if self.omni_mode or self.stream_input else "\n"
+
+
+_RANGES = {"max_slice_nums": (1, 64), "scale_resolution": (56, 1792)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """pixels [H, W, 3] uint8. time: tenths of a second for packed frames, else -1. follows: packed with the one before."""
+
+    pixels: np.ndarray
+    digest: bytes
+    max_slices: int
+    numbered: bool
+    time: int = -1
+    follows: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """samples [S] float32 at 16 kHz. Sounds of one group are encoded as one recording."""
+
+    samples: np.ndarray
+    digest: bytes
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceCutter:
+    """Turns media of a request into pictures and sounds. Defaults are the checkpoint's."""
+
+    variant: Variant
+    settings: Settings
+    max_slices: int
+    numbered: bool
+
+    def cut(self, media: Media, group: int) -> list[Picture | Sound]:
+        """One picture, one sound, or the frames (with their sound) of a video."""
+        if media.modality == "image":
+            return [self._picture(media)]
+        if media.modality == "video":
+            return list(self._video(media, group))
+        if not self.variant.omni:
+            raise UnsupportedError("this model does not take audio", param=media.part or None)
+        return [Sound(media.data, media.digest, group)]
+
+    def _picture(self, media: Media) -> Picture:
+        own = Settings.read({key: media.options[key] for key in _PER_ITEM if key in media.options}, media.part)
+        limit = _first(own.max_slice_nums, self.settings.max_slice_nums, self.max_slices)
+        numbered = _first(own.use_image_id, self.settings.use_image_id, self.numbered)
+        return Picture(media.data, media.digest, limit, numbered and not self.variant.nested_slices)
+
+    def _video(self, media: Media, group: int) -> Iterator[Picture | Sound]:
+        """Frame, its second of sound, the frames between as one picture, next frame …"""
+        times = media.times_s if media.times_s is not None else np.arange(len(media.data), dtype=np.float64)
+        main = list(media.options.get("main_frames") or range(len(media.data)))
+        packing = int(media.options.get("packing") or 1)
+        if packing > 1 and not self.variant.packs_frames:
+            raise UnsupportedError("this model does not pack video frames", param=media.part or None)
+        sounds = self._sounds(media, [float(times[index]) for index in main], group)
+        for position, index in enumerate(main):
+            follows = packing > 1 and position % packing > 0
+            time = round(float(times[index]) * 10) if packing > 1 else -1
+            yield self._frame(media.data[index], media.digest, str(index), time, follows)
+            if sounds is not None:
+                yield sounds[position]
+            end = main[position + 1] if position + 1 < len(main) else len(media.data)
+            if end > index + 1:
+                between = concat_images(list(media.data[index + 1 : end]))
+                yield self._frame(between, media.digest, f"{index + 1}-{end}")
+
+    def _frame(self, pixels: np.ndarray, digest: bytes, name: str, time: int = -1, follows: bool = False) -> Picture:
+        limit = _first(self.settings.max_slice_nums, 1)
+        numbered = bool(self.settings.use_image_id) and not self.variant.nested_slices
+        key = hashlib.blake2b(name.encode(), digest_size=32, key=digest).digest()
+        return Picture(pixels, key, limit, numbered, time, follows)
+
+    def _sounds(self, media: Media, starts: Sequence[float], group: int) -> list[Sound] | None:
+        if media.audio is None or not self.variant.omni or media.options.get("use_audio") is False:
+            return None
+        duration = float(media.options.get("duration_s") or len(media.audio.data) / 16_000)
+        pieces = cut_track(media.audio.data, [*starts, duration])
+        names = (f"{start:.6f}-{len(piece)}" for start, piece in zip(starts, pieces, strict=True))
+        key = media.audio.digest
+        return [
+            Sound(piece, hashlib.blake2b(name.encode(), digest_size=32, key=key).digest(), group)
+            for piece, name in zip(pieces, names, strict=True)
+        ]
+
+
+_PER_ITEM = ("max_slice_nums", "use_image_id")
+
+
+def cut_track(samples: np.ndarray, times: Sequence[float], rate: int = 16_000) -> list[np.ndarray]:
+    """samples [S] at the given times (seconds); every piece is padded with silence to at least 0.1 s."""
+    pieces = [samples[int(start * rate) : int(end * rate)] for start, end in zip(times, times[1:], strict=False)]
+    return [np.pad(piece, (0, max(0, rate // 10 - len(piece)))) for piece in pieces]
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _groups(value: Any, param: str) -> tuple[tuple[int, ...], ...]:
+    valid = isinstance(value, list | tuple) and all(isinstance(group, list | tuple) and group for group in value)
+    if not valid or any(type(time) is not int or not -1 <= time < 72_000 for group in value for time in group):
+        raise RequestError("temporal_ids must be a list of non-empty lists of integers from -1 to 71999", param=param)
+    return tuple(tuple(group) for group in value)

@@ -1,0 +1,237 @@
+"""Chat messages and media to prompts for MiniCPM-V 2.5, 2.6, 4.0, 4.5 and MiniCPM-o 2.6, 4.5."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sensorium.errors import ContextLengthError, RequestError
+from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.minicpm_assembly import Assembly, Marks
+from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Sound, Variant
+from sensorium.models.tokenizer import Tokenizer, read_json
+from sensorium.types import ChatOptions, Media, Message, Prompt, Span
+
+_CHARS_PER_TOKEN = 8
+_ROLES = frozenset({"system", "user", "assistant", "tool"})
+_WRITTEN = re.compile(r"\(<(image|audio|video)>\./</\1>\)|<(image|audio|video)>\./</\2>")
+
+Piece = Picture | Sound
+
+
+class Processor:
+    """Keeps no state between calls, so threads may share it."""
+
+    def __init__(self, folder: Path, config: Any = None) -> None:
+        """config: the family's own; everything needed here is read from the folder's JSON files."""
+        self.variant = Variant.of(read_json(folder / "config.json"))
+        self.tokenizer = Tokenizer(folder, stop_tokens=("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"))
+        self._template = ChatTemplate(folder, self.tokenizer.config)
+        self._marks = Marks.of(self.tokenizer, self.variant)
+        # The o-4.5 reference removes this token from every prompt it encodes.
+        self._listen = self.tokenizer.control_ids.get("<|listen|>") if self.variant.omni else None
+        preprocessor = read_json(folder / "preprocessor_config.json")
+        self._max_slices = int(preprocessor.get("max_slice_nums", 9))
+        self._scale = int(preprocessor.get("scale_resolution", 448))
+        self._numbered = bool(preprocessor.get("use_image_id", True))
+        self._max_chars = _CHARS_PER_TOKEN * int(read_json(folder / "config.json").get("max_position_embeddings", 32_768))
+
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        """Render the chat template and expand media."""
+        settings = Settings.read(options.media_kwargs)
+        stand_ins = StandIns(self.tokenizer)
+        pieces: list[Piece] = []
+        rendered = self._render(messages, options, settings, stand_ins, pieces)
+        parts = stand_ins.split(rendered, len(pieces))
+        segments = [pieces[part] if isinstance(part, int) else part for part in parts]
+        shown = "".join(self._shown(part) if not isinstance(part, str) else stand_ins.restore(part) for part in segments)
+        return self._assemble(segments, settings, stand_ins.literals, shown)
+
+    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+        """A prompt written by the caller: text with `<image>./</image>` and its like, or ids with expanded placeholders."""
+        settings = Settings.read(options.media_kwargs)
+        if not isinstance(text, str):
+            return self._from_ids(text, media, settings)
+        self._check_length(text, "prompt")
+        waiting = {name: [item for item in media if item.modality == name] for name in ("image", "audio", "video")}
+        segments: list[str | Piece] = []
+        end = 0
+        for match in _WRITTEN.finditer(text):
+            modality = match[1] or match[2]
+            if not waiting[modality]:
+                raise RequestError(f"the prompt has more {modality} placeholders than media", param="prompt")
+            segments.append(text[end : match.start()])
+            segments += self._cut(waiting[modality].pop(0), settings, group=len(segments))
+            end = match.end()
+        if left := sum(map(len, waiting.values())):
+            raise RequestError(f"the prompt has no placeholder for {left} of the media", param="prompt")
+        prompt = self._assemble([*segments, text[end:]], settings, {}, text)
+        return self._checked(prompt)
+
+    def _from_ids(self, ids: Sequence[int], media: Sequence[Media], settings: Settings) -> Prompt:
+        """Every run of placeholder ids takes the rows of the next picture or sound, whichever its wrapper asks for."""
+        if any(type(token_id) is not int or not 0 <= token_id < self.tokenizer.vocab_size for token_id in ids):
+            raise RequestError(f"token ids must be integers from 0 to {self.tokenizer.vocab_size - 1}", param="prompt")
+        cut = [piece for index, item in enumerate(media) for piece in self._cut(item, settings, group=index)]
+        built = self._assemble(cut, settings, {}, None)
+        waiting: dict[str, list[Span]] = {"image": [], "audio": []}
+        for span in built.spans:
+            waiting[built.media[span.media].modality].append(span)
+        spans: list[Span] = []
+        for start, length in _runs(ids, self._marks.unk):
+            opener = ids[start - 1] if start else None
+            queue = waiting["audio" if self._marks.audio and opener == self._marks.audio[0] else "image"]
+            if not queue or queue[0].length != length:
+                raise RequestError(f"the {length} placeholder ids at position {start} fit no media", param="prompt")
+            spans.append(replace(queue.pop(0), start=start))
+        if any(waiting.values()):
+            raise RequestError("the prompt has too few placeholder ids for its media", param="prompt")
+        return Prompt(tuple(ids), tuple(spans), built.media)
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions,
+        settings: Settings,
+        stand_ins: StandIns,
+        pieces: list[Piece],
+    ) -> str:
+        if not messages:
+            raise RequestError("there are no messages", param="messages")
+        drafts: list[dict[str, Any]] = []
+        for index, message in enumerate(messages):
+            if message.role not in _ROLES:
+                raise RequestError(f"unknown role {str(message.role)[:32]!r}", param=f"messages[{index}].role")
+            extra = stand_ins.tree(dict(message.extra), special_only=message.role == "assistant")
+            content = self._content(index, message, settings, stand_ins, pieces)
+            drafts.append({**extra, "role": message.role, "content": content})
+        unfinished = options.continue_final_message
+        if unfinished:
+            drafts[-1]["content"] += stand_ins.end()
+        variables = {"enable_thinking": False, "use_tts_template": False, **options.template_kwargs}
+        if self.variant.omni and any(isinstance(piece, Sound) for piece in pieces):
+            variables["use_tts_template"] = True  # as the reference does: spoken input asks for spoken output
+        rendered = self._template.render(
+            drafts,
+            tools=stand_ins.tree(options.tools),
+            add_generation_prompt=options.add_generation_prompt and not unfinished,
+            variables=stand_ins.tree(variables),
+            max_chars=self._max_chars,
+        )
+        if unfinished:
+            rendered, found, _ = rendered.rpartition(stand_ins.end())
+            if not found:
+                raise RequestError("the chat template cannot continue the final message", param="continue_final_message")
+        elif options.add_generation_prompt and variables["use_tts_template"] is True:
+            rendered += self.variant.speech_tail
+        return rendered
+
+    def _content(
+        self, index: int, message: Message, settings: Settings, stand_ins: StandIns, pieces: list[Piece]
+    ) -> str:
+        """A message as one string. Texts that meet are joined before the search for control tokens in them."""
+        segments: list[str | Piece] = []
+        for part in message.parts:
+            if segments:
+                segments.append(settings.joint)
+            if isinstance(part, str):
+                self._check_length(part, f"messages[{index}]")
+                segments.append(part)
+            elif isinstance(part, Media):
+                segments += self._cut(part, settings, group=index)
+            else:
+                raise RequestError("media must be fetched and decoded first", param=part.part or f"messages[{index}]")
+        written: list[str] = []
+        for is_text, run in groupby(segments, key=lambda segment: isinstance(segment, str)):
+            if is_text:
+                written.append(stand_ins.text("".join(run), special_only=message.role == "assistant"))
+                continue
+            for piece in run:
+                written.append(stand_ins.media(len(pieces)))
+                pieces.append(piece)
+        return "".join(written)
+
+    def _cut(self, media: Media, settings: Settings, group: int) -> list[str | Piece]:
+        """Pictures and sounds of one part. Frames with their sound run on, all else is joined as the settings say."""
+        pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered).cut(media, group)
+        joint = "" if media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces) else settings.joint
+        return [segment for piece in pieces for segment in (joint, piece)][1:]
+
+    def _assemble(
+        self, segments: Sequence[str | Piece], settings: Settings, literals: Mapping[str, str], text: str | None
+    ) -> Prompt:
+        segments = self._packed(list(segments), settings)
+        per_second = settings.stream_input or self.variant.per_second
+        scale = settings.scale_resolution or self._scale
+        assembly = Assembly(self.tokenizer, self.variant, self._marks, scale, per_second)
+        groups: dict[int, list[Sound]] = {}
+        for index, segment in enumerate(segments):
+            if isinstance(segment, Sound):
+                if not settings.merge_audio_from_same_content:
+                    segments[index] = segment = replace(segment, group=index)
+                groups.setdefault(segment.group, []).append(segment)
+        for index, segment in enumerate(segments):
+            if isinstance(segment, str):
+                ids = self.tokenizer.encode_mixed(segment, literals)
+                assembly.add_ids([token_id for token_id in ids if token_id != self._listen])
+            elif isinstance(segment, Sound):
+                assembly.add_sound(segment, groups[segment.group])
+            elif not segment.follows:
+                assembly.add_pictures([segment, *_followers(segments[index + 1 :])])
+        return assembly.finish(text)
+
+    def _packed(self, segments: list[str | Piece], settings: Settings) -> list[str | Piece]:
+        """Applies temporal_ids, and removes what stands between frames that are packed together but a text."""
+        pictures = [index for index, segment in enumerate(segments) if isinstance(segment, Picture)]
+        if settings.temporal_ids is not None:
+            if not self.variant.packs_frames:
+                raise RequestError("this model does not take temporal_ids", param="media_kwargs.temporal_ids")
+            marks = [(time, place > 0) for group in settings.temporal_ids for place, time in enumerate(group)]
+            if len(marks) != len(pictures):
+                raise RequestError(
+                    f"temporal_ids name {len(marks)} pictures, the prompt has {len(pictures)}",
+                    param="media_kwargs.temporal_ids",
+                )
+            for index, (time, follows) in zip(pictures, marks, strict=True):
+                segments[index] = replace(segments[index], time=time, follows=follows)
+        for index in pictures:
+            before = segments[index - 1] if index else None
+            if segments[index].follows and isinstance(before, str):
+                segments[index - 1] = before.strip()
+        return segments
+
+    def _checked(self, prompt: Prompt) -> Prompt:
+        if prompt.ids.count(self._marks.unk) != sum(span.length for span in prompt.spans):
+            raise RequestError("the prompt holds placeholder tokens without media", param="prompt")
+        return prompt
+
+    def _check_length(self, text: str, param: str) -> None:
+        if len(text) > self._max_chars:
+            raise ContextLengthError(f"the text has more than {self._max_chars} characters", param=param)
+
+    def _shown(self, piece: Piece) -> str:
+        written = "<image>./</image>" if isinstance(piece, Picture) else "<audio>./</audio>"
+        return f"({written})" if self.variant.brackets else written
+
+
+def _followers(segments: Sequence[str | Piece]) -> Iterator[Picture]:
+    """The frames packed with the picture before `segments`."""
+    for segment in segments:
+        if isinstance(segment, Picture):
+            if not segment.follows:
+                return
+            yield segment
+
+
+def _runs(ids: Sequence[int], wanted: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of every run of `wanted`."""
+    start = 0
+    for token_id, run in groupby(ids):
+        length = sum(1 for _ in run)
+        if token_id == wanted:
+            yield start, length
+        start += length
