@@ -11,9 +11,9 @@ from sensorium.config import EngineConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="a checkpoint folder or hub name; none is the packaged model")
+    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--engine-step", action="store_true", help="the engine's cost per step: 64 sequences, a tiny model")
+    what.add_argument("--engine-step", action="store_true", help="the engine's own cost per step")
     what.add_argument("--transformers", action="store_true", help="the packaged decoder beside transformers' generate")
     parser.add_argument("--batch", type=integer, nargs="+", default=[1, 16], metavar="N", help="sequences at once")
     parser.add_argument("--prompt-len", type=integer, default=128, metavar="N", help="tokens per prompt")
