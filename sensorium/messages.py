@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from sensorium.errors import MediaError, RequestError
+from sensorium.media import audio, image
 from sensorium.types import Media, MediaRef, Message, Modality
 
 ROLES = ("system", "user", "assistant", "tool")
-DEFAULT_AUDIO_RATE = 16000
 # Part type -> (modality, where the part keeps what it holds).
 URL_PARTS: dict[str, Modality] = {"image_url": "image", "audio_url": "audio", "video_url": "video"}
 OBJECT_PARTS: dict[str, Modality] = {"image": "image", "image_pil": "image", "audio": "audio", "video": "video"}
@@ -83,66 +83,53 @@ def read_media(modality: Modality, value: Any, part: str) -> Media | MediaRef:
 
 
 def _image(value: Any, part: str) -> Media:
-    """A PIL picture, or an array [H, W, 3] or [3, H, W] of bytes."""
-    pixels = _pixels(value)
-    return Media("image", pixels, _digest(pixels), part=part)
+    """A PIL picture, or an array [H, W], [H, W, 3], [H, W, 4] or [3, H, W] of bytes."""
+    return image.from_pil(value, part) if isinstance(value, Image.Image) else image.from_array(_pixels(value), part)
 
 
 def _audio(value: Any, part: str) -> Media:
-    """(samples, rate), or samples at 16 kHz: [S], [channels, S] or [S, channels]; float in -1..1, or int16."""
-    rate = DEFAULT_AUDIO_RATE
-    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
+    """(samples, rate), or samples at 16 kHz: [S], [channels, S] or [S, channels]; float in -1..1, or integers."""
+    rate = audio.RATE
+    if _has_rate(value):
         value, rate = value[0], int(value[1])
     samples = _array(value)
-    if samples.ndim not in (1, 2) or samples.size == 0:
-        raise ValueError(f"audio must be samples [S] or [channels, S], not an array of shape {samples.shape}")
-    scale = 1 / 32768 if samples.dtype == np.int16 else 1.0
-    samples = samples.astype(np.float32) * np.float32(scale)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
-    if not np.isfinite(samples).all():
-        raise ValueError("audio holds values that are not numbers")
-    if not 1000 <= rate <= 768000:
-        raise ValueError(f"audio has a rate of {rate} Hz; give (samples, rate)")
-    return Media("audio", np.ascontiguousarray(samples), _digest(samples, rate), rate=rate, part=part)
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    return audio.from_array(samples, rate, part)
 
 
 def _video(value: Any, part: str) -> Media:
     """Frames, or (frames, frames per second). Frames are a list of pictures or an array [F, H, W, 3]; 1 a second."""
     fps = 1.0
-    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
+    if _has_rate(value):
         value, fps = value[0], float(value[1])
     if not fps > 0:
         raise ValueError(f"video has {fps} frames per second")
-    frames = np.stack([_pixels(frame) for frame in value])
-    times_s = np.arange(len(frames)) / fps
-    return Media("video", frames, _digest(frames, fps), times_s=times_s, part=part)
+    frames = [_image(frame, f"{part}[{i}]") for i, frame in enumerate(value)]
+    if not frames:
+        raise ValueError("a video needs at least one frame")
+    digest = hashlib.blake2b(b"".join(frame.digest for frame in frames), digest_size=32, person=b"video")
+    digest.update(repr(fps).encode())
+    pixels = np.stack([frame.data for frame in frames])
+    return Media("video", pixels, digest.digest(), times_s=np.arange(len(frames)) / fps, part=part)
+
+
+def _has_rate(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0
 
 
 def _pixels(value: Any) -> np.ndarray:
-    """One picture as uint8 [H, W, 3]."""
-    if isinstance(value, Image.Image):
-        return np.asarray(value.convert("RGB"))
+    """An array with the channel last."""
     pixels = _array(value)
-    if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
-        pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ValueError(f"a picture must be [H, W, 3] or [3, H, W], not an array of shape {pixels.shape}")
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"a picture must hold bytes 0..255 (uint8), not {pixels.dtype}")
-    return np.ascontiguousarray(pixels)
+    is_first = pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] not in (1, 3, 4)
+    return pixels.transpose(1, 2, 0) if is_first else pixels
 
 
 def _array(value: Any) -> np.ndarray:
-    """numpy arrays, lists of numbers, and tensors of any library that offers `numpy()`."""
+    """numpy arrays, lists of numbers, and torch tensors."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
-    if array.dtype == object or not np.issubdtype(array.dtype, np.number):
+    if not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"cannot read media from {type(value).__name__}")
     return array
-
-
-def _digest(array: np.ndarray, *context: object) -> bytes:
-    text = repr((array.shape, array.dtype.str, context)).encode()
-    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).digest()

@@ -24,7 +24,7 @@ LAYERS = {
     "media": LOW,
     "models": LOW | {"kernels", "layers", "media"},
     "engine": LOW | {"kernels", "models", "media"},
-    "messages": LOW,
+    "messages": LOW | {"media"},
     "llm": LOW | {"engine", "messages"},
     "server": LOW | {"engine"},
 }
