@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,21 @@ from sensorium.types import Media
 RATE = 16_000
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4_000, 384_000, 8
 CODECS = frozenset(
-    {"aac", "ac3", "adpcm_ima_wav", "adpcm_ms", "alac", "eac3", "flac", "gsm_ms", "mp2", "mp3", "opus", "speex", "vorbis"}
+    {
+        "aac",
+        "ac3",
+        "adpcm_ima_wav",
+        "adpcm_ms",
+        "alac",
+        "eac3",
+        "flac",
+        "gsm_ms",
+        "mp2",
+        "mp3",
+        "opus",
+        "speex",
+        "vorbis",
+    }
 )
 _BLOCK = 1 << 18
 # What the `format` field of OpenAI's input_audio may say, for files that do not say what they are.
@@ -58,7 +71,10 @@ def from_array(
     ):
         raise MediaError("an audio array must hold floats or signed integers, [S] or [S, channels]", param=part)
     digest = hashlib.blake2b(
-        np.ascontiguousarray(samples), digest_size=32, person=b"audio", key=f"{samples.shape}{samples.dtype}{rate}".encode()
+        np.ascontiguousarray(samples),
+        digest_size=32,
+        person=b"audio",
+        key=f"{samples.shape}{samples.dtype}{rate}".encode(),
     ).digest()
     if np.issubdtype(samples.dtype, np.signedinteger):
         samples = samples.astype(np.float32) / float(2 ** (samples.dtype.itemsize * 8 - 1))

@@ -12,7 +12,14 @@ import av
 
 from sensorium.errors import MediaError
 
-_MAGIC = {b"fLaC": "flac", b"OggS": "ogg", b"\x1aE\xdf\xa3": "matroska", b"ID3": "mp3", b"FORM": "aiff", b"#!AMR": "amr"}
+_MAGIC = {
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"\x1aE\xdf\xa3": "matroska",
+    b"ID3": "mp3",
+    b"FORM": "aiff",
+    b"#!AMR": "amr",
+}
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
 
@@ -38,7 +45,10 @@ def open_container(data: bytes, format_name: str | None, part: str) -> Any:
         return av.open(
             io.BytesIO(data),
             format=format_name,
-            options={"protocol_whitelist": "", "format_whitelist": "wav,avi,flac,ogg,matroska,webm,mp3,aiff,amr,aac,mov,mp4"},
+            options={
+                "protocol_whitelist": "",
+                "format_whitelist": "wav,avi,flac,ogg,matroska,webm,mp3,aiff,amr,aac,mov,mp4",
+            },
             metadata_errors="ignore",
         )
     except (av.FFmpegError, ValueError, OSError):

@@ -65,7 +65,9 @@ def from_array(
 ) -> Media:
     """[H, W], [H, W, 1], [H, W, 3] or [H, W, 4] uint8; the last axis is always the channel."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise MediaError("an image array must be uint8 with shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]", param=part)
+        raise MediaError(
+            "an image array must be uint8 with shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]", param=part
+        )
     _check_size((pixels.shape[1], pixels.shape[0]), part, limits or MediaLimits())
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

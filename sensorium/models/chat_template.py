@@ -1,4 +1,4 @@
-"""Chat templates: the checkpoint's Jinja text in a sandbox, and stand-ins that keep user text and media apart from it."""
+"""Chat templates: the checkpoint's Jinja text in a sandbox, and marks that keep user text and media apart from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
@@ -19,7 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sensorium.errors import CheckpointError, ContextLengthError, RequestError
 from sensorium.models.tokenizer import Tokenizer, read_json
 
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "chat_template"})
+_RESERVED = frozenset(
+    {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "chat_template"}
+)
 
 
 class ChatTemplate:
@@ -98,7 +100,7 @@ class StandIns:
         return f"end{self._secret}"
 
     def text(self, text: str, *, special_only: bool = False) -> str:
-        """`text` with every control token spelling replaced. special_only leaves <think> and its like to the template."""
+        """`text` with every control token spelling replaced. special_only leaves <think> and the like to templates."""
         pattern = self._tokenizer.special_pattern if special_only else self._tokenizer.control_pattern
         hidden = pattern.sub(lambda match: self._literal(match[0]), text)
         if not special_only and self._tokenizer.spells_control(hidden):
@@ -138,7 +140,7 @@ class StandIns:
 class _GenerationTag(Extension):
     """{% generation %}…{% endgeneration %} marks what training learns from; for inference only the body matters."""
 
-    tags = {"generation"}
+    tags: ClassVar = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -153,7 +155,9 @@ def _raise_exception(message: str) -> None:
     raise _TemplateRefusal(str(message)[:200])
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -36,7 +36,7 @@ def total_rows(samples: int, pool: int) -> int:
 
 
 def log_mel(clip: np.ndarray) -> np.ndarray:
-    """[S] float32, at most 30 s, to [80, F] float32. As if padded with zeros to 30 s first, but only F frames are made."""
+    """[S] float32, at most 30 s, to [80, F] float32: as if padded with zeros to 30 s, though only F frames are made."""
     frames = mel_frames(len(clip))
     # Two more frames than asked for still touch the sound: the reference takes its maximum over them too.
     counted = min(frames + 2, CLIP // _HOP)

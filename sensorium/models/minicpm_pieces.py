@@ -1,10 +1,11 @@
-"""What MiniCPM prompts are assembled from: the options of one request, and message parts cut into pictures and sounds."""
+"""What MiniCPM prompts are made from: the options of a request, and message parts cut into pictures and sounds."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ class Settings:
     def read(cls, values: Mapping[str, Any], param: str = "media_kwargs") -> Settings:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(map(str, values)) - known):
-            raise UnsupportedError(f"unknown media option {unknown[0][:64]}; known are {', '.join(sorted(known))}", param=param)
+            raise UnsupportedError(
+                f"unknown media option {unknown[0][:64]}; known are {', '.join(sorted(known))}", param=param
+            )
         checked: dict[str, Any] = {}
         for name, value in values.items():
             if value is None:
@@ -108,7 +111,7 @@ _RANGES = {"max_slice_nums": (1, 64), "scale_resolution": (56, 1792)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """pixels [H, W, 3] uint8. time: tenths of a second for packed frames, else -1. follows: packed with the one before."""
+    """pixels [H, W, 3] uint8. time: tenths of a second if packed, else -1. follows: packed with the one before."""
 
     pixels: np.ndarray
     digest: bytes
@@ -195,7 +198,7 @@ _PER_ITEM = ("max_slice_nums", "use_image_id")
 
 def cut_track(samples: np.ndarray, times: Sequence[float], rate: int = 16_000) -> list[np.ndarray]:
     """samples [S] at the given times (seconds); every piece is padded with silence to at least 0.1 s."""
-    pieces = [samples[int(start * rate) : int(end * rate)] for start, end in zip(times, times[1:], strict=False)]
+    pieces = [samples[int(start * rate) : int(end * rate)] for start, end in pairwise(times)]
     return [np.pad(piece, (0, max(0, rate // 10 - len(piece)))) for piece in pieces]
 
 

@@ -38,7 +38,9 @@ class Processor:
         self._max_slices = int(preprocessor.get("max_slice_nums", 9))
         self._scale = int(preprocessor.get("scale_resolution", 448))
         self._numbered = bool(preprocessor.get("use_image_id", True))
-        self._max_chars = _CHARS_PER_TOKEN * int(read_json(folder / "config.json").get("max_position_embeddings", 32_768))
+        self._max_chars = _CHARS_PER_TOKEN * int(
+            read_json(folder / "config.json").get("max_position_embeddings", 32_768)
+        )
 
     def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
         """Render the chat template and expand media."""
@@ -48,11 +50,13 @@ class Processor:
         rendered = self._render(messages, options, settings, stand_ins, pieces)
         parts = stand_ins.split(rendered, len(pieces))
         segments = [pieces[part] if isinstance(part, int) else part for part in parts]
-        shown = "".join(self._shown(part) if not isinstance(part, str) else stand_ins.restore(part) for part in segments)
+        shown = "".join(
+            self._shown(part) if not isinstance(part, str) else stand_ins.restore(part) for part in segments
+        )
         return self._assemble(segments, settings, stand_ins.literals, shown)
 
     def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
-        """A prompt written by the caller: text with `<image>./</image>` and its like, or ids with expanded placeholders."""
+        """A prompt written by the caller: text with `<image>./</image>` and the like, or ids with placeholders expanded."""
         settings = Settings.read(options.media_kwargs)
         if not isinstance(text, str):
             return self._from_ids(text, media, settings)
@@ -125,7 +129,9 @@ class Processor:
         if unfinished:
             rendered, found, _ = rendered.rpartition(stand_ins.end())
             if not found:
-                raise RequestError("the chat template cannot continue the final message", param="continue_final_message")
+                raise RequestError(
+                    "the chat template cannot continue the final message", param="continue_final_message"
+                )
         elif options.add_generation_prompt and variables["use_tts_template"] is True:
             rendered += self.variant.speech_tail
         return rendered
@@ -158,7 +164,9 @@ class Processor:
     def _cut(self, media: Media, settings: Settings, group: int) -> list[str | Piece]:
         """Pictures and sounds of one part. Frames with their sound run on, all else is joined as the settings say."""
         pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered).cut(media, group)
-        joint = "" if media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces) else settings.joint
+        joint = (
+            "" if media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces) else settings.joint
+        )
         return [segment for piece in pieces for segment in (joint, piece)][1:]
 
     def _assemble(

@@ -1,4 +1,4 @@
-"""How MiniCPM-V and MiniCPM-o cut a picture: an overview plus a grid of slices, each a whole number of 14 px patches."""
+"""How MiniCPM-V and -o cut a picture: an overview plus a grid of slices, each a whole number of 14 px patches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def slice_image(pixels: np.ndarray, plan: SlicePlan) -> list[np.ndarray]:
         columns, rows = plan.grid
         width, height = plan.refined[0] // columns, plan.refined[1] // rows
         slices += [
-            refined[y * height : (y + 1) * height, x * width : (x + 1) * width] for y in range(rows) for x in range(columns)
+            refined[y * height : (y + 1) * height, x * width : (x + 1) * width]
+            for y in range(rows)
+            for x in range(columns)
         ]
     return slices
 

@@ -1,4 +1,4 @@
-"""Tokenizer of a checkpoint folder, through the `tokenizers` library, with control tokens under the caller's control."""
+"""The tokenizer of a checkpoint folder, through the `tokenizers` library; control tokens only where they are meant."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, *, stop_tokens: Sequence[str] = ()) -> None:
-        """stop_tokens: spellings that end generation besides those the folder names; ignored when not in the vocabulary."""
+        """stop_tokens: spellings that end generation besides those the folder names, if the vocabulary has them."""
         self.config = read_json(folder / "tokenizer_config.json")
         self._full = _load(folder, self.config)
         added = self._full.get_added_tokens_decoder()
-        self.control_ids: dict[str, int] = {token.content: token_id for token_id, token in added.items() if token.content}
+        self.control_ids: dict[str, int] = {
+            token.content: token_id for token_id, token in added.items() if token.content
+        }
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.control_pattern = _spellings(list(added.values()))
@@ -144,7 +146,9 @@ class Tokenizer:
             value = read_json(folder / name).get("eos_token_id")
             found += value if isinstance(value, list) else [value] if isinstance(value, int) else []
         spelled = [_content(self.config.get("eos_token")), *stop_tokens]
-        found += [self._full.token_to_id(token) for token in spelled if token and self._full.token_to_id(token) is not None]
+        found += [
+            self._full.token_to_id(token) for token in spelled if token and self._full.token_to_id(token) is not None
+        ]
         return tuple(dict.fromkeys(token_id for token_id in found if 0 <= token_id < self.vocab_size))
 
 
@@ -197,7 +201,9 @@ def _from_merges(folder: Path, class_name: str) -> tokenizers.Tokenizer:
         return core
     core.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     return core
 
 
@@ -226,7 +232,8 @@ def _spellings(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
     """Matches any of the tokens, the longest first, with the blanks that lstrip and rstrip tokens swallow."""
     ordered = sorted((token for token in tokens if token.content), key=lambda token: len(token.content), reverse=True)
     alternatives = [
-        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "") for token in ordered
+        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+        for token in ordered
     ]
     return re.compile("|".join(alternatives) or r"(?!)")
 
