@@ -77,7 +77,7 @@ def to_options(request: ChatRequest) -> ChatOptions:
         add_generation_prompt=not continues if generates is None else generates,
         continue_final_message=continues,
         template_kwargs=request.chat_template_kwargs or {},
-        media_kwargs=_given(request.mm_processor_kwargs) if request.mm_processor_kwargs else {},
+        media_kwargs=request.mm_processor_kwargs or {},
     )
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from sensorium.config import ServerConfig
 from sensorium.errors import SensoriumError
@@ -52,6 +53,23 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
+def http_server(app: ASGIApp, config: ServerConfig) -> uvicorn.Server:
+    """uvicorn, bounded: what it leaves open by default (slow or endless heads, proxy headers) is closed."""
+    settings = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=math.ceil(config.drain_s),
+    )
+    return _Server(settings)
+
+
 def run_server(
     config: ServerConfig,
     load: Callable[[], EngineClient],
@@ -67,20 +85,7 @@ def run_server(
     listener = bind(config)
     host, port = listener.getsockname()[:2]
     engine: Future[EngineClient] = Future()
-    server = _Server(
-        uvicorn.Config(
-            build_app(engine, config),
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=math.ceil(config.drain_s),
-        )
-    )
+    server = http_server(build_app(engine, config), config)
 
     def loading() -> None:
         try:

@@ -17,6 +17,8 @@ TokenCount = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Url = Annotated[str, Meta(min_length=1)]
+Scalar = bool | int | float | Annotated[str, Meta(max_length=1024)] | None
+Groups = Annotated[list[Annotated[list[int], Meta(max_length=256)]], Meta(max_length=1024)]
 
 UNSUPPORTED = {
     "tools": "calling tools",
@@ -144,10 +146,6 @@ class ResponseFormat(Input, kw_only=True):
     type: Literal["text"] = "text"
 
 
-class ImageOptions(Input, kw_only=True):
-    max_slice_nums: Annotated[int, Meta(ge=1, le=64)] | None = None
-
-
 class VideoOptions(Input, kw_only=True):
     num_frames: Annotated[int, Meta(ge=1, le=4096)] | None = None
     fps: Annotated[float, Meta(gt=0, le=60)] | None = None
@@ -155,10 +153,6 @@ class VideoOptions(Input, kw_only=True):
 
 class MediaIoOptions(Input, kw_only=True):
     video: VideoOptions | None = None
-
-
-class ProcessorOptions(ImageOptions, kw_only=True):
-    use_image_id: bool | None = None
 
 
 class SamplingFields(Input, kw_only=True):
@@ -196,8 +190,9 @@ class ChatRequest(SamplingFields, kw_only=True):
     stream_options: StreamOptions | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, bool | int | float | str | None], Meta(max_length=32)] | None = None
-    mm_processor_kwargs: ProcessorOptions | None = None
+    chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=32)] | None = None
+    mm_processor_kwargs: Annotated[dict[str, Scalar | Groups], Meta(max_length=32)] | None = None
+    """How media become rows, e.g. max_slice_nums; which options there are is the model's matter."""
     media_io_kwargs: MediaIoOptions | None = None
     user: Label | None = None
     """Written to the access log."""

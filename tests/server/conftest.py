@@ -1,0 +1,35 @@
+"""One engine and one open server for all tests of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server.live import Live, serve
+
+from sensorium.config import EngineConfig, MediaLimits
+from sensorium.engine.client import EngineClient
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
+TINY = ROOT.parent / "shared" / "golden" / "minicpmo45" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[EngineClient]:
+    model = next((folder for folder in (PACKAGED, TINY) if (folder / "model.safetensors").is_file()), None)
+    if model is None:
+        pytest.skip("neither the packaged model nor the reference data is there")
+    limits = MediaLimits(max_bytes=4 << 20, max_pixels=50_000_000, max_items=8)
+    config = EngineConfig(
+        model=str(model), max_model_len=2048, max_num_seqs=8, max_waiting=8, kv_cache_bytes=64 << 20, limits=limits
+    )
+    with EngineClient(config) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def live(engine: EngineClient) -> Iterator[Live]:
+    with serve(engine, max_body_bytes=24 << 20, served_model_name="tiny") as server:
+        yield server
