@@ -184,7 +184,7 @@ def _collect(prompt: Prompt, stream: Stream) -> RequestOutput:
             logprobs += event.logprobs
         elif isinstance(event, Failed):
             raise EngineError(event.message, param=event.param)
-        else:
+        elif isinstance(event, Finished):
             return _output(prompt, event, "".join(text), ids, logprobs or None)
     raise AssertionError("a stream ended without its last event")
 

@@ -13,7 +13,7 @@ from sensorium.bench.report import machine
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient, Stream
 from sensorium.errors import EngineError
-from sensorium.types import Failed, Finished, Prompt, SamplingParams, TextDelta
+from sensorium.types import Failed, Finished, Prompt, SamplingParams
 
 
 def measure_model(
@@ -71,6 +71,6 @@ def _finish(stream: Stream) -> Finished:
     for event in stream:
         if isinstance(event, Failed):
             raise EngineError(event.message)
-        if not isinstance(event, TextDelta):
+        if isinstance(event, Finished):
             return event
     raise AssertionError("a stream ended without its last event")

@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         return _top(argv)
     module, summary = COMMANDS[argv[0]]
     command = import_module(module)
-    parser = Parser(prog=f"sensorium {argv[0]}", description=summary[0].upper() + summary[1:] + ".")
+    prog = f"sensorium {argv[0]}"
+    parser = Parser(prog=prog, usage=f"{prog} [MODEL] [options]", description=summary[0].upper() + summary[1:] + ".")
     command.add_arguments(parser)
     args = parser.parse_args(normalise(argv[1:]))
     try:

@@ -31,7 +31,6 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "enable_prefix_caching": "reuse the KV blocks of equal prompt beginnings",
         "init_vision": "load the vision tower",
         "init_audio": "load the audio tower",
-        "init_tts": "load the speech tower",
         "media_threads": "threads that fetch, decode and preprocess media; 0 is half the cores",
     },
     ServerConfig: {
@@ -41,6 +40,10 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "served_model_name": "name that clients use; by default the folder's",
         "max_body_bytes": "largest request body",
         "allowed_origins": "web origins whose pages may call the API; * is every one",
+        "allowed_hosts": "host names to answer to besides loopback ones",
+        "insecure": "allow an address that other machines reach without any key",
+        "drain_s": "seconds that running requests may go on after SIGTERM",
+        "log_format": "one line or one JSON object per request",
     },
     MediaLimits: {
         "max_bytes": ("--max-media-bytes", "largest file"),
@@ -59,6 +62,9 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "allow_private_addresses": ("--allow-private-media-addresses", "fetch media from private addresses too"),
     },
 }
+
+# Type of a field -> how its flag is read, and what --help calls the value.
+READERS = {int: (integer, "N"), float: (number, "X"), Path: (Path, "PATH"), str: (str, "TEXT")}
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Config], title: str) -> None:
@@ -94,9 +100,8 @@ def _kind(field: Field[Any], hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is typing.Literal:
         return kind | {"choices": typing.get_args(hint)}
     if typing.get_origin(hint) is tuple:
-        return kind | {"action": _Tuple, "nargs": "+", "metavar": field.name.rstrip("s").upper()}
-    readers = {int: (integer, "N"), float: (number, "X"), Path: (Path, "PATH"), str: (str, "TEXT")}
-    reader, metavar = readers[hint]
+        return kind | {"action": _Tuple, "nargs": "+", "metavar": "TEXT"}
+    reader, metavar = READERS[hint]
     return kind | {"type": reader, "metavar": metavar}
 
 

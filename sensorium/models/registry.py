@@ -30,10 +30,23 @@ def load_model(
     progress: loader.Progress | None = None,
 ) -> Model:
     """Build the family's model and read its weights. Raises CheckpointError with what to do."""
+    model_class, parsed = _parse(hf_config, config)
+    return loader.load(model_class, parsed, folder, device, dtype, progress)
+
+
+def outline(hf_config: Mapping[str, Any], config: EngineConfig) -> Model:
+    """The model without memory behind its weights: for what it would need."""
+    model_class, parsed = _parse(hf_config, config)
+    with torch.device("meta"):
+        return model_class(parsed)
+
+
+def _parse(hf_config: Mapping[str, Any], config: EngineConfig) -> tuple[Any, Any]:
+    """The family's Model class and its configuration."""
     module, name = _family(hf_config)[0].split(":")
     family = importlib.import_module(f"sensorium.models.{module}")
     parsed = family.Config.from_hf(hf_config, init_vision=config.init_vision, init_audio=config.init_audio)
-    return loader.load(getattr(family, name), parsed, folder, device, dtype, progress)
+    return getattr(family, name), parsed
 
 
 def load_processor(folder: Path, hf_config: Mapping[str, Any]) -> Processor:

@@ -1,0 +1,140 @@
+"""`sensorium doctor`: what is installed, which devices and kernels will be used and why, and what a model needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from sensorium import __version__
+from sensorium.cli.options import add_flags, build
+from sensorium.config import EngineConfig
+from sensorium.errors import SensoriumError
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "av", "soxr", "pillow", "starlette", "uvicorn", "msgspec")
+CODECS = ("h264", "hevc", "vp9", "aac", "mp3", "opus", "flac", "vorbis")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do where ok is False."""
+
+    about: str
+    text: str
+    ok: bool = True
+    fix: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_flags(parser, EngineConfig, "engine settings to plan for")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = build(EngineConfig, args, model=args.model)
+    findings = [*_environment(), *_media(), *_devices(), *_memory(config)]
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        width = max(len(finding.about) for finding in findings)
+        for finding in findings:
+            print(f"{'ok ' if finding.ok else 'BAD'}  {finding.about:{width}}  {finding.text}")
+            if not finding.ok:
+                print(f"     {'':{width}}  -> {finding.fix}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _environment() -> list[Finding]:
+    python = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    total = _memory_bytes()
+    if total is not None:
+        python += f", {total / 2**30:.1f} GiB of memory"
+    findings = [Finding("machine", python), Finding("sensorium", __version__)]
+    for name in PACKAGES:
+        try:
+            findings.append(Finding(name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "not installed", False, f"pip install {name}"))
+    return findings
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _media() -> list[Finding]:
+    import av
+
+    missing = [name for name in CODECS if name not in av.codecs_available]
+    if missing:
+        return [
+            Finding(
+                "codecs",
+                f"PyAV lacks {', '.join(missing)}",
+                False,
+                "install the wheel: pip install --force-reinstall av",
+            )
+        ]
+    return [Finding("codecs", ", ".join(CODECS))]
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = f"torch is built for CUDA {built} but sees no device" if built else "this torch is built for the CPU only"
+        return [Finding("device cpu", f"{torch.get_num_threads()} threads; {why}")]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        findings.append(Finding(f"device cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"))
+    return findings
+
+
+def _memory(config: EngineConfig) -> list[Finding]:
+    """What the model will take, worked out from its config.json; no weight is read."""
+    from sensorium.engine.loading import pick_device, pick_dtype, plan_memory, read_config, resolve_folder
+    from sensorium.models.registry import outline
+
+    about = config.model or "sensorium-tiny"
+    try:
+        folder = resolve_folder(config.model)
+        hf_config = read_config(folder)
+        device = pick_device(config.device)
+        dtype = pick_dtype(config.dtype, device, hf_config)
+        model = outline(hf_config, config)
+    except SensoriumError as error:
+        return [Finding(about, error.message, False, "name another model or device")]
+    weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize  # type: ignore[attr-defined]
+    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    text = f"{str(dtype).removeprefix('torch.')} on {device}: weights {weights / 1e9:.2f} GB"
+    if device.type == "cpu":
+        plan = plan_memory(model, config, device, dtype)
+        return [Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")]
+    left = _room(device, config) - weights - config.encoder_cache_bytes
+    text += f", {token} bytes of KV cache a token, {max(left, 0) / 1e9:.2f} GB left for it and activations"
+    if left < token * (config.max_model_len or model.max_model_len):
+        fix = "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device"
+        return [Finding(about, text, False, fix)]
+    return [Finding(about, text)]
+
+
+def _room(device: torch.device, config: EngineConfig) -> int:
+    """Bytes the engine may use on a GPU."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total * config.gpu_memory_utilization) - (total - free)
