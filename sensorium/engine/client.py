@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import queue
 import threading
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Abort, EngineStats
-from sensorium.engine.loading import Loaded, Progress, cpu_share, load
+from sensorium.engine.loading import Loaded, Progress, load
 from sensorium.engine.prepare import Preparer
 from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedError, RequestError
 from sensorium.models.base import Tokenizer
@@ -102,7 +102,7 @@ class EngineClient:
         self._dead: str | None = None
         self._ids = itertools.count()
         self._num_preparing = 0
-        threads = self.config.media_threads or cpu_share()
+        threads = self.config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._preparer = Preparer(self.loaded.processor, self.modalities, self.config.limits)
         self._media_pool = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-media")
         self._thread = threading.Thread(target=self._loop, name="sensorium-engine", daemon=True)
@@ -258,10 +258,6 @@ class EngineClient:
 
     def stats(self) -> EngineStats:
         return self.engine.stats
-
-    def seconds_since_step(self) -> float:
-        """How long the engine has been silent; meaningful while it has work."""
-        return time.monotonic() - self.engine.stats.last_step_s
 
     def close(self) -> None:
         """Stop the threads. Requests in flight end with Failed("engine_dead"). Safe to call twice."""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sensorium.kernels import onednn
+
 
 class Linear(nn.Module):
     """y = x W^T + b, with several checkpoint matrices ("parts") stacked along the output so that one product does all.
@@ -26,8 +28,16 @@ class Linear(nn.Module):
         self.bias_parts = set(self.parts) if bias is True else set(bias or ())
         self.weight = nn.Parameter(torch.empty(n_out, n_in), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(n_out), requires_grad=False) if self.bias_parts else None
+        self._packed: torch.Tensor | None = None
+
+    def pack(self) -> None:
+        """Keep a second copy of the weight in the CPU's fastest layout. Only for weights that change no more."""
+        if onednn.supports(self.weight):
+            self._packed = onednn.pack(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._packed is not None and x.shape[:-1].numel() >= onednn.MIN_ROWS:
+            return onednn.linear(x, self._packed, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def pieces(self, name: str) -> dict[str, slice]:
