@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
     """Write k, v [N, K, D] at `slots` [N] of kv [2, blocks, block_size, K, D]."""
-    flat = kv.view(2, -1, kv.shape[3], kv.shape[4])
-    flat[0].index_copy_(0, slots, k)
-    flat[1].index_copy_(0, slots, v)
+    keys, values = kv.view(2, -1, kv.shape[3], kv.shape[4]).unbind()
+    keys.index_copy_(0, slots, k)
+    values.index_copy_(0, slots, v)
 
 
 class PagedPlan:
@@ -65,13 +65,14 @@ class PagedPlan:
         for table in tables:
             padded.extend(table[:width])
             padded.extend([0] * (width - len(table)))
-        self.width = width
         self.single_blocks = torch.tensor(padded, device=device)
         if min(lens) == width * block_size:
             self.single_mask = None
             return
-        mask = np.arange(width * block_size) < np.asarray(lens)[:, None]
-        self.single_mask = torch.from_numpy(mask[:, None, None, :]).to(device)
+        seen = np.arange(width * block_size) < np.asarray(lens)[:, None]
+        # Additive, as a boolean mask would be turned into this in every layer.
+        bias = np.where(seen, np.float32(0), np.float32(-np.inf))
+        self.single_mask = torch.from_numpy(bias[:, None, None, :]).to(device)
 
     @property
     def decode_only(self) -> bool:
@@ -84,8 +85,7 @@ class PagedPlan:
             return self._attend_singles(q, kv, scale)
         out = torch.empty_like(q)
         for start, count, length, blocks in self.chunks:
-            keys = kv[0].index_select(0, blocks).flatten(0, 1)[:length]
-            values = kv[1].index_select(0, blocks).flatten(0, 1)[:length]
+            keys, values = kv.index_select(1, blocks).flatten(1, 2)[:, :length].unbind()
             out[start : start + count] = _causal(q[start : start + count], keys, values, scale)
         if self.rows is not None:
             out[self.rows] = self._attend_singles(q[self.rows], kv, scale)
@@ -93,15 +93,11 @@ class PagedPlan:
 
     def _attend_singles(self, q: torch.Tensor, kv: torch.Tensor, scale: float) -> torch.Tensor:
         b, h, d = q.shape
-        block_size, kh = kv.shape[2], kv.shape[3]
-        keys, values = (
-            part.index_select(0, self.single_blocks).view(b, self.width * block_size, kh, d).transpose(1, 2)
-            for part in kv
-        )
+        kh = kv.shape[3]
+        keys, values = kv.index_select(1, self.single_blocks).view(2, b, -1, kh, d).transpose(2, 3).unbind()
+        mask = None if self.single_mask is None else self.single_mask.to(q.dtype)
         # The G query heads of one KV head attend as if they were G query positions: no key is repeated.
-        out = F.scaled_dot_product_attention(
-            q.view(b, kh, h // kh, d), keys, values, attn_mask=self.single_mask, scale=scale
-        )
+        out = F.scaled_dot_product_attention(q.view(b, kh, h // kh, d), keys, values, attn_mask=mask, scale=scale)
         return out.reshape(b, h, d)
 
 
