@@ -159,7 +159,8 @@ class LLM:
                         prompt = call()
                         flying.append((prompt, self.client.submit(prompt, sampling)))
                     except SensoriumError as error:
-                        error.args = (f"prompt {index}: {error.message}",)
+                        if len(calls) > 1:
+                            error.args = (f"prompt {index}: {error.message}",)
                         raise
                     if len(flying) == window:
                         outputs.append(_collect(*flying.popleft()))

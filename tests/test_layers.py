@@ -23,7 +23,7 @@ LAYERS = {
     "layers": LOW | {"kernels"},
     "media": LOW,
     "models": LOW | {"kernels", "layers", "media"},
-    "engine": LOW | {"kernels", "models", "media"},
+    "engine": LOW | {"kernels", "layers", "models", "media"},
     "messages": LOW | {"media"},
     "llm": LOW | {"engine", "messages"},
     "server": LOW | {"engine"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from sensorium.cli.options import add_flags, build
 from sensorium.cli.parser import integer
@@ -24,14 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sensorium.bench import model, report, step, transformers
+    from sensorium.bench.report import table
 
-    if args.engine_step:
-        result = step.measure_step()
-    elif args.transformers:
-        result = transformers.compare(args.batch, args.prompt_len, args.num_tokens, args.repeat)
-    else:
-        config = build(EngineConfig, args, model=args.model)
-        result = model.measure_model(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
-    print(json.dumps(result, indent=1) if args.json else report.table(result))
+    result = _measure(args)
+    print(json.dumps(result, indent=1) if args.json else table(result))
     return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    if args.engine_step:
+        from sensorium.bench.step import measure_step
+
+        return measure_step()
+    if args.transformers:
+        from sensorium.bench.transformers import compare
+
+        return compare(args.batch, args.prompt_len, args.num_tokens, args.repeat)
+    from sensorium.bench.model import measure_model
+
+    config = build(EngineConfig, args, model=args.model)
+    return measure_model(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
