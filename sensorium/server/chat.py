@@ -86,7 +86,7 @@ class _Answering:
         self._facts["id"] = self._heading.id
         if self._request.user:
             self._facts["user"] = self._request.user
-        prompt = await self._client.aprepare_chat(to_messages(self._request), to_options(self._request))
+        prompt = await self._prepare()
         self._prompt_tokens, self._media_tokens = len(prompt.ids), prompt.media_tokens()
         streams: list[Stream] = []
         try:
@@ -100,6 +100,14 @@ class _Answering:
             for stream in streams:
                 stream.abort()
             self._account()
+
+    async def _prepare(self) -> Prompt:
+        try:
+            return await self._client.aprepare_chat(to_messages(self._request), to_options(self._request))
+        except RequestError as error:
+            if error.param and error.param.startswith("media_kwargs"):  # their name in the engine
+                error.param = "mm_processor" + error.param.removeprefix("media")
+            raise
 
     def _submit(self, prompt: Prompt, index: int) -> Stream:
         return self._client.submit(

@@ -22,12 +22,18 @@ def sdk(live: Live) -> Iterator[openai.OpenAI]:
 
 
 def image_part(data: bytes = b"", **extra: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": samples.data_url("image/png", data or samples.picture()), **extra}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": samples.data_url("image/png", data or samples.picture()), **extra},
+    }
 
 
 MEDIA: dict[str, dict[str, Any]] = {
     "image": image_part(),
-    "audio": {"type": "input_audio", "input_audio": {"data": samples.data_url("", samples.sound())[13:], "format": "wav"}},
+    "audio": {
+        "type": "input_audio",
+        "input_audio": {"data": samples.data_url("", samples.sound())[13:], "format": "wav"},
+    },
     "audio by URL": {"type": "audio_url", "audio_url": {"url": samples.data_url("audio/wav", samples.sound())}},
     "video": {"type": "video_url", "video_url": {"url": samples.data_url("video/mp4", samples.video())}},
 }
@@ -192,7 +198,9 @@ def test_a_full_server_says_so_and_recovers(sdk: openai.OpenAI, live: Live):
 
 def test_concurrent_streams_equal_their_solo_runs(sdk: openai.OpenAI):
     questions = [user([image_part(samples.picture(seed=seed)), f"Question {seed}"]) for seed in range(6)]
-    solo = [sdk.chat.completions.create(messages=question, **GREEDY).choices[0].message.content for question in questions]
+    solo = [
+        sdk.chat.completions.create(messages=question, **GREEDY).choices[0].message.content for question in questions
+    ]
     together: list[str] = [""] * len(questions)
 
     def run(index: int) -> None:
