@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 
 from sensorium.config import MediaLimits
-from sensorium.errors import MediaError, SensoriumError, TooLargeError
+from sensorium.errors import MediaError, SensoriumError, TooLargeError, UnsupportedError
 from sensorium.media.container import open_container, sniff
 from sensorium.media.wav import read_wav
 from sensorium.types import Media
@@ -43,6 +43,8 @@ _HINTS = {"mp3": "mp3", "aac": "aac", "flac": "flac"}
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media:
     """Decodes the first audio track. options["format"] is a hint for files without a recognisable start."""
     options = dict(options or {})
+    if unknown := sorted(set(map(str, options)) - {"format"}):
+        raise UnsupportedError(f"unknown audio option {unknown[0][:64]}", param=part)
     digest = hashlib.blake2b(data, digest_size=32, person=b"audio").digest()
     wav = read_wav(data)
     try:

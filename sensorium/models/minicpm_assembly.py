@@ -117,7 +117,7 @@ class Assembly:
 
     def _picture_item(self, pictures: Sequence[Picture], plans: Sequence[SlicePlan]) -> int:
         packed = self.variant.packs_frames
-        key = hashlib.blake2b(PREPROCESSING + b"image", digest_size=32)
+        key = hashlib.blake2b(PREPROCESSING + pictures[0].modality.encode(), digest_size=32)
         for picture, plan in zip(pictures, plans, strict=True):
             key.update(picture.digest + repr((plan, picture.time if len(pictures) > 1 else None)).encode())
         found = self._by_key.get(key.digest())
@@ -134,7 +134,7 @@ class Assembly:
             times = [picture.time for picture in pictures]
             arrays["temporal_ids"] = np.array(times * plans[0].count, dtype=np.int32)
             arrays["groups"] = np.repeat(np.arange(plans[0].count, dtype=np.int32), len(pictures))
-        return self._keep(MediaItem("image", key.digest(), self.variant.queries * plans[0].count, arrays))
+        return self._keep(MediaItem(pictures[0].modality, key.digest(), self.variant.queries * plans[0].count, arrays))
 
     def _recording_item(self, group: Sequence[Sound]) -> int:
         key = hashlib.blake2b(PREPROCESSING + b"audio", digest_size=32)

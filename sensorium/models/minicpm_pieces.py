@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from sensorium.errors import RequestError, UnsupportedError
+from sensorium.media.sampling import cut_track, temporal_ids
 from sensorium.media.stack import concat_images
-from sensorium.types import Media
+from sensorium.types import Media, Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Settings:
         return "" if self.omni_mode or self.stream_input else "\n"
 
 
-_RANGES = {"max_slice_nums": (1, 64), "scale_resolution": (56, 1792)}
+_RANGES = {"max_slice_nums": (1, 36), "scale_resolution": (56, 1792)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +119,7 @@ class Picture:
     numbered: bool
     time: int = -1
     follows: bool = False
+    modality: Modality = "image"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +151,9 @@ class PieceCutter:
         return [Sound(media.data, media.digest, group)]
 
     def _picture(self, media: Media) -> Picture:
-        own = Settings.read({key: media.options[key] for key in _PER_ITEM if key in media.options}, media.part)
+        if unknown := sorted(set(map(str, media.options)) - _PER_PICTURE):
+            raise UnsupportedError(f"unknown image option {unknown[0][:64]}", param=media.part)
+        own = Settings.read(media.options, media.part)
         limit = _first(own.max_slice_nums, self.settings.max_slice_nums, self.max_slices)
         numbered = _first(own.use_image_id, self.settings.use_image_id, self.numbered)
         return Picture(media.data, media.digest, limit, numbered and not self.variant.nested_slices)
@@ -158,15 +161,17 @@ class PieceCutter:
     def _video(self, media: Media, group: int) -> Iterator[Picture | Sound]:
         """Frame, its second of sound, the frames between as one picture, next frame …"""
         times = media.times_s if media.times_s is not None else np.arange(len(media.data), dtype=np.float64)
-        main = list(media.options.get("main_frames") or range(len(media.data)))
+        main = media.options.get("main_frames") or range(len(media.data))
+        moments = media.options.get("main_times_s") or [float(times[index]) for index in main]
+        duration = float(media.options.get("duration_s") or times[-1] + 1.0)
         packing = int(media.options.get("packing") or 1)
         if packing > 1 and not self.variant.packs_frames:
             raise UnsupportedError("this model does not pack video frames", param=media.part or None)
-        sounds = self._sounds(media, [float(times[index]) for index in main], group)
+        tenths = temporal_ids([float(times[index]) for index in main], duration) if packing > 1 else None
+        sounds = self._sounds(media, [*moments, duration], group)
         for position, index in enumerate(main):
             follows = packing > 1 and position % packing > 0
-            time = round(float(times[index]) * 10) if packing > 1 else -1
-            yield self._frame(media.data[index], media.digest, str(index), time, follows)
+            yield self._frame(media.data[index], media.digest, str(index), tenths[position] if tenths else -1, follows)
             if sounds is not None:
                 yield sounds[position]
             end = main[position + 1] if position + 1 < len(main) else len(media.data)
@@ -178,14 +183,13 @@ class PieceCutter:
         limit = _first(self.settings.max_slice_nums, 1)
         numbered = bool(self.settings.use_image_id) and not self.variant.nested_slices
         key = hashlib.blake2b(name.encode(), digest_size=32, key=digest).digest()
-        return Picture(pixels, key, limit, numbered, time, follows)
+        return Picture(pixels, key, limit, numbered, time, follows, "video")
 
-    def _sounds(self, media: Media, starts: Sequence[float], group: int) -> list[Sound] | None:
-        if media.audio is None or not self.variant.omni or media.options.get("use_audio") is False:
+    def _sounds(self, media: Media, times: Sequence[float], group: int) -> list[Sound] | None:
+        if media.audio is None or not self.variant.omni:
             return None
-        duration = float(media.options.get("duration_s") or len(media.audio.data) / 16_000)
-        pieces = cut_track(media.audio.data, [*starts, duration])
-        names = (f"{start:.6f}-{len(piece)}" for start, piece in zip(starts, pieces, strict=True))
+        pieces = cut_track(media.audio.data, times)
+        names = (f"{start!r}-{len(piece)}" for start, piece in zip(times, pieces, strict=False))
         key = media.audio.digest
         return [
             Sound(piece, hashlib.blake2b(name.encode(), digest_size=32, key=key).digest(), group)
@@ -193,13 +197,7 @@ class PieceCutter:
         ]
 
 
-_PER_ITEM = ("max_slice_nums", "use_image_id")
-
-
-def cut_track(samples: np.ndarray, times: Sequence[float], rate: int = 16_000) -> list[np.ndarray]:
-    """samples [S] at the given times (seconds); every piece is padded with silence to at least 0.1 s."""
-    pieces = [samples[int(start * rate) : int(end * rate)] for start, end in pairwise(times)]
-    return [np.pad(piece, (0, max(0, rate // 10 - len(piece)))) for piece in pieces]
+_PER_PICTURE = frozenset({"max_slice_nums", "use_image_id"})
 
 
 def _first(*values: Any) -> Any:

@@ -56,7 +56,7 @@ class Processor:
         return self._assemble(segments, settings, stand_ins.literals, shown)
 
     def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
-        """A prompt written by the caller: text with `<image>./</image>` and the like, or ids with placeholders expanded."""
+        """A prompt written by the caller: text with `<image>./</image>` and the like, or ids already expanded."""
         settings = Settings.read(options.media_kwargs)
         if not isinstance(text, str):
             return self._from_ids(text, media, settings)
