@@ -26,8 +26,8 @@ MEDIA_KWARGS = ("max_slice_nums", "use_image_id", "omni_mode")
 
 
 @pytest.fixture(scope="module")
-def reference(golden: Path) -> dict[str, Any]:
-    folder = golden / "minicpmo45"
+def reference(golden_core: Path) -> dict[str, Any]:
+    folder = golden_core / "minicpmo45"
     cases = json.loads((folder / "chat" / "chat.json").read_text())["cases"]
     waves = load_file(folder / "audio" / "waveforms_int16.safetensors")
     return {"folder": folder, "cases": {case["name"]: case for case in cases}, "waves": waves}
