@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from sensorium.errors import OverloadedError, SensoriumError
+from sensorium.errors import AuthenticationError, OverloadedError, SensoriumError
 from sensorium.types import Failed
 
 MAX_MESSAGE, MAX_PARAM = 600, 200
@@ -55,6 +55,8 @@ def describe(error: BaseException) -> tuple[int, ErrorBody, dict[str, str]]:
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, AuthenticationError):
+        headers["www-authenticate"] = "Bearer"
     elif error.retryable:
         headers["retry-after"] = "5"
     else:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("sensorium.access")
 
 QUIET_PATHS = {"/health", "/ping", "/metrics"}
-LINGER_S = 2.0
+LINGER_S, IDLE_S = 2.0, 0.25
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -77,13 +77,15 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": content, "more_body": linger})
         if linger:
             # Closing while the client still sends would reset the connection and lose the answer on its way.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._discard_body(), LINGER_S)
+            await self._discard_body()
             await self.send({"type": "http.response.body"})
 
     async def _discard_body(self) -> None:
-        while self._body_pending:
-            await self.receive()
+        """Read on for LINGER_S at most, and only while something comes."""
+        end = time.monotonic() + LINGER_S
+        with contextlib.suppress(asyncio.TimeoutError):
+            while self._body_pending and time.monotonic() < end:
+                await asyncio.wait_for(self.receive(), IDLE_S)
 
 
 class Exchanges:
