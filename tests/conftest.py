@@ -16,6 +16,24 @@ PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
 
 
 @pytest.fixture(scope="session")
+def any_model(golden_tiny: Path | None) -> Path:
+    """A model folder that loads quickly, for tests that do not care what it answers."""
+    if (PACKAGED / "model.safetensors").is_file():
+        return PACKAGED
+    if golden_tiny is None:
+        pytest.skip("neither the packaged model nor the reference data is there")
+    return golden_tiny
+
+
+@pytest.fixture(scope="session")
+def golden_tiny() -> Path | None:
+    """The random checkpoint of the reference data: from the full set, or the core kept here."""
+    folders = [ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"]
+    candidates = [folder / "minicpmo45" / "tiny" for folder in folders]
+    return next((folder for folder in candidates if (folder / "model.safetensors").is_file()), None)
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """The full reference data, beside the checkout; outsiders run the core in tests/golden instead."""
     folder = ROOT.parent / "shared" / "golden"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sensorium.cli.loading import LoadingBar
 from sensorium.cli.options import add_flags, build
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
-from sensorium.server.run import run_server
+from sensorium.server.run import BindError, run_server
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
     def on_ready(client: EngineClient) -> None:
         log.info("ready after %.1f s: %s on %s", time.perf_counter() - started, client.model_name, address)
 
-    run_server(server, lambda: load(engine), on_bound=on_bound, on_ready=on_ready)
+    try:
+        run_server(server, lambda: load(engine), on_bound=on_bound, on_ready=on_ready)
+    except BindError as error:
+        raise BindError(f"{error.message} (--host, --port, --api-key and --insecure are the flags for that)") from None
     return 0
 
 
