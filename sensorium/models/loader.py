@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sensorium.errors import CheckpointError
+from sensorium.layers.linear import Linear
 
 Progress = Callable[[int, int, str], None]
 """Called after each tensor with bytes read so far, bytes in all, and the tensor's name."""
@@ -29,14 +30,31 @@ MAX_LISTED = 12
 
 
 class Checkpointed(Protocol):
-    """What the loader reads from a model (an nn.Module)."""
+    """What the loader reads from a model, beside the nn.Module it is."""
 
-    config: Any
-    renames: Mapping[str, tuple[str, Rules]]
-    ignored: tuple[str, ...]
+    @property
+    def config(self) -> Any:
+        """Has `source`, the config.json it was made from."""
+        ...
+
+    @property
+    def renames(self) -> Mapping[str, tuple[str, Rules]]:
+        """Prefix of ours -> (prefix in checkpoints, rules for the rest: regular expression, replacement)."""
+        ...
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Checkpoint prefixes that may be present and are not read."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def eval(self) -> Any: ...
 
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=Checkpointed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +67,20 @@ class Target:
 
     @property
     def tensor(self) -> torch.Tensor:
-        parameter = self.module._parameters[self.name].detach()
+        parameter = self.module.get_parameter(self.name).detach()
         return parameter if self.rows is None else parameter[self.rows]
 
 
-def targets(model: nn.Module) -> dict[str, Target]:
+def targets(model: Checkpointed) -> dict[str, Target]:
     """Every tensor name a checkpoint of this model has."""
     found = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            pieces = module.pieces(name) if hasattr(module, "pieces") else {"": None}
             full = f"{path}.{name}" if path else name
-            for piece, rows in pieces.items():
-                found[_checkpoint_name(full, piece, model.renames)] = Target(module, name, rows if piece else None)
+            for piece, rows in (module.pieces(name) if isinstance(module, Linear) else {"": None}).items():
+                found[_checkpoint_name(full, piece, model.renames)] = Target(module, name, rows)
     return found
 
 
@@ -225,13 +242,13 @@ def _listed(names: list[str]) -> str:
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 
-def export_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def export_tensors(model: Checkpointed) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of every piece as a checkpoint holds them, fused projections taken apart."""
     for name, target in targets(model).items():
         yield name, target.tensor
 
 
-def save_checkpoint(model: nn.Module, folder: Path, *, max_shard_bytes: int = 5 << 30) -> None:
+def save_checkpoint(model: Checkpointed, folder: Path, *, max_shard_bytes: int = 5 << 30) -> None:
     """Write the weights (several files and an index where they are large) and the config.json they were built from."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, torch.Tensor]] = [{}]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ RENAMES = {
     "audio.": ("apm.", whisper.RENAMES),
     "projector.": ("audio_projection_layer.", ()),
 }
+Tower = TypeVar("Tower", bound=nn.Module)
 # Clips encoded together: 30 s of sound are 1500 frames, about as much work as a slice.
 AUDIO_BATCH = 8
 
@@ -124,7 +125,10 @@ class Model(nn.Module):
         self.hidden_size = llm.width
         self.modalities = ("image", "video") * (config.vision is not None) + ("audio",) * (config.audio is not None)
         self.decoder = Decoder(llm)
-        self.vision = self.resampler = self.audio = self.projector = None
+        self.vision: Siglip | None = None
+        self.resampler: Resampler | None = None
+        self.audio: Whisper | None = None
+        self.projector: AudioProjector | None = None
         if config.vision is not None:
             layers = config.vision.num_layers - config.drop_vision_last_layer
             self.vision = Siglip(replace(config.vision, num_layers=layers))
@@ -174,16 +178,13 @@ class Model(nn.Module):
         raise UnsupportedError(f"this model takes no {modality} input")
 
     def _encode_images(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
-        if self.vision is None:
-            raise UnsupportedError("this model was loaded without its vision tower (init_vision)")
         units = [unit for number, item in enumerate(items) for unit in _image_units(number, item)]
-        rows: list[torch.Tensor | None] = [None] * len(units)
+        rows: dict[int, torch.Tensor] = {}
         # Slices of like length share a batch, so that little of it is padding.
         order = sorted(range(len(units)), key=lambda i: max(len(patches) for patches in units[i].patches))
         for batch in _batches(order, [len(unit.patches) for unit in units], self.config.vision_batch_size):
-            for i, out in zip(batch, self._encode_units([units[i] for i in batch]), strict=True):
-                rows[i] = out
-        return [torch.cat([r for r, u in zip(rows, units, strict=True) if u.item == n]) for n in range(len(items))]
+            rows |= zip(batch, self._encode_units([units[i] for i in batch]), strict=True)
+        return [torch.cat([rows[i] for i, unit in enumerate(units) if unit.item == n]) for n in range(len(items))]
 
     def _encode_units(self, units: Sequence[_ImageUnit]) -> torch.Tensor:
         """Units of up to F slices each -> [units, Q, E]."""
@@ -214,19 +215,16 @@ class Model(nn.Module):
         strip = sizes.new_ones(len(sizes), 2) if self.config.strip_positions else None
         if strip is not None:
             strip[:, 1] = sizes.prod(-1)
-        seen = self.vision(x, sizes if strip is None else strip, padded)
-        return self.resampler(seen, sizes, temporal_ids, groups, padded)
+        seen = _loaded(self.vision, "vision")(x, sizes if strip is None else strip, padded)
+        return _loaded(self.resampler, "vision")(seen, sizes, temporal_ids, groups, padded)
 
     def _encode_audio(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
-        if self.audio is None:
-            raise UnsupportedError("this model has no audio tower, or was loaded without it (init_audio)")
         clips = [(n, mel) for n, item in enumerate(items) for mel in _clips(item)]
-        rows: list[torch.Tensor | None] = [None] * len(clips)
+        rows: dict[int, torch.Tensor] = {}
         order = sorted(range(len(clips)), key=lambda i: clips[i][1].shape[1])
         for batch in _batches(order, [1] * len(clips), AUDIO_BATCH):
-            for i, out in zip(batch, self._encode_clips([clips[i][1] for i in batch]), strict=True):
-                rows[i] = out
-        joined = [torch.cat([r for r, (n, _) in zip(rows, clips, strict=True) if n == i]) for i in range(len(items))]
+            rows |= zip(batch, self._encode_clips([clips[i][1] for i in batch]), strict=True)
+        joined = [torch.cat([rows[i] for i, (n, _) in enumerate(clips) if n == number]) for number in range(len(items))]
         # Pieces of a message are merged before the encoder; what the last fraction of a row adds has no placeholder.
         return [out[: item.rows] for out, item in zip(joined, items, strict=True)]
 
@@ -238,18 +236,26 @@ class Model(nn.Module):
             batch[i, :, : lengths[i]] = mel
         mel = torch.from_numpy(batch).to(weight.device, weight.dtype)
         frames = torch.tensor(lengths, device=weight.device)
-        out = self.projector(self.audio(mel, frames, padded=min(lengths) < max(lengths)))
+        out = self.embed_clips(mel, frames, padded=min(lengths) < max(lengths))
         return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
+
+    def embed_clips(self, mel: torch.Tensor, frames: torch.Tensor, padded: bool = True) -> torch.Tensor:
+        """mel [B, 80, T], zero-padded, frames [B] -> [B, rows, E]; arguments as in Whisper."""
+        return _loaded(self.projector, "audio")(_loaded(self.audio, "audio")(mel, frames, padded))
 
     def encode_audio_chunk(
         self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0
     ) -> torch.Tensor:
         """Live sound: the next mel frames [80, T] of one stream -> [R, E]. Arguments as in Whisper.stream."""
-        if self.audio is None:
-            raise UnsupportedError("this model has no audio tower, or was loaded without it (init_audio)")
         weight = self.decoder.embedding.weight
-        seen = self.audio.stream(mel[None].to(weight.device, weight.dtype), stream, before, after)
-        return self.projector(seen)[0]
+        batch = mel[None].to(weight.device, weight.dtype)
+        return _loaded(self.projector, "audio")(_loaded(self.audio, "audio").stream(batch, stream, before, after))[0]
+
+
+def _loaded(tower: Tower | None, name: str) -> Tower:
+    if tower is None:
+        raise UnsupportedError(f"this model has no {name} tower, or was loaded without it (init_{name})")
+    return tower
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def test_towers_can_be_left_out():
     model = Model(config)
     assert {"vpm.", "resampler.", "apm.", "audio_projection_layer.", "tts."} == set(model.ignored)
     for modality, item in (("image", random_image([(2, 2)])), ("audio", random_sound([20], 2))):
-        with pytest.raises(UnsupportedError, match=r"without its|no audio tower"):
+        with pytest.raises(UnsupportedError, match=f"init_{'vision' if modality == 'image' else 'audio'}"):
             model.encode(modality, [item])
     with pytest.raises(UnsupportedError, match="smell"):
         model.encode("smell", [])
