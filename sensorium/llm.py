@@ -78,6 +78,11 @@ class LLM:
                 raise TypeError(f"LLM() got an unexpected keyword argument {name!r}{hint}")
         self.client = EngineClient(EngineConfig(model=str(model), **options))
 
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """The same from a configuration object."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
+
     def generate(
         self,
         prompts: RawPrompt | Sequence[RawPrompt],

@@ -53,6 +53,6 @@ def test_offline(questions):
     assert "How many" in run("offline.py", str(ASSETS / questions["image"]["file"]))
 
 
-@pytest.mark.parametrize("path", EXAMPLES.glob("*.py"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short(path):
     assert path.read_text().count("\n") < 40

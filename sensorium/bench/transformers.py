@@ -1,4 +1,4 @@
-"""The packaged model's decoder here and in transformers: same weights, same prompts, same greedy tokens, one run."""
+"""A model's decoder here and in transformers: same weights, same prompts, same greedy tokens, one run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from sensorium.bench.model import random_prompts
 from sensorium.bench.report import machine
+from sensorium.config import EngineConfig
 from sensorium.errors import SensoriumError
 from sensorium.llm import LLM
 from sensorium.models.loader import export_tensors
@@ -28,21 +30,29 @@ FIELDS = (
 )  # fmt: skip
 
 
-def compare(batches: Sequence[int], prompt_len: int, num_tokens: int, repeat: int) -> dict[str, Any]:
+def compare(
+    config: EngineConfig, batches: Sequence[int], prompt_len: int, num_tokens: int, repeat: int
+) -> dict[str, Any]:
     """Tokens per second of both sides per batch, alternating runs, medians, and the share of equal tokens."""
     try:
         import transformers
     except ImportError:
         raise SensoriumError('the comparison needs transformers: pip install "sensorium[dev]"') from None
-    with (
-        LLM(init_vision=False, init_audio=False, enable_prefix_caching=False) as llm,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    # Neither side may know a prompt from an earlier run, and neither loads a tower.
+    config = replace(config, init_vision=False, init_audio=False, enable_prefix_caching=False)
+    with LLM.from_config(config) as llm, tempfile.TemporaryDirectory() as folder:
         save_qwen3(llm.client.loaded.model, Path(folder))
         other = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         rows = [_row(llm, other, batch, prompt_len, num_tokens, repeat) for batch in batches]
     versions = {"transformers": transformers.__version__}
-    return {"prompt_tokens": prompt_len, "new_tokens": num_tokens, **versions, **machine(), "rows": rows}
+    return {
+        "model": llm.client.model_name,
+        "prompt_tokens": prompt_len,
+        "new_tokens": num_tokens,
+        **versions,
+        **machine(),
+        "rows": rows,
+    }
 
 
 def save_qwen3(model: Any, folder: Path) -> None:

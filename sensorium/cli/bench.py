@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine-step", action="store_true", help="the engine's own cost per step")
-    what.add_argument("--transformers", action="store_true", help="the packaged decoder beside transformers' generate")
+    what.add_argument("--transformers", action="store_true", help="the model's decoder beside transformers' generate")
     parser.add_argument("--batch", type=integer, nargs="+", default=[1, 16], metavar="N", help="sequences at once")
     parser.add_argument("--prompt-len", type=integer, default=128, metavar="N", help="tokens per prompt")
     parser.add_argument("--num-tokens", type=integer, default=64, metavar="N", help="tokens generated per prompt")
     parser.add_argument("--repeat", type=integer, default=3, metavar="N", help="runs, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    add_flags(parser, EngineConfig, "engine, without --engine-step and --transformers")
+    add_flags(parser, EngineConfig, "engine, without --engine-step")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    config = build(EngineConfig, args, model=args.model)
     if args.engine_step:
         from sensorium.bench.step import measure_step
 
@@ -40,8 +41,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.transformers:
         from sensorium.bench.transformers import compare
 
-        return compare(args.batch, args.prompt_len, args.num_tokens, args.repeat)
+        return compare(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
     from sensorium.bench.model import measure_model
 
-    config = build(EngineConfig, args, model=args.model)
     return measure_model(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
