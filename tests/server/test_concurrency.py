@@ -35,7 +35,7 @@ async def ask(client: AsyncOpenAI, number: int) -> tuple[str, str | None]:
         model="tiny",
         messages=[{"role": "user", "content": question(number)}],  # pyright: ignore
         temperature=0,
-        max_tokens=24,
+        max_tokens=12,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -62,7 +62,7 @@ async def test_64_streams_equal_their_solo_runs(crowded: Live) -> None:
     async with AsyncOpenAI(base_url=f"{crowded.url}/v1", api_key="none", max_retries=0) as client:
         solo = [await ask(client, number) for number in range(8)]
         used = []
-        for _ in range(3):
+        for _ in range(8):
             answers = await asyncio.gather(*(ask(client, number) for number in range(STREAMS)))
             assert answers == [solo[number % 8] for number in range(STREAMS)]
             assert {reason for _, reason in answers} == {"length"}
@@ -70,4 +70,5 @@ async def test_64_streams_equal_their_solo_runs(crowded: Live) -> None:
     stats = crowded.engine.stats()
     assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
     assert crowded.engine.num_requests == 0
-    assert used[-1] <= used[0] * 1.05, f"resident bytes after each round: {used}"
+    # The first rounds touch the KV cache and fill caches of bounded size; after that nothing grows.
+    assert used[-1] <= used[3] * 1.05, f"resident bytes after each round: {used}"
