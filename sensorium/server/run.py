@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class BindError(SensoriumError):
     """The server cannot listen where it was asked to."""
@@ -39,17 +42,20 @@ def bind(config: ServerConfig) -> socket.socket:
     """The listening socket. Refuses to be reachable from other machines without a key."""
     if not (config.api_keys or config.insecure or is_loopback(config.host)):
         raise BindError(f"{config.host} is reachable from other machines: set an API key, or allow that explicitly")
-    where = f"{config.host}:{config.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        reason = "it is in use already" if error.errno == errno.EADDRINUSE else error.strerror
-        raise BindError(f"cannot listen on {where}: {reason}") from None
+    with contextlib.ExitStack() as cleanup:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[
+                0
+            ]
+            listener = cleanup.enter_context(socket.socket(family, kind, protocol))
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+        except OSError as error:
+            reason = "it is in use already" if error.errno == errno.EADDRINUSE else error.strerror
+            raise BindError(f"cannot listen on {config.host}:{config.port}: {reason}") from None
+        cleanup.pop_all()
     return listener
 
 
@@ -98,12 +104,16 @@ def run_server(
         if on_ready is not None:
             on_ready(client)
 
+    # Before uvicorn sets them itself, a signal would kill the process without a word.
+    earlier = [signal.signal(sig, server.handle_exit) for sig in SIGNALS]
     if on_bound is not None:
         on_bound(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     threading.Thread(target=loading, name="sensorium-load", daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
+        for sig, handler in zip(SIGNALS, earlier, strict=True):
+            signal.signal(sig, handler)
         listener.close()
         if engine.done() and engine.exception() is None:
             engine.result().close()
