@@ -1,0 +1,206 @@
+"""What the API says about itself, counts and writes down; what it says when the engine is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server.bodies import chat
+from server.live import Live, eventually, serve, user
+from starlette.routing import Route
+
+from sensorium.config import ServerConfig
+from sensorium.engine.client import EngineClient
+from sensorium.errors import RequestError
+from sensorium.server import served
+from sensorium.server.app import build_app
+from sensorium.server.body import decode
+from sensorium.server.metrics import TOKENS, Histogram
+from sensorium.server.openapi import describe_api
+from sensorium.server.page import page_routes
+from sensorium.server.schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
+
+
+def read(body: dict[str, Any]) -> ChatRequest:
+    return decode(json.dumps(body).encode(), CHAT_REQUEST, UNSUPPORTED)
+
+
+# ---- description ----
+
+
+def test_the_description_names_every_route_and_every_field():
+    description = describe_api()
+    never: Future[EngineClient] = Future()
+    routes = {route.path for route in build_app(never, ServerConfig()).routes if isinstance(route, Route)}
+    routes -= {route.path for route in page_routes()} | {"/ping", "/openapi.json"}
+    assert {path.replace("{name}", "{name:path}") for path in description["paths"]} == routes
+    fields = description["components"]["schemas"]["ChatRequest"]["properties"]
+    assert set(fields) == {field.name for field in msgspec.structs.fields(ChatRequest)}
+    assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
+
+
+def test_the_description_has_no_loose_ends(live: Live):
+    status, _, answer = live.request("GET", "/openapi.json")
+    assert status == 200
+    text = answer.decode()
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert names
+    assert names <= set(json.loads(text)["components"]["schemas"])
+
+
+def test_fields_of_other_servers_are_named_as_unsupported():
+    for name in set(UNSUPPORTED) - {field.name for field in msgspec.structs.fields(ChatRequest)}:
+        with pytest.raises(RequestError, match=f"{name}: .* not supported") as refused:
+            read(chat(**{name: 1}))
+        assert (refused.value.code, refused.value.param) == ("unsupported", name)
+
+
+def test_fields_that_ask_for_nothing_are_accepted():
+    harmless = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False}
+    for name, value in harmless.items():
+        assert getattr(read(chat(**{name: value})), name) is not None
+
+
+def test_null_is_the_same_as_leaving_out():
+    nulls = {field.name: None for field in msgspec.structs.fields(ChatRequest) if field.name != "messages"}
+    assert read({**nulls, "messages": user("hi")}) == read({"messages": user("hi")})
+
+
+# ---- metrics and log ----
+
+
+def scrape(live: Live) -> dict[str, float]:
+    """Samples of the vllm: names, without their labels but the bucket."""
+    text = live.request("GET", "/metrics")[2].decode()
+    result: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("vllm:"):
+                result[sample.name + sample.labels.get("le", "")] = sample.value
+    return result
+
+
+def test_a_finished_request_is_counted_once(live: Live):
+    before = scrape(live)
+    assert live.post(chat(max_tokens=9, ignore_eos=True))[0] == 200
+    after = scrape(live)
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["vllm:generation_tokens_total"] == 9
+    assert grown["vllm:request_generation_tokens_sum"] == 9
+    for name in ("e2e_request_latency", "time_to_first_token", "request_queue_time"):
+        assert grown[f"vllm:{name}_seconds_count"] == grown[f"vllm:{name}_seconds_bucket+Inf"] == 1
+    assert grown["vllm:inter_token_latency_seconds_count"] == 8
+
+
+def test_both_prefixes_say_the_same(live: Live):
+    lines = live.request("GET", "/metrics")[2].decode().splitlines()
+    vllm, own = ([line.replace(prefix, "") for line in lines if prefix in line] for prefix in ("vllm:", "sensorium:"))
+    assert vllm == own
+    assert len(vllm) > 100
+
+
+def test_histogram_buckets_are_cumulative():
+    histogram = Histogram(TOKENS[:3])
+    for value in (0.5, 1, 2, 3, 99):
+        histogram.observe(value)
+    histogram.observe(4, times=2)
+    assert histogram.buckets() == [("1.0", 2), ("2.0", 3), ("5.0", 6), ("+Inf", 7)]
+    assert histogram.sum == 113.5
+
+
+def test_paths_of_strangers_make_no_new_labels(live: Live):
+    for number in range(50):
+        live.request("GET", f"/v1/guess/{number}")
+    handlers = re.findall(r'http_requests_total{handler="([^"]*)"', live.request("GET", "/metrics")[2].decode())
+    assert "other" in handlers
+    assert not any("guess" in handler for handler in handlers)
+
+
+@pytest.mark.parametrize("log_format", ["plain", "json"])
+def test_one_line_per_request_without_its_content(
+    engine: EngineClient, caplog: pytest.LogCaptureFixture, log_format: str
+):
+    with serve(engine, log_format=log_format) as live, caplog.at_level(logging.INFO, "sensorium.access"):
+        live.post(chat(messages=user("my secret"), user="some\tone"))
+        live.post(chat(messages=user("my secret"), user="someone"))
+        live.request("GET", "/%1b%5b31m", None, {"x-request-id": "id-1"})
+        live.request("GET", "/health")
+    lines = [record.getMessage() for record in caplog.records if record.name == "sensorium.access"]
+    wanted = [re.compile(rf'status"?[=:]{status}') for status in (400, 200, 404)]
+    refused, answered, unknown = (next(line for line in lines if status.search(line)) for status in wanted)
+    assert len(lines) == 3
+    assert "secret" not in caplog.text
+    assert "\x1b" not in unknown
+    assert "id-1" in unknown
+    assert "invalid_request" in refused
+    if log_format == "json":
+        facts = json.loads(answered)
+        assert facts["user"] == "someone"
+        assert facts["completion_tokens"] == 2
+        assert facts["status"] == 200
+    else:
+        assert "user=someone" in answered
+        assert "completion_tokens=2" in answered
+
+
+# ---- when the engine is gone ----
+
+
+def test_an_engine_that_ends_is_told_to_everybody(engine: EngineClient):
+    long = chat(max_tokens=900, ignore_eos=True)
+    answers: dict[str, tuple[int, bytes]] = {}
+    with EngineClient(replace(engine.config, max_model_len=1024)) as mortal, serve(mortal) as live:
+
+        def ask(name: str, **fields: Any) -> None:
+            body = json.dumps({**long, **fields}).encode()
+            status, _, answer = live.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+            answers[name] = status, answer
+
+        threads = [
+            threading.Thread(target=ask, args=("whole",)),
+            threading.Thread(target=ask, args=("stream",), kwargs={"stream": True}),
+        ]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: mortal.num_requests == 2)
+        assert live.request("GET", "/health")[0] == 200
+        mortal.close()
+        for thread in threads:
+            thread.join()
+        assert live.request("GET", "/health")[2] == b'{"status":"dead"}'
+        status, answer = live.post(chat())
+    assert (status, answer["error"]["code"]) == (503, "engine_dead")
+    assert answers["whole"][0] == 503
+    assert json.loads(answers["whole"][1])["error"]["code"] == "engine_dead"
+    status, streamed = answers["stream"]
+    error, done = streamed.decode().split("\n\n")[-3:-1]
+    assert status == 200
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_dead"
+    assert done == "data: [DONE]"
+
+
+def test_an_engine_that_hangs_is_noticed(engine: EngineClient, live: Live, monkeypatch: pytest.MonkeyPatch):
+    """Not healthy while there is work and no step ends; healthy again as soon as one does."""
+    monkeypatch.setattr(served, "STALL_S", 0.05)
+    go_on = threading.Event()
+    step = engine.engine.step
+
+    def hanging_step() -> Any:
+        go_on.wait()
+        return step()
+
+    monkeypatch.setattr(engine.engine, "step", hanging_step)
+    thread = threading.Thread(target=live.post, args=(chat(),))
+    thread.start()
+    assert eventually(lambda: live.request("GET", "/health")[2] == b'{"status":"stalled"}')
+    go_on.set()
+    thread.join()
+    assert live.request("GET", "/health")[0] == 200
