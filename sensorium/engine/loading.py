@@ -20,9 +20,11 @@ from sensorium.engine.engine import Engine
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
 from sensorium.errors import CheckpointError
+from sensorium.kernels.reference import PagedPlan
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
 from sensorium.models.registry import load_model, load_processor
+from sensorium.types import ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def resolve_folder(model: str) -> Path:
     try:
         wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
         return Path(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot download {model!r} from the hub ({type(error).__name__}); check the name, the network and "
             "your login (`hf auth login`), or give a local folder"
@@ -176,9 +178,6 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
 @torch.inference_mode()
 def _measure_activations(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
     """Peak bytes of one full step beyond the weights, from running it on a small throw-away cache."""
-    from sensorium.kernels.reference import PagedPlan
-    from sensorium.types import ModelInputs
-
     count = min(config.max_num_batched_tokens, config.max_model_len or model.max_model_len)
     blocks = -(-count // config.block_size)
     torch.cuda.reset_peak_memory_stats(device)
@@ -218,8 +217,6 @@ def build_engine(
 
 def warm_up(engine: Engine, report: Progress) -> None:
     """One tiny request, so that lazy initialisation is paid before the first caller."""
-    from sensorium.types import Prompt, Request, SamplingParams
-
     report("warm-up", 0.0)
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     engine.inbox.append(Request("warm-up", Prompt((1, 2, 3)), sampling, namespace="warm-up"))
