@@ -6,7 +6,12 @@ docs/performance.md). The ops are those torch's inductor emits; where a build la
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+# Every shape ever multiplied leaves a compiled kernel in a cache; the default of 1024 holds some 100 MB of them.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 # Rows from which the packed product wins; a single row is a matrix-vector product, where MKL is faster.
 MIN_ROWS = 4
