@@ -72,6 +72,8 @@ def from_array(
         np.issubdtype(samples.dtype, np.floating) or np.issubdtype(samples.dtype, np.signedinteger)
     ):
         raise MediaError("an audio array must hold floats or signed integers, [S] or [S, channels]", param=part)
+    if not samples.size:
+        raise MediaError("the audio holds no samples", param=part)
     digest = hashlib.blake2b(
         np.ascontiguousarray(samples),
         digest_size=32,

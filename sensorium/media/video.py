@@ -136,6 +136,8 @@ def _scan(data: bytes, part: str, limits: MediaLimits) -> _Timeline:
             rate = rate if 0.1 <= rate <= 1000 else 25.0
             times, last = np.arange(len(stamps)) / rate, 1.0 / rate
     duration = float(times[-1]) + last
+    if abs(duration - round(duration)) < 2e-3:
+        duration = float(round(duration))  # some containers round to milliseconds; a frame less must not add a second
     if not duration <= limits.max_video_s:
         raise TooLargeError(f"the video is longer than {limits.max_video_s:g} seconds", param=part)
     return _Timeline(times, duration, pts, np.sort(np.array(keys, dtype=np.int64)))

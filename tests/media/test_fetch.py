@@ -409,7 +409,8 @@ BAD_FILES = {
     "H-065": ["file://{D}/pipe", "file://{D}/inner", "file://{D}", "file://{D}/", "file://{D}/missing"],
     "H-067": ["file://host{D}/inner/ok file.png", "file:///{D}/inner/ok file.png", "file:////host/x", "file://C:\\x",
               "file:{D}\\inner"],
-    "H-068": ["file://{D}/a%00b", "file://{D}/" + "a" * 5000, "file://{D}/%ff%fe", "file://{D}/a\nb", "file:", "file://"],
+    "H-068": ["file://{D}/a%00b", "file://{D}/" + "a" * 5000, "file://{D}/%ff%fe", "file://{D}/a\nb", "file:",
+              "file://"],
 }  # fmt: skip
 
 
