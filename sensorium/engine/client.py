@@ -95,6 +95,7 @@ class EngineClient:
         self.max_model_len = self.engine.max_model_len
         self.modalities: tuple[str, ...] = self.loaded.model.modalities
         self.tokenizer: Tokenizer = self.loaded.processor.tokenizer
+        self.default_sampling: SamplingParams = self.loaded.default_sampling
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()

@@ -15,6 +15,7 @@ import torch
 
 from sensorium.config import EngineConfig
 from sensorium.engine.blocks import BlockPool
+from sensorium.engine.defaults import read_default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.runner import Runner
@@ -56,6 +57,7 @@ class Loaded:
     dtype: torch.dtype
     plan: MemoryPlan
     seconds: dict[str, float]
+    default_sampling: SamplingParams
 
 
 def resolve_folder(model: str) -> Path:
@@ -129,7 +131,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
-    return Loaded(engine, model, processor, name, device, dtype, plan, seconds)
+    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, read_default_sampling(folder))
 
 
 def read_config(folder: Path) -> dict:

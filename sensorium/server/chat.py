@@ -112,7 +112,7 @@ class _Answering:
     def _submit(self, prompt: Prompt, index: int) -> Stream:
         return self._client.submit(
             prompt,
-            to_sampling(self._request, index),
+            to_sampling(self._request, self._client.default_sampling, index),
             request_id=f"{self._heading.id}-{index}",
             namespace=self._namespace,
             priority=self._request.priority or 0,

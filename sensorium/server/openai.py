@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -81,11 +81,12 @@ def to_options(request: ChatRequest) -> ChatOptions:
     )
 
 
-def to_sampling(request: ChatRequest, choice: int = 0) -> SamplingParams:
-    """Parameters for one of the n choices; with a seed, each choice has its own."""
+def to_sampling(request: ChatRequest, defaults: SamplingParams, choice: int = 0) -> SamplingParams:
+    """The model's defaults but for what is given. With a seed, each of the n choices has its own."""
     given = {field: getattr(request, field) for field in SamplingFields.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}
-    given["max_tokens"] = given.pop("max_completion_tokens", None) or given.get("max_tokens")
+    if "max_completion_tokens" in given:
+        given["max_tokens"] = given.pop("max_completion_tokens")
     if "stop" in given:
         given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
     if "stop_token_ids" in given:
@@ -94,7 +95,7 @@ def to_sampling(request: ChatRequest, choice: int = 0) -> SamplingParams:
         given["seed"] = (given["seed"] + choice) % (1 << 63)
     top = given.pop("top_logprobs", 0)
     given["logprobs"] = top if given.get("logprobs") else None
-    return SamplingParams(**given)
+    return replace(defaults, **given)
 
 
 def _given(options: msgspec.Struct) -> dict[str, Any]:
