@@ -29,7 +29,7 @@ class MediaRef:
     modality: Modality
     source: str | bytes
     part: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class Media:
     times_s: np.ndarray | None = None
     audio: Media | None = None
     part: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,7 @@ class Message:
 
     role: Role
     parts: tuple[str | MediaRef | Media, ...]
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class ChatOptions:
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    media_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    media_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -136,7 +136,7 @@ class SamplingParams:
     penalize_prompt: bool = True
     """Whether repetition_penalty counts prompt tokens too (vLLM does; the MiniCPM chat() method does not)."""
     seed: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     max_tokens: int | None = 16
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    media_tokens: Mapping[str, int] = field(default_factory=dict)
+    media_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class BlockPool:
         """`count` fresh blocks, or None (and no change) when there are not that many free."""
         if count > len(self._free):
             return None
-        blocks = []
+        blocks: list[int] = []
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
             self._forget(block)
@@ -43,7 +43,7 @@ class BlockPool:
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """Blocks of the longest cached prefix of the hash chain, without taking them."""
-        blocks = []
+        blocks: list[int] = []
         for value in hashes:
             block = self._cached.get(value)
             if block is None:

@@ -19,7 +19,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._skip = tokenizer.special_ids if sampling.skip_special_tokens else frozenset()
+        self._skip: frozenset[int] = tokenizer.special_ids if sampling.skip_special_tokens else frozenset()
         self._stops = sampling.stop
         self._include_stop = sampling.include_stop_str_in_output
         self._longest_stop = max(map(len, self._stops), default=0)

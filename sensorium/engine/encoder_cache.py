@@ -33,7 +33,7 @@ class EncoderCacheIndex:
         """Make room for a new entry and hold it; False (and no change) if held entries leave too little room."""
         idle = [k for k in self._sizes if not self._holders.get(k)]
         room = self.capacity_bytes - self.used_bytes
-        drop = []
+        drop: list[bytes] = []
         for old in idle:
             if room >= size:
                 break

@@ -136,7 +136,7 @@ class Engine:
     # ---- control and new requests ----------------------------------------------------------------------------------
 
     def _drain_inbox(self, events: list[Event]) -> None:
-        messages = []
+        messages: list[Request | Control] = []
         while self.inbox:
             messages.append(self.inbox.popleft())
         aborted = {message.request_id for message in messages if isinstance(message, Abort)}
@@ -186,7 +186,7 @@ class Engine:
         seq = Sequence(request, self.max_model_len, resident=resident)
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
-        eos = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
+        eos: frozenset[int] = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit)
         self._sequences[seq.id] = seq

@@ -29,8 +29,8 @@ class Work:
 class Batch:
     """One step: media to encode first, then packed work."""
 
-    works: list[Work] = field(default_factory=list)
-    encode: list[MediaItem] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list[Work])
+    encode: list[MediaItem] = field(default_factory=list[MediaItem])
 
     @property
     def num_tokens(self) -> int:
@@ -41,7 +41,7 @@ class Batch:
 class _Budget:
     tokens: int
     rows: int
-    encode: dict[bytes, MediaItem] = field(default_factory=dict)
+    encode: dict[bytes, MediaItem] = field(default_factory=dict[bytes, MediaItem])
 
 
 class Scheduler:
@@ -126,7 +126,8 @@ class Scheduler:
         """Sessions with a due unit, earliest deadline first; then decodes; then unfinished prefills."""
         due = [seq for seq in self.resident if seq.is_due]
         due.sort(key=lambda seq: seq.deadline_s)
-        decodes, prefills = [], []
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
         for seq in self.running:
             (decodes if len(seq.ids) - seq.computed == 1 else prefills).append(seq)
         return [*due, *decodes, *prefills]

@@ -96,7 +96,7 @@ class Sequence:
 
     def spans_in(self, start: int, stop: int) -> list[Span]:
         """Spans that overlap positions [start, stop), in order."""
-        found = []
+        found: list[Span] = []
         index = max(bisect_right(self.span_starts, start) - 1, 0)
         for span in self.spans[index:]:
             if span.start >= stop:

@@ -31,7 +31,7 @@ class Session:
     policy: SessionPolicy
     turn: int = 0
     unit: Unit | None = None
-    queued: deque[Unit] = field(default_factory=deque)
+    queued: deque[Unit] = field(default_factory=deque[Unit])
 
     def push(self, unit: Unit) -> None:
         """Queue a unit. OverloadedError when the session has fallen too far behind to take it."""
