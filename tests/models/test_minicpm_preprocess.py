@@ -1,0 +1,96 @@
+"""Slicing and mel features against the reference's stored numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from sensorium.models.minicpm_mel import log_mel, mel_filters, mel_frames, pooled_rows, split_clips, total_rows
+from sensorium.models.minicpm_slices import plan_slices, slice_image, to_patches
+
+
+@pytest.fixture(scope="module")
+def data(golden: Path) -> Path:
+    return golden / "minicpmo45"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_slicing_table(data: Path):
+    for width, height, limit, grid, overview, refined, count, sizes, rows in read_json(
+        data / "preprocess/size_table.json"
+    )["rows"]:
+        plan = plan_slices(width, height, limit)
+        assert [list(plan.grid) if plan.grid else None, list(plan.overview)] == [grid, overview]
+        assert (list(plan.refined) if plan.refined else None) == refined
+        assert plan.count == count
+        assert 64 * plan.count == rows
+        assert [list(size) for size in plan.patch_sizes[:2]] == sizes
+
+
+def test_slices_and_patches_are_bit_equal(data: Path):
+    for case in read_json(data / "preprocess/slices.json")["cases"]:
+        pixels = np.asarray(Image.open(data / f"images/{case['image']}.png").convert("RGB"))
+        plan = plan_slices(pixels.shape[1], pixels.shape[0], case["max_slice_nums"])
+        for part, expected in zip(slice_image(pixels, plan), case["slices"], strict=True):
+            assert hashlib.sha256(np.ascontiguousarray(part)).hexdigest() == expected["uint8_sha256"]
+            # The reference keeps float pixels as [3, 14, 14 P]; ours are bytes [P, 588] until the model scales them.
+            values = (to_patches(part).astype(np.float32) / 255 - np.float32(0.5)) / np.float32(0.5)
+            values = np.ascontiguousarray(values.reshape(-1, 3, 14, 14).transpose(1, 2, 0, 3))
+            assert hashlib.sha256(values).hexdigest() == expected["pixel_values_sha256"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 10_000), (10_000, 2), (28, 29), (336, 335), (449, 447)])
+@pytest.mark.parametrize("limit", [1, 2, 9, 36])
+def test_h093_h095_any_size_is_cut_into_whole_patches(size: tuple[int, int], limit: int):
+    plan = plan_slices(*size, limit)
+    slices = slice_image(np.zeros((size[1], size[0], 3), dtype=np.uint8), plan)
+    assert len(slices) == plan.count <= limit + 1
+    assert [(part.shape[0] / 14, part.shape[1] / 14) for part in slices] == plan.patch_sizes
+    assert all(
+        to_patches(part).shape == (rows * columns, 588)
+        for part, (rows, columns) in zip(slices, plan.patch_sizes, strict=True)
+    )
+
+
+def test_mel_filters(data: Path):
+    filters = load_file(data / "audio/offline.safetensors")["mel_filters_201x80"]
+    np.testing.assert_allclose(mel_filters(), filters, atol=1e-8)
+
+
+def test_mel(data: Path):
+    stored = load_file(data / "audio/offline.safetensors")
+    waves = {
+        name: wave.astype(np.float32) / 32768
+        for name, wave in load_file(data / "audio/waveforms_int16.safetensors").items()
+    }
+    for seconds in ("0.3s", "1.0s", "7.3s"):
+        np.testing.assert_allclose(log_mel(waves[f"wave_{seconds}"]), stored[f"mel_{seconds}"][0], atol=1e-5)
+    clips = split_clips(np.tile(waves["wave_7.3s"], 5)[:496_000])
+    assert [mel_frames(len(clip)) for clip in clips] == [3000, 100]
+    first, last = (log_mel(clip) for clip in clips)
+    np.testing.assert_allclose(first[:, ::50], stored["mel_31.0s_every50"][0], atol=1e-5)
+    np.testing.assert_allclose(first[:, :40], stored["mel_31.0s_first40"][0], atol=1e-5)
+    np.testing.assert_allclose(last[:, :40], stored["mel_31.0s_first40"][1], atol=1e-5)
+
+
+def test_rows_of_any_length(data: Path):
+    for samples, rows, _ in read_json(data / "audio/audio.json")["placeholder_formula_table"]:
+        assert pooled_rows(samples, 5) == total_rows(samples, 5) == rows
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 161, 399, 400, 1600, 479_999, 480_000])
+def test_h142_h151_mel_of_extreme_sounds_is_finite(samples: int):
+    for value in (0.0, 1.0, -1.0, 1e30):
+        mel = log_mel(np.full(samples, value, dtype=np.float32))
+        assert mel.shape == (80, mel_frames(samples))
+        assert np.isfinite(mel).all()
