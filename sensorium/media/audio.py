@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import soxr
+from av.error import FFmpegError
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, SensoriumError, TooLargeError, UnsupportedError
@@ -75,7 +76,7 @@ def from_array(
     if not samples.size:
         raise MediaError("the audio holds no samples", param=part)
     digest = hashlib.blake2b(
-        np.ascontiguousarray(samples),
+        np.ascontiguousarray(samples).data,
         digest_size=32,
         person=b"audio",
         key=f"{samples.shape}{samples.dtype}{rate}".encode(),
@@ -109,7 +110,7 @@ def _frames(container: Any, stream: Any, part: str) -> Iterator[np.ndarray]:
         try:
             packet = next(packets, None)
             frames = packet.decode() if packet is not None else []
-        except av.FFmpegError:
+        except FFmpegError:
             return
         if packet is None:
             return

@@ -9,6 +9,7 @@ import io
 from typing import Any
 
 import av
+from av.error import FFmpegError
 
 from sensorium.errors import MediaError
 
@@ -51,5 +52,5 @@ def open_container(data: bytes, format_name: str | None, part: str) -> Any:
             },
             metadata_errors="ignore",
         )
-    except (av.FFmpegError, ValueError, OSError):
+    except (FFmpegError, ValueError, OSError):
         raise MediaError("the file is damaged and cannot be opened", param=part) from None

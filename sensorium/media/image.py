@@ -74,7 +74,7 @@ def from_array(
     if pixels.ndim == 2 or pixels.shape[2] == 4:
         pixels = _to_rgb(Image.fromarray(pixels))
     pixels = np.ascontiguousarray(pixels)
-    digest = hashlib.blake2b(pixels, digest_size=32, person=b"image", salt=_shape_salt(pixels)).digest()
+    digest = hashlib.blake2b(pixels.data, digest_size=32, person=b"image", salt=_shape_salt(pixels)).digest()
     return Media("image", pixels, digest, part=part, options=dict(options or {}))
 
 

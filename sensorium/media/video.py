@@ -11,6 +11,8 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
+from av.stream import Disposition
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, SensoriumError, TooLargeError, UnsupportedError
@@ -235,7 +237,7 @@ def _frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
     for packet in _packets(container, stream):
         try:
             yield from packet.decode()
-        except av.FFmpegError:
+        except FFmpegError:
             continue  # a damaged packet costs its own frames only
 
 
@@ -243,12 +245,12 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """Packets up to where the file breaks off."""
     try:
         yield from container.demux(stream)
-    except av.FFmpegError:
+    except FFmpegError:
         return
 
 
 def _video_stream(container: Any, part: str, limits: MediaLimits) -> Any:
-    covers = av.stream.Disposition.attached_pic
+    covers = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:
         raise MediaError("the file has no video track", param=part)

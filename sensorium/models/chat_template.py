@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -103,7 +103,7 @@ class StandIns:
         """`text` with every control token spelling replaced. special_only leaves <think> and the like to templates."""
         pattern = self._tokenizer.special_pattern if special_only else self._tokenizer.control_pattern
         hidden = pattern.sub(lambda match: self._literal(match[0]), text)
-        if not special_only and self._tokenizer.spells_control(hidden):
+        if self._tokenizer.spells_control(hidden, special_only=special_only):
             return self._literal(text)  # spelled only after Unicode normalisation
         return hidden
 
@@ -140,7 +140,7 @@ class StandIns:
 class _GenerationTag(Extension):
     """{% generation %}…{% endgeneration %} marks what training learns from; for inference only the body matters."""
 
-    tags: ClassVar = {"generation"}
+    tags: set[str] = {"generation"}  # noqa: RUF012 - the base class declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -148,7 +148,7 @@ class _GenerationTag(Extension):
 
 
 class _TemplateRefusal(jinja2.TemplateError):
-    message: str
+    """What a template says through raise_exception."""
 
 
 def _raise_exception(message: str) -> None:

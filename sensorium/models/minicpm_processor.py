@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sensorium.errors import ContextLengthError, RequestError
+from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.chat_template import ChatTemplate, StandIns
 from sensorium.models.minicpm_assembly import Assembly, Marks
 from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Sound, Variant
@@ -151,22 +151,22 @@ class Processor:
                 segments += self._cut(part, settings, group=index)
             else:
                 raise RequestError("media must be fetched and decoded first", param=part.part or f"messages[{index}]")
-        written: list[str] = []
-        for is_text, run in groupby(segments, key=lambda segment: isinstance(segment, str)):
-            if is_text:
-                written.append(stand_ins.text("".join(run), special_only=message.role == "assistant"))
+        from_model = message.role == "assistant"
+        written, run = "", ""
+        for segment in segments:
+            if isinstance(segment, str):
+                run += segment
                 continue
-            for piece in run:
-                written.append(stand_ins.media(len(pieces)))
-                pieces.append(piece)
-        return "".join(written)
+            written += stand_ins.text(run, special_only=from_model) + stand_ins.media(len(pieces))
+            pieces.append(segment)
+            run = ""
+        return written + stand_ins.text(run, special_only=from_model)
 
     def _cut(self, media: Media, settings: Settings, group: int) -> list[str | Piece]:
         """Pictures and sounds of one part. Frames with their sound run on, all else is joined as the settings say."""
         pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered).cut(media, group)
-        joint = (
-            "" if media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces) else settings.joint
-        )
+        has_sound = media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces)
+        joint = "" if has_sound else settings.joint
         return [segment for piece in pieces for segment in (joint, piece)][1:]
 
     def _assemble(
@@ -193,22 +193,22 @@ class Processor:
         return assembly.finish(text)
 
     def _packed(self, segments: list[str | Piece], settings: Settings) -> list[str | Piece]:
-        """Applies temporal_ids, and removes what stands between frames that are packed together but a text."""
-        pictures = [index for index, segment in enumerate(segments) if isinstance(segment, Picture)]
+        """Applies temporal_ids; of what stands between frames packed together only words are left."""
+        pictures = {index: segment for index, segment in enumerate(segments) if isinstance(segment, Picture)}
         if settings.temporal_ids is not None:
             if not self.variant.packs_frames:
-                raise RequestError("this model does not take temporal_ids", param="media_kwargs.temporal_ids")
+                raise UnsupportedError("this model does not take temporal_ids", param="media_kwargs.temporal_ids")
             marks = [(time, place > 0) for group in settings.temporal_ids for place, time in enumerate(group)]
             if len(marks) != len(pictures):
                 raise RequestError(
                     f"temporal_ids name {len(marks)} pictures, the prompt has {len(pictures)}",
                     param="media_kwargs.temporal_ids",
                 )
-            for index, (time, follows) in zip(pictures, marks, strict=True):
-                segments[index] = replace(segments[index], time=time, follows=follows)
-        for index in pictures:
+            for index, (time, follows) in zip(list(pictures), marks, strict=True):
+                segments[index] = pictures[index] = replace(pictures[index], time=time, follows=follows)
+        for index, picture in pictures.items():
             before = segments[index - 1] if index else None
-            if segments[index].follows and isinstance(before, str):
+            if picture.follows and isinstance(before, str):
                 segments[index - 1] = before.strip()
         return segments
 

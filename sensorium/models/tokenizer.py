@@ -83,16 +83,15 @@ class Tokenizer:
             data = data[1:]  # sentencepiece writes the blank before the first word too
         return data.decode("utf-8", errors="replace")
 
-    def spells_control(self, text: str) -> bool:
-        """Whether `text` would produce a control token if control tokens were allowed in it."""
-        if self.control_pattern.search(text):
+    def spells_control(self, text: str, *, special_only: bool = False) -> bool:
+        """Whether `text` would produce a control token (or a special one) if they were allowed in it."""
+        pattern = self.special_pattern if special_only else self.control_pattern
+        if pattern.search(text):
             return True
         normalizer = self._full.normalizer
-        return (
-            self._normalised_control
-            and normalizer is not None
-            and bool(self.control_pattern.search(normalizer.normalize_str(text)))
-        )
+        if not self._normalised_control or normalizer is None:
+            return False
+        return bool(pattern.search(normalizer.normalize_str(text)))
 
     def id(self, spelling: str) -> int:
         """Id of one token the model family cannot do without."""
@@ -141,15 +140,13 @@ class Tokenizer:
         return decoder.__getstate__() if decoder is not None else b""
 
     def _find_eos(self, folder: Path, stop_tokens: Sequence[str]) -> tuple[int, ...]:
-        found: list[int] = []
+        found: list[Any] = []
         for name in ("generation_config.json", "config.json"):
             value = read_json(folder / name).get("eos_token_id")
-            found += value if isinstance(value, list) else [value] if isinstance(value, int) else []
+            found += value if isinstance(value, list) else [value]
         spelled = [_content(self.config.get("eos_token")), *stop_tokens]
-        found += [
-            self._full.token_to_id(token) for token in spelled if token and self._full.token_to_id(token) is not None
-        ]
-        return tuple(dict.fromkeys(token_id for token_id in found if 0 <= token_id < self.vocab_size))
+        found += [self._full.token_to_id(token) for token in spelled if token]
+        return tuple(dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -193,7 +190,7 @@ def _from_merges(folder: Path, class_name: str) -> tokenizers.Tokenizer:
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     if lines[0].startswith("#version"):  # not every file has this header: the first line may be a merge
         lines = lines[1:]
-    merges = [tuple(line.split(" ")) for line in lines if line.strip()]
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line.strip())]
     core = tokenizers.Tokenizer(models.BPE(vocab=read_json(folder / "vocab.json"), merges=merges, fuse_unk=False))
     core.decoder = decoders.ByteLevel()
     if class_name.startswith("GPT2"):

@@ -310,7 +310,8 @@ def test_h265_text_far_beyond_the_context_is_refused_before_tokenising(tiny: Pro
 @pytest.mark.parametrize(
     "values",
     [{"unknown": 1}, {"max_slice_nums": 0}, {"max_slice_nums": 10**9}, {"max_slice_nums": 2.0},
-     {"max_slice_nums": True}, {"use_image_id": 1}, {"omni_mode": "yes"}, {"scale_resolution": 10**6}, {"temporal_ids": [[0]]}],
+     {"max_slice_nums": True}, {"use_image_id": 1}, {"omni_mode": "yes"},
+     {"scale_resolution": 10**6}, {"temporal_ids": [[0]]}],
 )  # fmt: skip
 def test_h188_media_options_are_checked(tiny: Processor, values: dict):
     with pytest.raises(RequestError) as caught:
