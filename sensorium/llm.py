@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,6 +33,7 @@ from sensorium.types import (
 Messages = Sequence[Mapping[str, Any]]
 RawPrompt = str | Sequence[int] | Mapping[str, Any]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "video")
+DEFAULT_MAX_TOKENS = 16
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "mm_processor_kwargs")
 
 
@@ -93,7 +94,8 @@ class LLM:
 
         A prompt is a string, a list of token ids, or a dict with "prompt" or "prompt_token_ids", "multi_modal_data"
         ({"image": picture or list of them, "audio": (samples, rate), "video": frames}) and "mm_processor_kwargs".
-        Outputs come in the order of the prompts, one each.
+        Outputs come in the order of the prompts, one each. Without sampling_params the model's defaults hold, and as
+        in vLLM an answer ends after 16 tokens.
         """
         items = _one_or_many(prompts, _is_one_prompt)
         return self._run([lambda item=item: self._prepare_raw(item) for item in items], sampling_params, use_tqdm)
@@ -110,7 +112,10 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or a list of them, in the OpenAI form; see sensorium.messages for the parts."""
+        """Answer one conversation, or a list of them, in the OpenAI form; see sensorium.messages for the parts.
+
+        sampling_params as in generate.
+        """
         options = ChatOptions(
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -152,7 +157,7 @@ class LLM:
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         """Prepare and submit while the engine generates, never more than its queue holds; collect in order."""
-        params = _per_prompt(sampling_params, len(calls))
+        params = _per_prompt(sampling_params, len(calls), self.client.default_sampling)
         flying: deque[tuple[Prompt, Stream]] = deque()
         outputs: list[RequestOutput] = []
         window = max(self.client.config.max_waiting, 1)
@@ -219,9 +224,11 @@ def _is_one_prompt(value: Any) -> bool:
     return isinstance(value, str | Mapping) or (bool(value) and isinstance(value[0], int))
 
 
-def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+def _per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
+) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+        return [params or replace(default, max_tokens=DEFAULT_MAX_TOKENS)] * count
     if len(params) != count:
         raise ValueError(f"{len(params)} sampling_params for {count} prompts; give one, or one each")
     return list(params)

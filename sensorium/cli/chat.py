@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from sensorium.cli.options import add_flags, build
 from sensorium.cli.parser import integer, number
 from sensorium.config import EngineConfig
 from sensorium.errors import EngineError, RequestError, SensoriumError
-from sensorium.types import Failed, SamplingParams, TextDelta
+from sensorium.types import Failed, TextDelta
 
 with contextlib.suppress(ImportError):  # not on every system
     import readline  # noqa: F401 - gives input() a history and arrow keys
@@ -51,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="talk to a server instead, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--api-key", default="", metavar="TEXT", help="key for --url")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
-    parser.add_argument("--temperature", type=number, default=0.0, metavar="X", help="0 takes the likeliest token")
     parser.add_argument(
-        "--top-p", type=number, default=1.0, metavar="X", help="share of the likeliest tokens to draw from"
+        "--temperature", type=number, metavar="X", help="0 takes the likeliest token; by default the model's"
     )
+    parser.add_argument("--top-p", type=number, metavar="X", help="share of the likeliest tokens to draw from")
     parser.add_argument("--max-tokens", type=integer, default=512, metavar="N", help="longest answer")
     add_flags(parser, EngineConfig, "engine, without --url")
 
@@ -157,23 +158,24 @@ class Chat:
 def _backend(args: argparse.Namespace) -> AbstractContextManager[Backend]:
     if args.url:
         return nullcontext(Remote(args.url, args.api_key, _options(args), args.model))
-    return Local(build(EngineConfig, args, model=args.model), SamplingParams(**_options(args)))
+    return Local(build(EngineConfig, args, model=args.model), _options(args))
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+    given = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class Local:
     """An engine in this process."""
 
-    def __init__(self, config: EngineConfig, sampling: SamplingParams) -> None:
+    def __init__(self, config: EngineConfig, options: dict[str, Any]) -> None:
         from sensorium.engine.client import EngineClient
 
         with LoadingBar() as bar:
             self.client = EngineClient(config, bar.update)
         self.name = self.client.model_name
-        self.sampling = sampling
+        self.sampling = replace(self.client.default_sampling, **options)
 
     def answer(self, messages: Messages) -> Iterator[str]:
         from sensorium.messages import read_messages

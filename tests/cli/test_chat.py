@@ -83,7 +83,7 @@ def test_both_backends_answer_alike(any_model, tmp_path, monkeypatch, capsys):
     picture = tmp_path / "picture.png"
     Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(picture)
     lines = f"hello\n/image {picture}\nwhat is this?\n"
-    settings = ["--max-tokens", "6", "--max-model-len", "1k"]
+    settings = ["--max-tokens", "6", "--max-model-len", "1k", "--temperature", "0"]
     outputs = []
     with EngineClient(EngineConfig(model=str(any_model), max_model_len=1000)) as client, serve(client) as live:
         for arguments in ([str(any_model), *settings], ["--url", f"{live.url}/v1", *settings]):
