@@ -139,6 +139,8 @@ class PieceCutter:
     settings: Settings
     max_slices: int
     numbered: bool
+    hears: bool
+    """Whether the audio tower is there; without it videos are silent."""
 
     def cut(self, media: Media, group: int) -> list[Picture | Sound]:
         """One picture, one sound, or the frames (with their sound) of a video."""
@@ -146,7 +148,7 @@ class PieceCutter:
             return [self._picture(media)]
         if media.modality == "video":
             return list(self._video(media, group))
-        if not self.variant.omni:
+        if not self.hears:
             raise UnsupportedError("this model does not take audio", param=media.part or None)
         return [Sound(media.data, media.digest, group)]
 
@@ -186,7 +188,7 @@ class PieceCutter:
         return Picture(pixels, key, limit, numbered, time, follows, "video")
 
     def _sounds(self, media: Media, times: Sequence[float], group: int) -> list[Sound] | None:
-        if media.audio is None or not self.variant.omni:
+        if media.audio is None or not self.hears:
             return None
         pieces = cut_track(media.audio.data, times)
         names = (f"{start!r}-{len(piece)}" for start, piece in zip(times, pieces, strict=False))

@@ -27,10 +27,11 @@ class Processor:
     """Keeps no state between calls, so threads may share it."""
 
     def __init__(self, folder: Path, config: Any = None) -> None:
-        """config: the family's own; everything needed here is read from the folder's JSON files."""
+        """config: the family's own, which knows what towers are loaded; all else is in the folder's JSON files."""
         self.variant = Variant.of(read_json(folder / "config.json"))
         self.tokenizer = Tokenizer(folder, stop_tokens=("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"))
         self._template = ChatTemplate(folder, self.tokenizer.config)
+        self._hears = self.variant.omni and getattr(config, "audio", True) is not None
         self._marks = Marks.of(self.tokenizer, self.variant)
         # The o-4.5 reference removes this token from every prompt it encodes.
         self._listen = self.tokenizer.control_ids.get("<|listen|>") if self.variant.omni else None
@@ -164,7 +165,7 @@ class Processor:
 
     def _cut(self, media: Media, settings: Settings, group: int) -> list[str | Piece]:
         """Pictures and sounds of one part. Frames with their sound run on, all else is joined as the settings say."""
-        pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered).cut(media, group)
+        pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered, self._hears).cut(media, group)
         has_sound = media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces)
         joint = "" if has_sound else settings.joint
         return [segment for piece in pieces for segment in (joint, piece)][1:]

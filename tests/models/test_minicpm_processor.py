@@ -19,6 +19,7 @@ from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.media import audio, image
 from sensorium.models.minicpm_mel import total_rows
 from sensorium.models.minicpm_processor import Processor
+from sensorium.models.minicpmo import Config
 from sensorium.types import ChatOptions, Media, MediaRef, Message, Prompt
 
 TEMPLATE = {"enable_thinking", "use_tts_template"}
@@ -409,6 +410,16 @@ def test_a_video_with_sound_alternates(tiny: Processor):
     assert prompt.text.endswith("<|tts_bos|>")
     assert [span.length for span in prompt.spans] == [64, 10, 64, 10, 64, 5]
     assert frames_of(prompt) == [250]
+
+
+def test_without_its_audio_tower_a_model_sees_silent_videos(core: Path):
+    deaf = Processor(
+        core / "tiny", Config.from_hf(json.loads((core / "tiny/config.json").read_text()), init_audio=False)
+    )
+    prompt = deaf.chat(user(film(3, 2.5), "x"), ChatOptions())
+    assert {item.modality for item in prompt.media} == {"video"}
+    with pytest.raises(UnsupportedError, match="audio"):
+        deaf.chat(user(sound()), ChatOptions())
 
 
 def test_frames_between_seconds_become_one_picture(tiny: Processor):
