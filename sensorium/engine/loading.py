@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PACKAGED_MODEL = "sensorium-tiny"
 _CPU_KV_BYTES = 256 << 20
 _MAX_PACKED_BYTES = 1 << 30
+_ONE_THREAD_BYTES = 128 << 20
 Progress = Callable[[str, float], None]
 """Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
 
@@ -122,7 +123,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
     started = time.perf_counter()
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
-    pack_linears(model)
+    if device.type == "cpu":
+        tune_cpu(model)
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -144,12 +146,19 @@ def read_config(folder: Path) -> dict:
 
 
 @torch.inference_mode()
-def pack_linears(model: Model) -> None:
-    """On a CPU, keep matrices in its fastest layout too, where that second copy costs little memory."""
+def tune_cpu(model: Model) -> None:
+    """Keep matrices in the CPU's fastest layout too, where that copy costs little memory, and choose the threads.
+
+    A small model's product is over before a second thread has woken up, and a core that waits at a barrier is one
+    that HTTP and media do not get: below a size, one thread computes.
+    """
     linears = [module for module in model.modules() if isinstance(module, Linear)]  # pyright: ignore
-    if sum(linear.weight.numel() * linear.weight.element_size() for linear in linears) <= _MAX_PACKED_BYTES:
+    size = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
+    if size <= _MAX_PACKED_BYTES:
         for linear in linears:
             linear.pack()
+    if size <= _ONE_THREAD_BYTES:
+        torch.set_num_threads(1)
 
 
 def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
