@@ -109,3 +109,10 @@ def test_bench_compares_with_transformers_token_by_token(any_model, capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["equal_tokens"] for row in rows] == [1, 1]
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_starting_imports_no_compiler():
+    """torch._dynamo costs more than all the rest of a start; whatever needs it must ask for it later."""
+    modules = "sensorium.engine.client, sensorium.models.minicpmo, sensorium.models.minicpm_processor"
+    script = f"import sys, {modules}\nsys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
