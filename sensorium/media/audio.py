@@ -26,6 +26,8 @@ CODECS = frozenset(
         "adpcm_ima_wav",
         "adpcm_ms",
         "alac",
+        "amr_nb",
+        "amr_wb",
         "eac3",
         "flac",
         "gsm_ms",
