@@ -15,11 +15,11 @@ from sensorium.types import SamplingParams
     ("config", "expected"),
     [
         ({}, {}),
-        ({"temperature": 1, "top_k": 20, "top_p": 0.95, "eos_token_id": 3}, {"temperature": 1.0, "top_k": 20, "top_p": 0.95}),
+        ({"temperature": 1, "top_k": 20, "eos_token_id": 3}, {"temperature": 1.0, "top_k": 20}),
         ({"do_sample": True, "temperature": 0.6, "repetition_penalty": None}, {"temperature": 0.6}),
         ({"do_sample": False, "temperature": 0.6}, {"temperature": 0.0}),
     ],
-)  # fmt: skip
+)
 def test_values_of_the_file(tmp_path, config, expected):
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert read_default_sampling(tmp_path) == SamplingParams(max_tokens=None, **expected)

@@ -1,6 +1,7 @@
 // The page: attachments and a question in, a streamed answer out.
 
 import * as api from "./api.js";
+import { drawBoxes } from "./boxes.js";
 import { makeExample } from "./examples.js";
 import { canRecord, record, show, toMedia } from "./media.js";
 
@@ -169,19 +170,8 @@ async function streamInto(item, conversation, signal) {
 function describe(usage, start, first, end) {
   const tokens = usage.completion_tokens;
   const rate = tokens > 1 ? ` · ${Math.round((1000 * (tokens - 1)) / Math.max(1, end - first))} tokens/s` : "";
-  return `${tokens} tokens${rate} · first after ${((first - start) / 1000).toFixed(2)} s · prompt ${usage.prompt_tokens}`;
-}
-
-/** Boxes in an answer, drawn on the last picture: <ref>name</ref><box>x1 y1 x2 y2</box>, coordinates in thousandths. */
-function drawBoxes(text) {
-  const picture = [...log.querySelectorAll(".picture")].pop();
-  for (const match of text.matchAll(/(?:<ref>([^<]*)<\/ref>)?<box>(\d+) (\d+) (\d+) (\d+)<\/box>/g)) {
-    const [left, top, right, bottom] = match.slice(2).map((value) => Number(value) / 10);
-    const box = make("span");
-    Object.assign(box.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
-    if (match[1]) box.append(make("b", "", match[1]));
-    picture?.append(box);
-  }
+  const wait = ((first - start) / 1000).toFixed(2);
+  return `${tokens} tokens${rate} · first after ${wait} s · ${usage.prompt_tokens} in the prompt`;
 }
 
 async function ask(text, media) {
@@ -200,7 +190,8 @@ async function ask(text, media) {
   try {
     const answer = await streamInto(item, conversation, asking.signal);
     conversation.push({ role: "assistant", content: answer });
-    drawBoxes(answer);
+    const pictures = log.querySelectorAll(".picture");
+    if (pictures.length) drawBoxes([...pictures].pop(), answer);
   } catch (error) {
     const stopped = error.name === "AbortError";
     item.lastChild.append(make("span", stopped ? "" : "failure", stopped ? "stopped" : error.message));

@@ -27,20 +27,28 @@ function draw(pen, shape, colour, cell) {
   pen.fill();
 }
 
+/** Some of the nine cells of the picture, in any order. */
+const cells = (count) => [...Array(9).keys()].sort(() => Math.random() - 0.5).slice(0, count);
+
 const EXAMPLES = {
-  colours(pen) {
-    const shape = pick(Object.keys(SHAPES));
-    draw(pen, shape, pick(Object.keys(COLOURS)), 4);
-    return `What colour is the ${shape}?`;
-  },
   count(pen) {
     const shape = pick(Object.keys(SHAPES));
     const colour = pick(Object.keys(COLOURS));
-    const cells = [...Array(9).keys()].sort(() => Math.random() - 0.5);
-    for (const cell of cells.slice(0, 1 + Math.floor(Math.random() * 5))) draw(pen, shape, colour, cell);
+    for (const cell of cells(1 + Math.floor(Math.random() * 5))) draw(pen, shape, colour, cell);
     return `How many ${shape}s are there?`;
   },
-  reading(pen) {
+  colour(pen) {
+    const shape = pick(Object.keys(SHAPES));
+    draw(pen, shape, pick(Object.keys(COLOURS)), pick(cells(9)));
+    return `What colour is the ${shape}?`;
+  },
+  box(pen) {
+    const places = cells(3);
+    const shapes = Object.keys(SHAPES);
+    shapes.forEach((shape, index) => draw(pen, shape, pick(Object.keys(COLOURS)), places[index]));
+    return `Mark the ${pick(shapes)} with a box.`;
+  },
+  read(pen) {
     pen.fillStyle = "#111";
     pen.font = "600 96px sans-serif";
     pen.textAlign = "center";
