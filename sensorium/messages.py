@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # Part type -> (modality, where the part keeps what it holds).
 URL_PARTS: dict[str, Modality] = {"image_url": "image", "audio_url": "audio", "video_url": "video"}
 OBJECT_PARTS: dict[str, Modality] = {"image": "image", "image_pil": "image", "audio": "audio", "video": "video"}
+PARTS = ("text", *URL_PARTS, "input_audio", *OBJECT_PARTS)
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -48,23 +48,24 @@ def _part(part: Any, where: str) -> str | MediaRef | Media:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("text", "input_text"):
-        return str(part["text"])
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise RequestError(f"{where} has type {kind!r}; use one of {', '.join(PARTS)}", param=where)
+    inside: Any = part.get(kind)
+    if kind == "text":
+        if not isinstance(inside, str):
+            raise RequestError(f"{where}.text must be a string", param=f"{where}.text")
+        return inside
     if kind in URL_PARTS:
-        holder = part[kind]
-        url = holder.get("url") if isinstance(holder, Mapping) else holder
+        url = inside.get("url") if isinstance(inside, Mapping) else inside
         if not isinstance(url, str):
             raise RequestError(f"{where}.{kind} has no url", param=f"{where}.{kind}")
         return MediaRef(URL_PARTS[kind], url, f"{where}.{kind}")
     if kind == "input_audio":
         try:
-            return MediaRef("audio", base64.b64decode(part[kind]["data"], validate=True), f"{where}.{kind}")
-        except (KeyError, TypeError, binascii.Error) as error:
+            return MediaRef("audio", base64.b64decode(inside["data"], validate=True), f"{where}.{kind}")
+        except (KeyError, TypeError, ValueError) as error:
             raise MediaError(f"{where}.input_audio.data is not base64", param=f"{where}.{kind}") from error
-    if kind in OBJECT_PARTS:
-        return read_media(OBJECT_PARTS[kind], part.get(kind), f"{where}.{kind}")
-    known = ["text", *URL_PARTS, "input_audio", *OBJECT_PARTS]
-    raise RequestError(f"{where} has type {kind!r}; use one of {', '.join(known)}", param=where)
+    return read_media(OBJECT_PARTS[kind], inside, f"{where}.{kind}")
 
 
 def read_media(modality: Modality, value: Any, part: str) -> Media | MediaRef:
