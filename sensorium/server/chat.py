@@ -102,8 +102,10 @@ class _Answering:
             self._account()
 
     async def _prepare(self) -> Prompt:
+        messages, options = to_messages(self._request), to_options(self._request)
+        self._request.messages.clear()  # inline media would otherwise stay in memory as text until the answer is done
         try:
-            return await self._client.aprepare_chat(to_messages(self._request), to_options(self._request))
+            return await self._client.aprepare_chat(messages, options)
         except RequestError as error:
             if error.param and error.param.startswith("media_kwargs"):  # their name in the engine
                 error.param = "mm_processor" + error.param.removeprefix("media")
