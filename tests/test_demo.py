@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -37,3 +40,19 @@ def test_it_is_ready_soon_and_small(demo):
     # The product's bar is 6 s on two free cores; the tests share theirs with another worker.
     assert float(re.search(r"Ready to answer after ([\d.]+) s", demo)[1]) < 20
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1.5 * 2**20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_it_serves_until_ctrl_c(packaged_model):
+    leader, follower = os.openpty()
+    with subprocess.Popen([sys.executable, "-m", "sensorium.demo"], stdout=follower, start_new_session=True) as demo:
+        os.close(follower)
+        shown = ""
+        while "Ctrl-C stops the server." not in shown:
+            shown += os.read(leader, 4096).decode("utf-8", "replace")
+        url = re.search(r"Open (http://\S+) ", shown)[1]
+        with urllib.request.urlopen(url) as page:
+            assert page.headers.get_content_type() == "text/html"
+        os.killpg(demo.pid, signal.SIGINT)
+        assert demo.wait() == 0
+    os.close(leader)
