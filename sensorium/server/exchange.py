@@ -132,6 +132,7 @@ class Exchanges:
             **exchange.facts,
         }
         if self._json:
-            access_log.log(level, msgspec.json.encode(line).decode())
+            stamp = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            access_log.log(level, msgspec.json.encode(stamp | line).decode())
         else:
             access_log.log(level, " ".join(f"{name}={printable(str(value))}" for name, value in line.items()))
