@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sensorium.layers.attention import SelfAttention
+from sensorium.layers.attention import Segments, SelfAttention
 from sensorium.layers.mlp import Mlp
 
 
@@ -31,7 +31,7 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(width, hidden, gelu)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, past: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, mask: torch.Tensor | Segments | None, past: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
         x = x + self.attention(self.norm1(x), mask, past)
         return x + self.mlp(self.norm2(x))

@@ -11,6 +11,7 @@ import torch
 
 from sensorium.config import EngineConfig
 from sensorium.errors import CheckpointError
+from sensorium.kernels import select
 from sensorium.models import loader
 from sensorium.models.base import Model, Processor
 
@@ -30,6 +31,7 @@ def load_model(
     progress: loader.Progress | None = None,
 ) -> Model:
     """Build the family's model and read its weights. Raises CheckpointError with what to do."""
+    select.prefer_any_shape(device)
     model_class, parsed = _parse(hf_config, config)
     return loader.load(model_class, parsed, folder, device, dtype, progress)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
 
@@ -94,7 +95,7 @@ class Siglip(nn.Module):
         """patches [S, L, 588], sizes [S, 2] -> [S, L, v]. padded=False promises that every slice fills L."""
         length = patches.shape[1]
         x = self.patch(patches) + self.position(self.position_ids(sizes, length))
-        mask = patch_mask(sizes, length)[:, None, None] if padded else None
+        mask = key_padding(sizes.prod(-1), x) if padded else None
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sensorium.errors import CheckpointError
+from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
@@ -92,7 +93,11 @@ class Whisper(nn.Module):
         x = self._convolve(mel, frames if padded else None)
         length = x.shape[1]
         x = x + self.position.weight[:length]
-        mask = self._mask((frames - 1) // 2 + 1, length) if padded or 0 < self.chunk < length else None
+        num = (frames - 1) // 2 + 1
+        if 0 < self.chunk < length:
+            mask = self._chunk_mask(num, length)
+        else:
+            mask = key_padding(num, x) if padded else None
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)
@@ -123,14 +128,11 @@ class Whisper(nn.Module):
             x = x * (torch.arange(mel.shape[2], device=mel.device) < frames[:, None])[:, None]
         return F.gelu(self.conv2(x)).transpose(1, 2)
 
-    def _mask(self, num_frames: torch.Tensor, length: int) -> torch.Tensor:
-        """num_frames [B] -> bool [B, 1, C or 1, C], True where key j is seen by frame i."""
+    def _chunk_mask(self, num_frames: torch.Tensor, length: int) -> torch.Tensor:
+        """num_frames [B] -> bool [B, 1, C, C], True where key j is seen by frame i."""
         index = torch.arange(length, device=num_frames.device)
-        valid = index < num_frames[:, None]
-        if self.chunk <= 0:
-            return valid[:, None, None]
         ends = (index // self.chunk + 1) * self.chunk
-        return (valid[:, None] & (index < ends[:, None]))[:, None]
+        return ((index < num_frames[:, None])[:, None] & (index < ends[:, None]))[:, None]
 
 
 class AudioProjector(nn.Module):
