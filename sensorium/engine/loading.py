@@ -21,7 +21,7 @@ from sensorium.engine.engine import Engine
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
 from sensorium.errors import CheckpointError
-from sensorium.kernels.reference import PagedPlan
+from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
 from sensorium.models.registry import load_model, load_processor
@@ -198,7 +198,9 @@ def _measure_activations(model: Model, config: EngineConfig, device: torch.devic
     before = torch.cuda.memory_allocated(device)
     shape = (2, blocks, config.block_size, model.num_kv_heads, model.head_dim)
     kv = [torch.zeros(shape, dtype=dtype, device=device)] * model.num_layers
-    plan = PagedPlan([count], [count], [list(range(blocks))], config.block_size, device)
+    plan = paged_attention(device, dtype).implementation(
+        [count], [count], [list(range(blocks))], config.block_size, device
+    )
     x = model.embed(torch.zeros(count, dtype=torch.int64, device=device))
     hidden = model.forward(x, ModelInputs(torch.arange(count, device=device), plan, kv))
     model.logits(hidden[: config.max_num_seqs]).float().sort(dim=-1)

@@ -10,7 +10,7 @@ import torch
 from sensorium.engine.sampler import SampleState, sample
 from sensorium.engine.scheduler import Batch, Work
 from sensorium.engine.sequence import Sequence
-from sensorium.kernels.reference import PagedPlan
+from sensorium.kernels.select import paged_attention
 from sensorium.models.base import Model
 from sensorium.types import MediaItem, ModelInputs, TokenLogprob
 
@@ -30,6 +30,7 @@ class Runner:
         end_ids: tuple[int, ...],
     ) -> None:
         self.model = model
+        self._plan_class = paged_attention(device, dtype).implementation
         self.device = device
         self.block_size = block_size
         self.end_ids = end_ids
@@ -73,7 +74,7 @@ class Runner:
         works = batch.works
         x = self.model.embed(self._ids(works))
         self._fuse(x, works)
-        plan = PagedPlan(
+        plan = self._plan_class(
             [work.count for work in works],
             [work.start + work.count for work in works],
             [work.seq.blocks for work in works],
