@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 from sensorium.config import EngineConfig
 from sensorium.engine.loading import Loaded, load
 from sensorium.kernels.reference import PackedPlan
+from sensorium.kernels.select import paged_attention
 from sensorium.models import loader
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import (

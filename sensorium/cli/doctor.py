@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensorium import __version__
 from sensorium.cli.options import add_flags, build
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "av", "soxr", "pillow", "starlette", "uvicorn", "msgspec")
+PACKAGED = "sensorium-tiny"
 CODECS = ("h264", "hevc", "vp9", "aac", "mp3", "opus", "flac", "vorbis")
 
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = build(EngineConfig, args, model=args.model)
-    findings = [*_environment(), *_media(), *_devices(), *_memory(config)]
+    findings = [*_environment(), *_media(), *_devices(), *_model(config)]
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
@@ -104,32 +105,47 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _memory(config: EngineConfig) -> list[Finding]:
-    """What the model will take, worked out from its config.json; no weight is read."""
-    from sensorium.engine.loading import pick_device, pick_dtype, plan_memory, read_config, resolve_folder
+def _model(config: EngineConfig) -> list[Finding]:
+    """Where a model would run and what it would take, worked out from its config.json; no weight is read."""
+    from sensorium.engine.loading import pick_device, pick_dtype, read_config, resolve_folder
     from sensorium.models.registry import outline
 
-    about = config.model or "sensorium-tiny"
     try:
-        folder = resolve_folder(config.model)
-        hf_config = read_config(folder)
+        hf_config = read_config(resolve_folder(config.model))
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, hf_config)
-        model = outline(hf_config, config)
+        return [*_kernels(device, dtype), _memory(outline(hf_config, config), config, device, dtype)]
     except SensoriumError as error:
-        return [Finding(about, error.message, False, "name another model or device")]
-    weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize  # type: ignore[attr-defined]
+        return [Finding(config.model or PACKAGED, error.message, False, "name another model or device")]
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> list[Finding]:
+    """What runs each op that has more than one implementation, and why not the others."""
+    import torch
+
+    from sensorium.kernels import onednn, select
+
+    choice = select.paged_attention(device, dtype)
+    refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
+    packed = onednn.supports(torch.empty(1, 1, device=device, dtype=dtype))
+    products = "oneDNN with packed weights" if packed else "torch; not oneDNN: it is for float32 on a CPU"
+    return [Finding(choice.op, choice.name + refused), Finding("matrix products", products)]
+
+
+def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Finding:
+    from sensorium.engine.loading import plan_memory
+
+    about = config.model or PACKAGED
+    weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     text = f"{str(dtype).removeprefix('torch.')} on {device}: weights {weights / 1e9:.2f} GB"
     if device.type == "cpu":
         plan = plan_memory(model, config, device, dtype)
-        return [Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")]
+        return Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")
     left = _room(device, config) - weights - config.encoder_cache_bytes
     text += f", {token} bytes of KV cache a token, {max(left, 0) / 1e9:.2f} GB left for it and activations"
-    if left < token * (config.max_model_len or model.max_model_len):
-        fix = "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device"
-        return [Finding(about, text, False, fix)]
-    return [Finding(about, text)]
+    fits = left >= token * (config.max_model_len or model.max_model_len)
+    return Finding(about, text, fits, "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device")
 
 
 def _room(device: torch.device, config: EngineConfig) -> int:
