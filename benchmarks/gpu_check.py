@@ -269,6 +269,7 @@ def check_full(golden: Path | None, device: str) -> None:
         phases=loaded.seconds,
         weights_gb=weights / 1e9,
         kv_tokens=loaded.plan.kv_tokens,
+        attention=paged_attention(loaded.device, loaded.dtype).name,
     )
     report("full: answers", **measure(loaded, 1))
     report("full: answers", **measure(loaded, 16))
