@@ -130,7 +130,7 @@ def test_one_line_per_request_without_its_content(
 ):
     with serve(engine, log_format=log_format) as live, caplog.at_level(logging.INFO, "sensorium.access"):
         live.post(chat(messages=user("my secret"), user="some\tone"))
-        live.post(chat(messages=user("my secret"), user="someone"))
+        live.post(chat(messages=user("my secret"), user="someone", ignore_eos=True))
         live.request("GET", "/%1b%5b31m", None, {"x-request-id": "id-1"})
         live.request("GET", "/health")
     lines = [record.getMessage() for record in caplog.records if record.name == "sensorium.access"]
