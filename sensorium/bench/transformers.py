@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sensorium.bench.model import random_prompts
 from sensorium.bench.report import machine
 from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
 from sensorium.errors import SensoriumError
 from sensorium.llm import LLM
 from sensorium.models.loader import export_tensors
@@ -33,7 +34,10 @@ FIELDS = (
 def compare(
     config: EngineConfig, batches: Sequence[int], prompt_len: int, num_tokens: int, repeat: int
 ) -> dict[str, Any]:
-    """Tokens per second of both sides per batch, alternating runs, medians, and the share of equal tokens."""
+    """Tokens per second of both sides per batch, alternating runs, medians, and the share of equal tokens.
+
+    From two requests on, once more with prompts and answers of mixed lengths.
+    """
     try:
         import transformers
     except ImportError:
@@ -43,7 +47,8 @@ def compare(
     with LLM.from_config(config) as llm, tempfile.TemporaryDirectory() as folder:
         save_qwen3(llm.client.loaded.model, Path(folder))
         other = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        rows = [_row(llm, other, batch, prompt_len, num_tokens, repeat) for batch in batches]
+        loads = [load for batch in batches for load in _loads(llm.client, batch, prompt_len, num_tokens)]
+        rows = [_row(llm, other, load, repeat) for load in loads]
     versions = {"transformers": transformers.__version__}
     return {
         "model": llm.client.model_name,
@@ -66,48 +71,75 @@ def save_qwen3(model: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _row(llm: LLM, other: Any, batch: int, prompt_len: int, num_tokens: int, repeat: int) -> dict[str, Any]:
-    prompts = [list(prompt.ids) for prompt in random_prompts(llm.client, batch, prompt_len, seed=batch)]
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests that are there at once: token ids of each prompt, and how many tokens each wants."""
+
+    name: str
+    prompts: list[list[int]]
+    wanted: list[int]
+
+    @classmethod
+    def even(cls, client: EngineClient, batch: int, prompt_len: int, num_tokens: int) -> Load:
+        prompts = random_prompts(client, batch, prompt_len, seed=batch)
+        return cls("equal", [list(prompt.ids) for prompt in prompts], [num_tokens] * batch)
+
+    def mixed(self) -> Load:
+        """The same prompts cut short by up to 7/8, and lengths from an eighth to all of it: what strangers send."""
+        batch = len(self.prompts)
+        shares = [1 / 8 + 7 / 8 * i / max(batch - 1, 1) for i in range(batch)]
+        # Long prompts are not the ones with long answers: 7 has no factor in common with a power of two.
+        prompts = [
+            prompt[: max(int(len(prompt) * share), 1)] for prompt, share in zip(self.prompts, shares, strict=True)
+        ]
+        wanted = [max(int(self.wanted[i] * shares[i * 7 % batch]), 1) for i in range(batch)]
+        return Load("mixed", prompts, wanted)
+
+
+def _loads(client: EngineClient, batch: int, prompt_len: int, num_tokens: int) -> list[Load]:
+    even = Load.even(client, batch, prompt_len, num_tokens)
+    return [even, even.mixed()] if batch > 1 else [even]
+
+
+def _row(llm: LLM, other: Any, load: Load, repeat: int) -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     tokens: list[list[int]] = []
     reference: list[list[int]] = []
     for run in range(repeat + 1):  # the first run of each warms up
-        seconds, tokens = _ours(llm, prompts, num_tokens)
-        other_seconds, reference = _theirs(other, prompts, num_tokens)
+        seconds, tokens = _ours(llm, load)
+        other_seconds, reference = _theirs(other, load)
         if run > 0:
             ours.append(seconds)
             theirs.append(other_seconds)
-    same = [
-        a == b for ours_, theirs_ in zip(tokens, reference, strict=True) for a, b in zip(ours_, theirs_, strict=True)
-    ]
-    count = batch * num_tokens
+    same = [a == b for mine, his in zip(tokens, reference, strict=True) for a, b in zip(mine, his, strict=True)]
     return {
-        "batch": batch,
-        "sensorium_tokens_per_s": count / statistics.median(ours),
-        "transformers_tokens_per_s": count / statistics.median(theirs),
+        "batch": len(load.prompts),
+        "lengths": load.name,
+        "sensorium_tokens_per_s": sum(load.wanted) / statistics.median(ours),
+        "transformers_tokens_per_s": sum(load.wanted) / statistics.median(theirs),
         "ratio": statistics.median(theirs) / statistics.median(ours),
         "equal_tokens": statistics.mean(same),
     }
 
 
-def _ours(llm: LLM, prompts: list[list[int]], num_tokens: int) -> tuple[float, list[list[int]]]:
-    sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+def _ours(llm: LLM, load: Load) -> tuple[float, list[list[int]]]:
+    params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in load.wanted]
     started = time.perf_counter()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    outputs = llm.generate(load.prompts, params, use_tqdm=False)
     return time.perf_counter() - started, [output.outputs[0].token_ids for output in outputs]
 
 
 @torch.inference_mode()
-def _theirs(model: Any, prompts: list[list[int]], num_tokens: int) -> tuple[float, list[list[int]]]:
-    ids = torch.tensor(prompts)
+def _theirs(model: Any, load: Load) -> tuple[float, list[list[int]]]:
+    """One padded batch: it ends when its last request does, and what others did not ask for is cut off."""
     started = time.perf_counter()
+    longest = max(map(len, load.prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in load.prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in load.prompts])
+    count = max(load.wanted)
     out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=num_tokens,
-        min_new_tokens=num_tokens,
-        pad_token_id=0,
+        padded, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
     )
-    return time.perf_counter() - started, out[:, ids.shape[1] :].tolist()
+    seconds = time.perf_counter() - started
+    return seconds, [row[:wanted] for row, wanted in zip(out[:, longest:].tolist(), load.wanted, strict=True)]

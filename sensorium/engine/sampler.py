@@ -15,6 +15,9 @@ import torch
 from sensorium.types import SamplingParams, TokenLogprob
 
 _GREEDY_BELOW = 1e-5
+_NARROW = 128
+# The largest uniform number whose product with any float32 total stays below that total.
+_BELOW_ONE = 1 - 2**-22
 
 
 @dataclass(slots=True)
@@ -113,38 +116,52 @@ def _edit(row: torch.Tensor, state: SampleState) -> None:
 
 def _draw(logits: torch.Tensor, states: list[SampleState], sorts: bool) -> torch.Tensor:
     """Sample rows [m, V] by inverting the cumulative distribution at one uniform number each."""
-
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
-
     params = [state.params for state in states]
-    uniform = column([state.rng.random() for state in states])
-    logits = logits / column([p.temperature for p in params])
+    uniform = _column([min(state.rng.random(), _BELOW_ONE) for state in states], logits)
+    logits = logits / _column([p.temperature for p in params], logits)
     if any(p.min_p > 0 for p in params):
-        floor = logits.amax(-1, keepdim=True) + column([max(p.min_p, 1e-30) for p in params]).log()
+        floor = logits.amax(-1, keepdim=True) + _column([max(p.min_p, 1e-30) for p in params], logits).log()
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if not sorts:
-        return _invert(logits.softmax(-1), uniform)
-    logits, order = logits.sort(dim=-1, descending=True)
-    if any(p.top_k > 0 for p in params):
-        vocab = logits.shape[-1]
-        limit = column([p.top_k if p.top_k > 0 else vocab for p in params], torch.int64)
-        logits = logits.masked_fill(torch.arange(vocab, device=logits.device) >= limit, -torch.inf)
-    probs = logits.softmax(-1)
-    if any(p.top_p < 1 for p in params):
-        # A token stays if the mass before it is below top_p, so the first always stays.
-        before = probs.cumsum(-1) - probs
-        probs = probs.masked_fill(before >= column([p.top_p for p in params]), 0.0)
-    return order.gather(-1, _invert(probs, uniform)[:, None])[:, 0]
+        return _invert(logits.softmax(-1).cumsum(-1), uniform)
+    chosen = torch.full((len(states),), -1, device=logits.device)
+    if logits.shape[-1] > _NARROW:
+        # Sorting a whole vocabulary costs far more than its top, which nearly always holds all that may be chosen.
+        chosen = _draw_from_top(logits, params, uniform, _NARROW)
+    left = (chosen < 0).nonzero()[:, 0]
+    if len(left):
+        rest = [params[row] for row in left.tolist()]
+        chosen[left] = _draw_from_top(logits[left], rest, uniform[left], logits.shape[-1])
+    return chosen
 
 
-def _invert(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Index of the first token whose cumulative mass exceeds uniform x total. probs [m, V], uniform [m, 1]."""
+def _draw_from_top(
+    logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor, width: int
+) -> torch.Tensor:
+    """Sample among the `width` likeliest tokens; -1 for rows whose top_k or top_p reaches beyond them."""
+    vocab = logits.shape[-1]
+    top_k = _column([p.top_k if p.top_k > 0 else vocab for p in params], logits, torch.int64)
+    top_p = _column([p.top_p for p in params], logits)
+    top, order = logits.topk(width, dim=-1) if width < vocab else logits.sort(dim=-1, descending=True)
+    top = top.masked_fill(torch.arange(width, device=logits.device) >= top_k, -torch.inf)
+    mass = torch.where(top_k <= width, top.logsumexp(-1, keepdim=True), logits.logsumexp(-1, keepdim=True))
+    probs = (top - mass).exp()
     cumulative = probs.cumsum(-1)
-    index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    # Rounding may point past the last token with mass; step back to it.
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1, keepdim=True)
-    return torch.minimum(index, last)[:, 0]
+    # A token stays if the mass before it is below top_p, so the first always stays.
+    num_kept = (cumulative - probs < top_p).sum(-1, keepdim=True)
+    inside = (num_kept < width) | (top_k <= width) | (width == vocab)
+    cumulative = cumulative.minimum(cumulative.gather(-1, num_kept - 1))
+    chosen = order.gather(-1, _invert(cumulative, uniform)[:, None])
+    return torch.where(inside, chosen, -1)[:, 0]
+
+
+def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index of the first token whose cumulative mass exceeds uniform x total; it has mass itself. -> [m]."""
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _column(values: list[float] | list[int], like: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
 
 
 def _logprobs(raw: torch.Tensor, tokens: list[int], states: list[SampleState]) -> dict[int, TokenLogprob]:

@@ -50,9 +50,24 @@ def test_filters_keep_exactly_the_allowed_tokens(params: dict, allowed: set[int]
     assert set(draw(2000, **params)) == allowed
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("params", [{"top_p": 0.9}, {"top_k": 300}, {"top_k": 50, "top_p": 0.7}, {"top_p": 0.3}])
+def test_a_large_vocabulary_is_filtered_exactly(scale: float, params: dict) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(1000) * scale
+    probs, order = logits.softmax(-1).sort(descending=True)
+    top_k = params.get("top_k", 1000)
+    probs = probs[:top_k] / probs[:top_k].sum()
+    num_kept = int((probs.cumsum(-1) - probs < params.get("top_p", 1.0)).sum())
+    allowed = set(order[:num_kept].tolist())
+    drawn = {token for token, _ in sample(logits.repeat(3000, 1), [state(seed=i, **params) for i in range(3000)])}
+    assert drawn <= allowed
+    assert probs[[order.tolist().index(token) for token in drawn]].sum() / probs[:num_kept].sum() > 0.8
+
+
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
-    logits = torch.randn(5, 100)
+    logits = torch.randn(5, 400)
     kinds = [
         {"seed": 1}, {"seed": 2, "top_k": 5}, {"temperature": 0.0}, {"seed": 4, "top_p": 0.4, "temperature": 0.7},
         {"seed": 5, "presence_penalty": 1.0, "min_p": 0.01},
