@@ -107,7 +107,8 @@ def test_bench_compares_with_transformers_token_by_token(any_model, capsys):
     words = ["--batch", "1", "3", "--prompt-len", "8", "--num-tokens", "6", "--repeat", "1", "--max-model-len", "512"]
     assert main(["bench", str(any_model), "--transformers", "--json", *words]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["equal_tokens"] for row in rows] == [1, 1]
+    assert [(row["batch"], row["lengths"]) for row in rows] == [(1, "equal"), (3, "equal"), (3, "mixed")]
+    assert [row["equal_tokens"] for row in rows] == [1, 1, 1]
     assert all(row["ratio"] > 0 for row in rows)
 
 
