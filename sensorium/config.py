@@ -1,4 +1,4 @@
-"""Settings of the engine and of the server. Frozen; unknown keys cannot exist; derived values live where they are used."""
+"""Settings of the engine and the server. Frozen; unknown keys cannot exist; derived values live where they are used."""
 
 from __future__ import annotations
 

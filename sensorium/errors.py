@@ -1,18 +1,18 @@
 """Every error sensorium raises on purpose.
 
-    SensoriumError                  code                     HTTP
-    +-- RequestError                invalid_request          400   the caller's input is wrong; names the part
-    |   +-- UnsupportedError        unsupported              400   a field this build or model cannot honour
-    |   +-- ContextLengthError      context_length_exceeded  400
-    |   +-- MediaError              invalid_media            400   bytes that do not decode, or break a limit
-    |   |   +-- MediaFetchError     media_fetch_failed       400   an address refused, unreachable or too slow
-    |   +-- TooLargeError           request_too_large        413
-    +-- AuthenticationError         invalid_api_key          401
-    +-- NotFoundError               not_found                404
-    +-- OverloadedError             overloaded               429   retryable; carries retry_after_s
-    +-- CheckpointError             invalid_checkpoint       500   a model folder that cannot be loaded
-    +-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
-        +-- EngineDeadError         engine_dead              503   retryable once the engine is back
+SensoriumError                  code                     HTTP
++-- RequestError                invalid_request          400   the caller's input is wrong; names the part
+|   +-- UnsupportedError        unsupported              400   a field this build or model cannot honour
+|   +-- ContextLengthError      context_length_exceeded  400
+|   +-- MediaError              invalid_media            400   bytes that do not decode, or break a limit
+|   |   +-- MediaFetchError     media_fetch_failed       400   an address refused, unreachable or too slow
+|   +-- TooLargeError           request_too_large        413
++-- AuthenticationError         invalid_api_key          401
++-- NotFoundError               not_found                404
++-- OverloadedError             overloaded               429   retryable; carries retry_after_s
++-- CheckpointError             invalid_checkpoint       500   a model folder that cannot be loaded
++-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
+    +-- EngineDeadError         engine_dead              503   retryable once the engine is back
 """
 
 from __future__ import annotations

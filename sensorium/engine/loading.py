@@ -120,7 +120,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     dtype = pick_dtype(config.dtype, device, hf_config)
     if device.type == "cuda" and dtype == torch.float32:
         # float32 was asked for: convolutions would otherwise round their operands to tf32, 1e-4 in the sound tower.
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] - not in the stubs
     processor = load_processor(folder, hf_config)
     seconds["processor"] = time.perf_counter() - started
 
