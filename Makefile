@@ -1,5 +1,5 @@
 # make demo   ask the packaged model about a picture, a recording and a video
-# make serve  serve it until Ctrl-C
+# make serve  serve it until Ctrl-C (ARGS="--port 9000" and the like are passed on)
 # make test   the test suite · make test-all: the slow tests too · make check: lint and types · make bench: numbers
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip resolves torch and all else in one call, so that no package can bring another torch along.
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 # Two makes at once take turns at the environment.
-LOCK := $(if $(shell command -v flock),flock $(VENV).lock)
+LOCK := $(if $(shell command -v flock),flock Makefile)
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo serve test test-all bench check clean
@@ -16,7 +16,7 @@ demo: $(VENV)/.run
 	$(BIN)/python -m sensorium.demo
 
 serve: $(VENV)/.run
-	$(BIN)/sensorium serve
+	$(BIN)/sensorium serve $(ARGS)
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
@@ -35,7 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/vs_transformers.py
 
 clean:
-	rm -rf $(VENV) $(VENV).lock
+	rm -rf $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "Installing sensorium into $(VENV) (once; torch is the large part)"
