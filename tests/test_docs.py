@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,3 +47,20 @@ def test_every_decision_is_listed():
     folder = ROOT / "docs" / "adr"
     listed = re.findall(r"\]\((\d{4}-[^)]+\.md)\)", (folder / "README.md").read_text())
     assert sorted(listed) == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_every_import_is_a_declared_dependency():
+    """What sensorium imports at the top of a module is installed with it, not by luck of another package."""
+    project = (ROOT / "pyproject.toml").read_text()
+    declared = re.findall(r'^  "([a-z0-9-]+)[>\[]', project[: project.index("[project.optional-dependencies]")], re.M)
+    names = {name.replace("-", "_") for name in declared} | {"PIL", "sensorium"}
+    imported = set()
+    for path in (ROOT / "sensorium").rglob("*.py"):
+        if path.stem.startswith("triton"):  # comes with torch where there is a GPU
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    assert imported - names - set(sys.stdlib_module_names) == set()
