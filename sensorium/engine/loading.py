@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 PACKAGED_MODEL = "sensorium-tiny"
 _CPU_KV_BYTES = 256 << 20
 _MAX_PACKED_BYTES = 1 << 30
-_ONE_THREAD_BYTES = 128 << 20
 Progress = Callable[[str, float], None]
 """Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
 
@@ -150,18 +149,12 @@ def read_config(folder: Path) -> dict:
 
 @torch.inference_mode()
 def tune_cpu(model: Model) -> None:
-    """Keep matrices in the CPU's fastest layout too, where that copy costs little memory, and choose the threads.
-
-    A small model's product is over before a second thread has woken up, and a core that waits at a barrier is one
-    that HTTP and media do not get: below a size, one thread computes.
-    """
+    """Keep matrices in the CPU's fastest layout too, where that copy costs little memory."""
     linears = [module for module in model.modules() if isinstance(module, Linear)]  # pyright: ignore
     size = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
     if size <= _MAX_PACKED_BYTES:
         for linear in linears:
             linear.pack()
-    if size <= _ONE_THREAD_BYTES:
-        torch.set_num_threads(1)
 
 
 def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
@@ -236,7 +229,9 @@ def warm_up(engine: Engine, report: Progress) -> None:
     report("warm-up", 0.0)
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     engine.inbox.append(Request("warm-up", Prompt((1, 2, 3)), sampling, namespace="warm-up"))
+    threads = torch.get_num_threads()
     while engine.has_work:
         engine.step()
+    torch.set_num_threads(threads)  # this thread is the caller's; the engine will have its own
     engine.reset_stats()
     report("warm-up", 1.0)

@@ -14,6 +14,8 @@ from sensorium.kernels.select import paged_attention
 from sensorium.models.base import Model
 from sensorium.types import MediaItem, ModelInputs, TokenLogprob
 
+# Numbers in a step's activations, tokens x width, from which several threads pay.
+_SMALL_STEP = 64 * 256
 Sampled = tuple[int, TokenLogprob | None]
 
 
@@ -30,6 +32,7 @@ class Runner:
         end_ids: tuple[int, ...],
     ) -> None:
         self.model = model
+        self._threads = torch.get_num_threads()
         self._plan_class = paged_attention(device, dtype).implementation
         self.device = device
         self.block_size = block_size
@@ -43,6 +46,7 @@ class Runner:
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:
         """Compute media rows. Returns what failed, per key; one bad item does not take the others along."""
         failed: dict[bytes, Exception] = {}
+        self._use_threads(_SMALL_STEP)
         for modality in sorted({item.modality for item in items}):
             group = [item for item in items if item.modality == modality]
             try:
@@ -72,6 +76,7 @@ class Runner:
     def run(self, batch: Batch) -> dict[str, Sampled | None]:
         """Compute the batch. Result: next token per sampling sequence id; None where the model produced NaN."""
         works = batch.works
+        self._use_threads(batch.num_tokens * self.model.hidden_size)
         x = self.model.embed(self._ids(works))
         self._fuse(x, works)
         plan = self._plan_class(
@@ -90,6 +95,15 @@ class Runner:
         picked = hidden if len(rows) == hidden.shape[0] else hidden[torch.tensor(rows, device=self.device)]
         tokens = sample(self.model.logits(picked), [self._state(seq) for seq in sampled])
         return {seq.id: token for seq, token in zip(sampled, tokens, strict=True)}
+
+    def _use_threads(self, size: int) -> None:
+        """On a CPU, let one thread compute small steps.
+
+        Their products are over before a second thread has woken up, and a core that waits at a barrier is one that
+        HTTP and media do not get.
+        """
+        if self.device.type == "cpu":
+            torch.set_num_threads(1 if size < _SMALL_STEP else self._threads)
 
     def _ids(self, works: Seq[Work]) -> torch.Tensor:
         ids: list[int] = []
