@@ -103,6 +103,20 @@ def test_a_fault_is_shown_where_the_answer_would_be(page: Page):
     page.complaints.clear()  # the browser notes the 400, and the picture it cannot show
 
 
+@pytest.mark.parametrize("size", [(900, 300), (200, 1200), (40, 30)])
+def test_a_picture_s_frame_is_as_large_as_the_picture(page: Page, tmp_path: Path, size: tuple[int, int]):
+    (tmp_path / "picture.png").write_bytes(samples.picture(*size))
+    page.choose_files("#files", tmp_path / "picture.png")
+    page.wait("document.querySelectorAll('#attachments li').length === 1")
+    ask(page, "What is this?")
+    page.wait(ANSWERED)
+    sides = page.run("""
+        ["", " img"].map((part) => document.querySelector(".picture" + part).getBoundingClientRect())
+            .map((shape) => [Math.round(shape.width), Math.round(shape.height)])
+    """)
+    assert sides[0] == sides[1], "boxes are placed by shares of the frame"
+
+
 def test_boxes_in_an_answer_are_drawn_on_the_picture(page: Page):
     page.run("document.querySelector('[data-example=box]').click()")
     page.wait(ANSWERED)

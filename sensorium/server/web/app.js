@@ -1,7 +1,7 @@
 // The page: attachments and a question in, a streamed answer out.
 
 import * as api from "./api.js";
-import { drawBoxes } from "./boxes.js";
+import { drawBoxes, fit } from "./boxes.js";
 import { makeExample } from "./examples.js";
 import { canRecord, record, show, toMedia } from "./media.js";
 
@@ -133,7 +133,9 @@ function addQuestion(text, media) {
     const row = make("div", "media");
     for (const one of media) {
       const frame = make("div", one.kind === "image" ? "picture" : "");
-      frame.append(show(one));
+      const shown = show(one);
+      if (one.kind === "image") shown.onload = () => fit(frame, shown);
+      frame.append(shown);
       row.append(frame);
     }
     item.append(row);

@@ -2,6 +2,14 @@
 
 const BOX = /(?:<ref>([^<]*)<\/ref>)?<box>(\d+) (\d+) (\d+) (\d+)<\/box>/g;
 
+const MOST = { width: 352, height: 288 };
+
+/** Gives a frame exactly the size of the picture in it, so that shares of the frame are shares of the picture. */
+export function fit(frame, picture) {
+  const scale = Math.min(1, MOST.width / picture.naturalWidth, MOST.height / picture.naturalHeight);
+  frame.style.width = `${Math.round(picture.naturalWidth * scale)}px`;
+}
+
 /** Draws the boxes of a text over an element that shows the picture. */
 export function drawBoxes(picture, text) {
   for (const [, name, ...sides] of text.matchAll(BOX)) {
