@@ -44,12 +44,15 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     max_encoder_rows: int = 4096
     """Media embeddings computed in one step."""
-    encoder_cache_bytes: int = 64 << 20
+    encoder_cache_bytes: int = 512 << 20
     max_waiting: int = 256
     enable_prefix_caching: bool = True
     init_vision: bool = True
     init_audio: bool = True
     init_tts: bool = False
+    """Speech output. There is none yet: true is refused."""
+    trust_remote_code: bool = False
+    """Accepted because callers of other engines pass it. Nothing that comes with a checkpoint is ever executed."""
     media_threads: int = 0
     """Threads that fetch, decode and preprocess; 0 is half the cores, at least one."""
     limits: MediaLimits = field(default_factory=MediaLimits)

@@ -110,6 +110,8 @@ def pick_dtype(name: str, device: torch.device, config: dict) -> torch.dtype:
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     """Load everything and run one warm-up step. Raises CheckpointError with what to do."""
+    if config.init_tts:
+        raise CheckpointError("init_tts: this version loads no speech output; leave it out", param="init_tts")
     seconds: dict[str, float] = {}
     report = progress or (lambda phase, share: None)
     folder = resolve_folder(config.model)
@@ -140,11 +142,14 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
 def read_config(folder: Path) -> dict:
     try:
-        return json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / "config.json").read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no config.json; is it a model folder?") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds no JSON object")
+    return config
 
 
 @torch.inference_mode()
