@@ -31,6 +31,7 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "enable_prefix_caching": "reuse the KV blocks of equal prompt beginnings",
         "init_vision": "load the vision tower",
         "init_audio": "load the audio tower",
+        "init_tts": "load the speech side; refused, this version does not speak yet",
         "trust_remote_code": "accepted for compatibility; code that comes with a checkpoint is never executed",
         "media_threads": "threads that fetch, decode and preprocess media; 0 is half the cores",
     },

@@ -12,8 +12,8 @@ from sensorium.cli.parser import Parser, integer, normalise
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
 
 CONFIGS = (ServerConfig, EngineConfig, MediaLimits)
-# Given by position, built from flags of its own, and not there yet.
-NO_FLAG = {"model", "limits", "init_tts"}
+# Given by position, and built from flags of its own.
+NO_FLAG = {"model", "limits"}
 
 
 @pytest.fixture
