@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
 from sensorium.layers.attention import Segments, SelfAttention
-from sensorium.layers.mlp import Mlp
+from sensorium.layers.mlp import Gelu, Mlp
 
 
 class EncoderBlock(nn.Module):
@@ -21,7 +19,7 @@ class EncoderBlock(nn.Module):
         hidden: int,
         *,
         eps: float,
-        gelu: Literal["none", "tanh"],
+        gelu: Gelu,
         bias: tuple[str, ...] = ("q", "k", "v"),
     ) -> None:
         super().__init__()

@@ -11,27 +11,36 @@ from torch import nn
 from sensorium.kernels import reference as ops
 from sensorium.layers.linear import Linear
 
+Gelu = Literal["none", "tanh", "quick"]
+"""How gelu is computed: exactly, by its tanh approximation, or as x * sigmoid(1.702 x)."""
+
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))), with biases. approximate: "tanh" (SigLIP) or "none" (Whisper)."""
+    """fc2(gelu(fc1(x))), with biases. approximate: "tanh" (SigLIP), "none" (Whisper) or "quick" (CLIP).
 
-    def __init__(self, width: int, hidden: int, approximate: Literal["none", "tanh"]) -> None:
+    n_out: width of what comes out, where it is not that of what goes in.
+    """
+
+    def __init__(self, width: int, hidden: int, approximate: Gelu, n_out: int | None = None) -> None:
         super().__init__()
-        self.approximate = approximate
+        self.approximate: Gelu = approximate
         self.fc1 = Linear(width, hidden, bias=True)
-        self.fc2 = Linear(hidden, width, bias=True)
+        self.fc2 = Linear(hidden, n_out or width, bias=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        x = self.fc1(x)
+        if self.approximate == "quick":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate=self.approximate))
 
 
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up in one product."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up = Linear(width, 2 * hidden, parts={"gate": hidden, "up": hidden})
-        self.down = Linear(hidden, width)
+        self.gate_up = Linear(width, 2 * hidden, parts={"gate": hidden, "up": hidden}, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(ops.act_mul(self.gate_up(x)))

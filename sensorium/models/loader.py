@@ -25,7 +25,7 @@ Progress = Callable[[int, int, str], None]
 """Called after each tensor with bytes read so far, bytes in all, and the tensor's name."""
 Rules = tuple[tuple[str, str], ...]
 
-INDEX = "model.safetensors.index.json"
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 MAX_LISTED = 12
 
 
@@ -46,6 +46,8 @@ class Checkpointed(Protocol):
     def ignored(self) -> tuple[str, ...]:
         """Checkpoint prefixes that may be present and are not read."""
         ...
+
+    # A family whose checkpoints exist in several layouts also has `aliases: Rules`, from other names to those above.
 
     def modules(self) -> Iterator[nn.Module]: ...
 
@@ -147,16 +149,18 @@ def load(
     """Build the model and fill it from a folder. Nothing is allocated before names and shapes are known to fit."""
     with torch.device("meta"):
         model = model_class(config)
-    files = tensor_files(folder)
+    found = tensor_files(folder)
+    stored = {_canonical(name, getattr(model, "aliases", ())): name for name in found}
+    files = {name: found[original] for name, original in stored.items()}
     wanted = targets(model)
     shapes = {name: tuple(target.tensor.shape) for name, target in wanted.items()}
-    total = _check(files, shapes, model.ignored, folder)
+    total = _check(files, stored, shapes, model.ignored, folder)
     allocate(model, torch.device(device), dtype)
     done = 0
     for file, names in _by_file(files, wanted).items():
         with _open(file) as tensors:
             for name in names:
-                tensor = tensors.get_tensor(name)
+                tensor = tensors.get_tensor(stored[name])
                 wanted[name].tensor.copy_(tensor)
                 done += tensor.nbytes
                 if progress is not None:
@@ -175,7 +179,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         if lost:
             raise CheckpointError(f"{folder} lacks {_listed(lost)}, named in {INDEX}; is the download complete?")
         return {name: folder / file for name, file in names.items()}
-    files = sorted(folder.glob("*.safetensors"))
+    # What else lies in a folder (other layouts of the same weights, adapters) is not the model.
+    files = [folder / WHOLE] if (folder / WHOLE).is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
             raise CheckpointError(
@@ -189,8 +194,19 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _canonical(name: str, aliases: Rules) -> str:
+    """The name that a tensor has in the layout of the model's `renames`."""
+    for pattern, replacement in aliases:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def _check(
-    files: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...], folder: Path
+    files: Mapping[str, Path],
+    stored: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: tuple[str, ...],
+    folder: Path,
 ) -> int:
     """Bytes that will be read. Raises CheckpointError when names or shapes do not fit the model."""
     problems = []
@@ -202,7 +218,7 @@ def _check(
     for file, names in _by_file(files, shapes).items():
         with _open(file) as tensors:
             for name in names:
-                part = tensors.get_slice(name)
+                part = tensors.get_slice(stored[name])
                 shape = tuple(part.get_shape())
                 if shape != shapes[name]:
                     misshapen.append(f"{name} is {list(shape)}, should be {list(shapes[name])}")
@@ -261,7 +277,7 @@ def save_checkpoint(model: Checkpointed, folder: Path, *, max_shard_bytes: int =
         filled += tensor.nbytes
     weight_map = {}
     for number, shard in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = WHOLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:

@@ -19,6 +19,7 @@ from sensorium.models.base import Model, Processor
 FAMILIES = {
     "MiniCPMO": ("minicpmo:Model", "minicpm_processor:Processor"),
     "MiniCPMV": ("minicpmo:Model", "minicpm_processor:Processor"),
+    "LlavaForConditionalGeneration": ("llava:Model", "llava_processor:Processor"),
 }
 
 

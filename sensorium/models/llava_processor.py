@@ -1,0 +1,104 @@
+"""Chat messages and pictures to prompts for LLaVA-1.5."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sensorium.errors import CheckpointError, UnsupportedError
+from sensorium.models.llava import Config
+from sensorium.models.picture_settings import PictureSettings, check_options
+from sensorium.models.placeholders import Notation, PromptWriter
+from sensorium.models.tokenizer import Tokenizer, read_json
+from sensorium.types import ChatOptions, Media, MediaItem, Message, Prompt
+
+PREPROCESSING = b"llava-1"
+"""Part of every content key; changed whenever the arrays below change their meaning."""
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role != 'system' %}{{ message.role | upper + ': ' }}{% endif %}"
+    "{% for part in message.content if part.type == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text + ' ' }}{% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+class Processor:
+    """Keeps no state between calls, so threads may share it."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.tokenizer = Tokenizer(folder)
+        self._rows = config.rows
+        settings = read_json(folder / "preprocessor_config.json")
+        self._pictures = PictureSettings.from_hf(settings)
+        self._edge, self._crop = _edge(settings), _side(settings)
+        if self._crop != config.image_size:
+            raise CheckpointError(
+                f"preprocessor_config.json: crop_size {self._crop} is not the tower's image_size {config.image_size}"
+            )
+        notation = Notation({"image": config.image_token}, {"image": "<image>"}, self._bos())
+        self._writer = PromptWriter(folder, self.tokenizer, notation, config.decoder.max_len, TEMPLATE)
+
+    def _bos(self) -> tuple[int, ...]:
+        bos = self.tokenizer.config.get("bos_token")
+        spelled = bos.get("content") if isinstance(bos, Mapping) else bos
+        if not isinstance(spelled, str) or not self.tokenizer.config.get("add_bos_token", True):
+            return ()
+        return (self.tokenizer.id(spelled),)
+
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        """Render the chat template and expand pictures."""
+        page = self._writer.render(messages, options)
+        return self._writer.expand(page.ids, self._items(page.media, options), page.text)
+
+    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+        """A prompt with one <image> per picture, or with all its placeholders."""
+        ids = self._writer.read(text)
+        return self._writer.expand(ids, self._items(media, options), text if isinstance(text, str) else None)
+
+    def _items(self, media: Sequence[Media], options: ChatOptions) -> list[MediaItem]:
+        if options.media_kwargs:
+            name = min(map(str, options.media_kwargs))
+            raise UnsupportedError(f"unknown media option {name[:64]}; this model takes none", param="media_kwargs")
+        return [self._item(picture) for picture in media]
+
+    def _item(self, media: Media) -> MediaItem:
+        if media.modality != "image":
+            raise UnsupportedError(f"this model takes no {media.modality} input", param=media.part or None)
+        check_options(media)
+        arrays = {"pixels": self._cropped(media.data)} | self._pictures.constants
+        key = hashlib.blake2b(PREPROCESSING + media.digest, digest_size=32)
+        return MediaItem("image", key.digest(), self._rows, arrays)
+
+    def _cropped(self, pixels: np.ndarray) -> np.ndarray:
+        """The shorter side scaled to `edge`, then the middle square of `crop` pixels."""
+        height, width = pixels.shape[:2]
+        short = min(height, width)
+        size = (int(width * self._edge / short), int(height * self._edge / short))
+        resized = np.asarray(Image.fromarray(pixels).resize(size, self._pictures.resample))
+        top, left = ((side - self._crop) // 2 for side in resized.shape[:2])
+        return resized[top : top + self._crop, left : left + self._crop].copy()
+
+
+def _edge(settings: Mapping[str, Any]) -> int:
+    size = settings.get("size", 224)
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    if not isinstance(edge, int):
+        raise CheckpointError(f"preprocessor_config.json: size {size!r} is not supported; give its shortest_edge")
+    return edge
+
+
+def _side(settings: Mapping[str, Any]) -> int:
+    crop = settings.get("crop_size", 224)
+    sides = {crop.get("height"), crop.get("width")} if isinstance(crop, Mapping) else {crop}
+    side = sides.pop()
+    if sides or not isinstance(side, int):
+        raise CheckpointError(f"preprocessor_config.json: crop_size {crop!r} is not a square")
+    return side
