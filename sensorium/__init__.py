@@ -5,6 +5,7 @@ The names are loaded on first use, so that `import sensorium` and `sensorium --h
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from sensorium.errors import SensoriumError
     from sensorium.llm import LLM, CompletionOutput, RequestOutput
     from sensorium.types import SamplingParams
+
+# torch's CPU threads spin while they wait, on cores that media, HTTP and other programs could use; asleep they cost
+# nothing. It is read when torch is first imported, and left alone where the user has set it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

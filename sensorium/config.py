@@ -74,4 +74,6 @@ class ServerConfig:
     """Allow an address that other machines reach without any key."""
     drain_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
+    access_log: bool = True
+    """One line per request, without its content."""
     log_format: Literal["plain", "json"] = "plain"

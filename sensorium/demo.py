@@ -25,7 +25,7 @@ def main() -> int:
     started = time.perf_counter()
     questions = json.loads((ASSETS / "demo.json").read_text("utf-8"))
     port = _port()
-    server = subprocess.Popen([sys.executable, "-m", "sensorium", "serve", "--port", str(port)])
+    server = subprocess.Popen([sys.executable, "-m", "sensorium", "serve", "--port", str(port), "--no-access-log"])
     url = f"http://127.0.0.1:{port}"
     try:
         # Imported while the server imports torch.

@@ -45,7 +45,8 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "allowed_hosts": "host names to answer to besides loopback ones",
         "insecure": "allow an address that other machines reach without any key",
         "drain_s": "seconds that running requests may go on after SIGTERM",
-        "log_format": "one line or one JSON object per request",
+        "access_log": "one line per request",
+        "log_format": "log lines as text or as JSON objects",
     },
     MediaLimits: {
         "max_bytes": ("--max-media-bytes", "largest file"),

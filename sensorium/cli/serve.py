@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     server = build(ServerConfig, args)
     engine = build(EngineConfig, args, model=args.model, limits=build(MediaLimits, args))
     start_logging(server.log_format)
+    logging.getLogger("sensorium.access").disabled = not server.access_log
     started = time.perf_counter()
     address = ""
 
