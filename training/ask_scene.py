@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from training.lexicon import COLOURS, SHAPES
@@ -105,7 +105,7 @@ def describe_list(things: list[Thing], language: str) -> str:
 
 def ask_describe(random: Random, scene: Scene, language: str) -> Ask | None:
     things = sorted(scene.things, key=lambda t: t.x)
-    if len(things) > 5 or any(b.x - a.x < 0.035 * scene.width for a, b in zip(things, things[1:], strict=False)):
+    if len(things) > 5 or any(b.x - a.x < 0.035 * scene.width for a, b in pairwise(things)):
         return None
     answer = describe_list(things, language)
     if scene.lines:
@@ -146,7 +146,9 @@ def ask_exists(random: Random, scene: Scene, language: str) -> Ask | None:
     elif way < 0.65:
         colour, shape = thing.colour, other.shape
     elif way < 0.85:
-        colour, shape = random.choice(((random.randrange(len(COLOURS)), thing.shape), (thing.colour, random.randrange(len(SHAPES)))))
+        colour, shape = random.choice(
+            ((random.randrange(len(COLOURS)), thing.shape), (thing.colour, random.randrange(len(SHAPES))))
+        )
     else:
         colour, shape = None, random.randrange(len(SHAPES))
     truth = any(colour in (None, t.colour) and t.shape == shape for t in scene.things)

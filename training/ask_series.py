@@ -172,7 +172,9 @@ def recolour_video(random: Random, frames: int, language: str) -> tuple[list[Sce
         scenes.append(frame)
     shape = SHAPES[thing.shape][language]
     old, new = COLOURS[thing.colour][language], COLOURS[colour][language]
-    at_start = random.choice(("at the start", "at the beginning")) if language == "en" else random.choice(("开始", "一开始"))
+    at_start = (
+        random.choice(("at the start", "at the beginning")) if language == "en" else random.choice(("开始", "一开始"))
+    )
     at_end = random.choice(("at the end", "in the last frame")) if language == "en" else random.choice(("最后", "结束"))
     story = f"The {shape} changes from {old} to {new}." if language == "en" else f"{shape}从{old}变成{new}。"
     asks = [
@@ -236,7 +238,11 @@ def order_video(random: Random, frames: int, language: str) -> tuple[list[Scene]
         answer = f"{capital(article(name))}." if language == "en" else f"{name}。"
         asks.append(Ask("order", question, answer))
     names = [kind_name(*a.things[0].kind, language) for a in actors]
-    story = capital(", then ".join(article(n) for n in names)) + "." if language == "en" else "先是" + "，然后是".join(names) + "。"
+    story = (
+        capital(", then ".join(article(n) for n in names)) + "."
+        if language == "en"
+        else "先是" + "，然后是".join(names) + "。"
+    )
     asks.append(Ask("video", phrase(random, "video", language), story))
     random.shuffle(asks)
     return scenes, asks

@@ -18,7 +18,7 @@ MAX_SAMPLES = 81_920
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """samples int16 [S] at 16 kHz. text: as written; words: as spoken, in lower case; digits: of a number, else empty."""
+    """samples int16 [S] at 16 kHz. text: as written; words: as spoken, in lower case; digits: of a number, else ""."""
 
     samples: np.ndarray
     text: str

@@ -93,12 +93,20 @@ def ctc_labels(clip: Clip, symbols: dict[str, int]) -> list[int]:
 class BatchWriter:
     """Fills one batch after another from a source of conversations."""
 
-    def __init__(self, source: Source, encoder: Encoder, shape: Shape, tasks: dict[str, int], symbols: dict[str, int]) -> None:
+    def __init__(
+        self, source: Source, encoder: Encoder, shape: Shape, tasks: dict[str, int], symbols: dict[str, int]
+    ) -> None:
         self.source, self.encoder, self.shape, self.tasks, self.symbols = source, encoder, shape, tasks, symbols
         self.random: Random = source.random
 
     def fill(self, out: dict[str, np.ndarray]) -> None:
-        for name, value in {"rows_short": -1, "rows_long": -1, "learn_answer": -1, "learn_target": 0, "learn_at": 0}.items():
+        for name, value in {
+            "rows_short": -1,
+            "rows_long": -1,
+            "learn_answer": -1,
+            "learn_target": 0,
+            "learn_at": 0,
+        }.items():
             out[name][:] = value
         for name in ("ids_short", "ids_long", "answer_task", "scene_counts", "wave_lengths", "ctc_lengths"):
             out[name][:] = 0

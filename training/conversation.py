@@ -58,7 +58,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Encoded:
-    """ids with, per position, the media row that replaces it: (medium, row) or None. learn: (position, target, answer)."""
+    """Ids, with what replaces some of them and what is to be learned."""
 
     ids: list[int] = field(default_factory=list)
     media: list[tuple[int, object, int, int]] = field(default_factory=list)

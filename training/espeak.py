@@ -6,6 +6,7 @@ any x86-64 Linux machine (the audio output library is replaced by an empty one: 
 
 from __future__ import annotations
 
+# ruff: noqa: SIM905 - long lists of words read better as text
 import ctypes
 import shutil
 import subprocess
@@ -49,7 +50,9 @@ def sample_voice(random: Random, language: str, held_out: bool = False) -> Voice
         common = ("f1", "f2", "f3", "f5") if female else ("m1", "m2", "m4", "m5", "m6", "m7", "m8", "")
         variant = random.choice(common if random.random() < 0.5 else FEMALE if female else MALE)
     accent = "cmn" if language == "zh" else random.choice(ACCENTS)
-    return Voice(language, accent, variant, female, random.randint(120, 215), random.randint(38, 62), random.randint(35, 65))
+    return Voice(
+        language, accent, variant, female, random.randint(120, 215), random.randint(38, 62), random.randint(35, 65)
+    )
 
 
 class Espeak:

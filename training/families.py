@@ -17,7 +17,16 @@ from training.scenes import Scene, text_scene, things_scene
 from training.small_talk import ask_chat
 
 # How often each family is drawn before adaptation, for short and for long rows.
-SHORT = {"things": 0.36, "text": 0.26, "pair": 0.08, "more": 0.05, "speech": 0.17, "spoken": 0.04, "fewshot": 0.02, "chat": 0.02}
+SHORT = {
+    "things": 0.36,
+    "text": 0.26,
+    "pair": 0.08,
+    "more": 0.05,
+    "speech": 0.17,
+    "spoken": 0.04,
+    "fewshot": 0.02,
+    "chat": 0.02,
+}
 LONG = {"large_things": 0.22, "large_text": 0.34, "video": 0.34, "video_sound": 0.06, "large_pair": 0.04}
 
 
@@ -216,7 +225,9 @@ class Source:
         scene = things_scene(r, r.choice((1, 2, 3, 4)), repeat=r.choice((0.0, 0.4)))
         if not scene.things:
             return self._chat()
-        askers = {n: THING_ASKERS[n] for n in ("colour", "shape", "count", "background", "extreme", "describe", "exists")}
+        askers = {
+            n: THING_ASKERS[n] for n in ("colour", "shape", "count", "background", "extreme", "describe", "exists")
+        }
         language = "en" if r.random() < 0.8 else "zh"
         asks = [a for a in (askers[n](r, scene, language) for n in r.choices(list(askers), k=4)) if a is not None]
         if not asks:
@@ -226,6 +237,8 @@ class Source:
             return self._things()
         parts = [self._shown(scene), Heard(clip, 0, clip.rows)]
         first = Turn(parts, Ask("spoken", r.choice(("", "", "Answer the question.", "请回答问题。")), asks[0].answer))
-        heard = Turn([], Ask("spoken_heard", r.choice(("What was the question?", "Transcribe the question.")), clip.text))
+        heard = Turn(
+            [], Ask("spoken_heard", r.choice(("What was the question?", "Transcribe the question.")), clip.text)
+        )
         rest = [Turn([], a) for a in asks[1:2]]
         return [first, *rest, heard] if r.random() < 0.5 else [first, *rest]

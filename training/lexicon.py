@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: SIM905 - long lists of words read better as text
 from dataclasses import dataclass
 
 LANGUAGES = ("en", "zh")

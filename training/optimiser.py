@@ -28,7 +28,9 @@ class Optimiser:
             for rows in matrices.get(id(p), ()):
                 self.groups.setdefault((rows.stop - rows.start, p.shape[1]), []).append((number, rows))
         device = self.master.device
-        self.momentum = {shape: torch.zeros(len(members), *shape, device=device) for shape, members in self.groups.items()}
+        self.momentum = {
+            shape: torch.zeros(len(members), *shape, device=device) for shape, members in self.groups.items()
+        }
         self.weights = self._split(self.master)
         self.count = 0
 

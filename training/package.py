@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: SIM905 - long lists of words read better as text
 import json
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ from training.views import MAX_SLICES, SIDE
 VOCABULARY = 1536
 _PAIRS = "image ref box quad point slice image_id unit answer focus line perception source_image image_save_to".split()
 _SPOKEN = """audio_start audio audio_end spk_bos spk spk_eos tts_bos tts_eos listen speak interrupt vad_start vad_end
-emotion_start emotion_end speed_start speed_end pitch_start pitch_end turn_bos turn_eos chunk_eos chunk_bos chunk_tts_bos
-chunk_tts_eos tts_pad""".split()
+emotion_start emotion_end speed_start speed_end pitch_start pitch_end turn_bos turn_eos chunk_eos chunk_bos
+chunk_tts_bos chunk_tts_eos tts_pad""".split()
 _FIRST = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end vision_start
 vision_end vision_pad image_pad video_pad""".split()
 _FILL = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()
@@ -145,7 +146,9 @@ def tokenizer_config(tokenizer: Tokenizer, template: str) -> dict:
     return {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(i): {"content": text, **flags, "special": special} for i, text, special in control},
+        "added_tokens_decoder": {
+            str(i): {"content": text, **flags, "special": special} for i, text, special in control
+        },
         "additional_special_tokens": [text for _, text, special in control if special],
         "bos_token": "<|im_start|>",
         "chat_template": template,

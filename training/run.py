@@ -165,7 +165,7 @@ def report(log, step, seconds, share, losses, norm, scores: Scores, workers: Wor
     shown = " ".join(f"{k}={v}" for k, v in parts.items())
     tasks = " ".join(f"{k}:{100 * v:.1f}" for k, v in right.items())
     print(f"{step} {seconds:.0f}s queue {waiting} norm {float(norm):.2f} {shown}\n   {tasks}", flush=True)
-    if not math.isfinite(parts['answers']):
+    if not math.isfinite(parts["answers"]):
         print("the loss is not finite", flush=True)
 
 

@@ -121,7 +121,20 @@ def _heart() -> np.ndarray:
 
 def _cross(arm: float = 0.33) -> np.ndarray:
     a, b = arm, 0.95
-    corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+    corners = [
+        (-a, -b),
+        (a, -b),
+        (a, -a),
+        (b, -a),
+        (b, a),
+        (a, a),
+        (a, b),
+        (-a, b),
+        (-a, a),
+        (-b, a),
+        (-b, -a),
+        (-a, -a),
+    ]
     return np.array(corners)
 
 
@@ -142,8 +155,8 @@ def _moon() -> np.ndarray:
 OUTLINES: tuple[np.ndarray, ...] = (
     _polygon(90, 0),
     _box(0.85, 0.85),
-    _polygon(3, -90) + (0, 0.25),
-    _polygon(5, -90, 0.42) + (0, 0.05),
+    _polygon(3, -90) + np.array((0, 0.25)),
+    _polygon(5, -90, 0.42) + np.array((0, 0.05)),
     _polygon(6, 0),
     _cross(),
     _heart(),
@@ -238,7 +251,9 @@ def sample_canvas(random: Random, large: bool = False) -> Scene:
     return scene
 
 
-def pick_colour(random: Random, scene: Scene, allowed: tuple[int, ...] | None = None) -> tuple[int, tuple[int, int, int]]:
+def pick_colour(
+    random: Random, scene: Scene, allowed: tuple[int, ...] | None = None
+) -> tuple[int, tuple[int, int, int]]:
     """A colour that stands out from the background."""
     for _ in range(40):
         colour = random.choice(allowed) if allowed else random.randrange(len(COLOURS))
@@ -271,7 +286,8 @@ def place(random: Random, scene: Scene, shape: int, colour: int, rgb: tuple[int,
 
 def _on_text(scene: Scene, x: float, y: float, radius: float) -> bool:
     return any(
-        line.x - radius < x < line.x + line.width + radius and line.y - line.em - radius < y < line.y + 0.3 * line.em + radius
+        line.x - radius < x < line.x + line.width + radius
+        and line.y - line.em - radius < y < line.y + 0.3 * line.em + radius
         for line in scene.lines
     )
 
@@ -304,7 +320,9 @@ def sample_text(random: Random) -> str:
     elif kind < 0.4:
         word = random.choice(READ_WORDS)
     elif kind < 0.5:
-        word = "".join(random.choice("bcdfghjklmnprstvwz" if i % 2 == 0 else "aeiou") for i in range(random.randint(2, 8)))
+        word = "".join(
+            random.choice("bcdfghjklmnprstvwz" if i % 2 == 0 else "aeiou") for i in range(random.randint(2, 8))
+        )
     elif kind < 0.72:
         return "".join(random.choice(DIGITS) for _ in range(random.randint(1, 6)))
     elif kind < 0.95:
@@ -321,7 +339,9 @@ def add_line(random: Random, scene: Scene, fonts: list[Font], text: str, top: fl
     """A line of text between two heights; False if it would be too small to read."""
     font = random.choice(fonts)
     unit = sum(font.advance(c) for c in text)
-    scale = 224 * min(2.0, max(1.0, math.sqrt(scene.width * scene.height) / 224)) / math.sqrt(scene.width * scene.height)
+    scale = (
+        224 * min(2.0, max(1.0, math.sqrt(scene.width * scene.height) / 224)) / math.sqrt(scene.width * scene.height)
+    )
     largest = min(0.92 * scene.width / unit, (bottom - top) / 1.25)
     smallest = 17.0 / scale
     if largest < smallest:
@@ -356,5 +376,3 @@ def text_scene(random: Random, fonts: list[Font], lines: int, things: int, large
         colour, rgb = pick_colour(random, scene)
         place(random, scene, random.randrange(len(SHAPES)), colour, rgb, random.uniform(0.07, 0.18) * side)
     return scene
-
-

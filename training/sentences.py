@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: SIM905 - long lists of words read better as text
 from random import Random
 
 from training.lexicon import COLOURS, DIGIT_WORDS, DIGITS_ZH, SHAPES
@@ -11,11 +12,14 @@ dog door dress farm fire fish flower garden girl glass guitar hat horse house ke
 map market monkey moon mountain mouse orange paper park pen phone piano picture pig plane plate queen rabbit river road
 robot rose school sea sheep ship shirt shoe shop spoon star station street sun table tiger tower train tree truck
 village wall watch window""".split()
-PEOPLE = "mother father sister brother teacher doctor farmer friend uncle aunt baby boy girl man woman king driver".split()
+PEOPLE = (
+    "mother father sister brother teacher doctor farmer friend uncle aunt baby boy girl man woman king driver".split()
+)
 NAMES = "Anna Ben Carol David Emma Frank Grace Henry Lucy Mary Peter Sarah Thomas".split()
 ADJECTIVES = """big small old new young happy sad hot cold clean dirty fast slow tall short heavy light long round quiet
 loud beautiful strong soft""".split()
-DOES = "opens closes finds sees likes wants buys brings carries cleans draws holds needs paints reads sells takes washes".split()
+DOES = """opens closes finds sees likes wants buys brings carries cleans draws holds needs paints reads sells takes
+washes""".split()
 DO = "open close find see buy bring carry clean draw hold paint read sell take wash show give".split()
 ACTS = "sing dance run swim sleep walk work play jump cook study travel wait eat drink laugh".split()
 PLACES = """kitchen garden park school station market city village farm house street forest office library hotel
@@ -144,7 +148,8 @@ ZH_WORDS = {
 }
 ZH_FORMS = (
     "人动一个物", "人动色的物", "人在地做", "时人去地", "时天", "物在地", "这个物形", "那里有数物", "请给人一个物",
-    "人的物是色的", "人时在地做", "你好", "谢谢你", "再见", "人不动物", "色的图", "物", "人和人一起做", "地的物形", "请打开门",
+    "人的物是色的", "人时在地做", "你好", "谢谢你", "再见", "人不动物", "色的图", "物", "人和人一起做", "地的物形",
+    "请打开门",
 )  # fmt: skip
 
 

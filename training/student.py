@@ -1,4 +1,4 @@
-"""The packaged model in training: the engine's own modules, a start from which gradients flow, and heads that only training has.
+"""The packaged model in training: the engine's modules, a start from which gradients flow, and heads for training only.
 
 V views · L patches · C clips · T mel frames · N packed ids · A answers · E width
 """
@@ -53,7 +53,8 @@ class Student(nn.Module):
         super().__init__()
         config = Config.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
         self.model = build(Model, config, device, dtype)
-        assert config.vision is not None and config.audio is not None
+        assert config.vision is not None
+        assert config.audio is not None
         torch.manual_seed(seed)
         self.heads = Heads(config.vision.width, config.audio.width, symbols).to(device, dtype)
         start(self.model)
@@ -68,7 +69,7 @@ class Student(nn.Module):
             layer.compile(dynamic=False)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> Losses:
-        """batch: arrays of training.batches with `patches`, `labels` and `mel`, `frames` in place of scenes and waves."""
+        """batch: the arrays of training.batches, with `patches`, `labels`, `mel` and `frames` made of them."""
         parts: dict[str, torch.Tensor] = {}
         sizes = batch["views"][:, 1:3].long()
         seen = self.model.vision(batch["patches"], sizes)
@@ -128,7 +129,9 @@ class Student(nn.Module):
         centre = torch.stack((patch % num_cols, patch // num_cols) * 2, -1) + 0.5
         target = (row[:, :, 0, 9:13] - offset) / step - centre
         known = valid * (labels[..., 0] >= 0)
-        loss = F.smooth_l1_loss(self.heads.boxes(seen).float() * 4, target.clamp(-16, 16), reduction="none", beta=0.2).mean(-1)
+        loss = F.smooth_l1_loss(
+            self.heads.boxes(seen).float() * 4, target.clamp(-16, 16), reduction="none", beta=0.2
+        ).mean(-1)
         losses["boxes"] = (loss * known).sum() / known.sum().clamp(min=1) * 0.5
         return losses
 

@@ -14,8 +14,10 @@ MAX_PATCHES = 288
 
 
 @cache
-def windows(width: int, height: int, limit: int = MAX_SLICES) -> tuple[tuple[tuple[float, ...], ...], tuple[int, int] | None]:
-    """Per slice, overview first: patch rows, patch columns, x, y, width, height (fractions of the canvas); and the grid."""
+def windows(
+    width: int, height: int, limit: int = MAX_SLICES
+) -> tuple[tuple[tuple[float, ...], ...], tuple[int, int] | None]:
+    """Per slice, overview first: patch rows and columns, x, y, width, height (shares of the canvas); and the grid."""
     plan = plan_slices(width, height, limit, SIDE)
     (rows, cols), *cut = plan.patch_sizes
     first = (rows, cols, 0.0, 0.0, 1.0, 1.0)

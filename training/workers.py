@@ -36,7 +36,7 @@ class Files:
 
 
 class SharedErrors(Mapping[str, float]):
-    """Task -> share of wrong answers, written by the trainer and read by the workers; and the share of easy examples."""
+    """Task -> share of wrong answers, written by the trainer for the workers; and the share of easy examples."""
 
     def __init__(self) -> None:
         self._values = np.frombuffer(mmap.mmap(-1, 4096), dtype=np.float32)
@@ -68,7 +68,8 @@ class Workers:
         self._ready = _fork.SimpleQueue()
         self._free = [_fork.SimpleQueue() for _ in range(count)]
         self._processes = [
-            _fork.Process(target=self._work, args=(number, files, seed + number), daemon=True) for number in range(count)
+            _fork.Process(target=self._work, args=(number, files, seed + number), daemon=True)
+            for number in range(count)
         ]
         for process in self._processes:
             process.start()
