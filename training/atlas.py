@@ -22,17 +22,18 @@ SPREAD = 8.0
 """Distances are clipped to this many cell pixels and stored as int8."""
 SCALE = 4
 HELD_OUT = ("Lato-Bold", "OpenSans-Semibold", "NotoSerif-Regular", "LiberationSans-Italic", "Hack-Regular")
-STYLES = (
-    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSansMono DejaVuSansMono-Bold "
-    "DejaVuSansCondensed DejaVuSansCondensed-Bold LiberationSans-Regular LiberationSans-Bold LiberationSans-BoldItalic "
-    "LiberationSerif-Regular LiberationSerif-Bold LiberationSerif-Italic LiberationMono-Regular LiberationMono-Bold "
-    "LiberationSansNarrow-Bold NotoSans-Regular NotoSans-Bold NotoSans-Italic NotoSansMono-Regular NotoSerif-Bold "
-    "NotoSerif-Italic NotoSansDisplay-Regular FreeSans FreeSansBold FreeSerif FreeSerifBold FreeMonoBold "
-    "Roboto-Regular Roboto-Bold Roboto-Black Roboto-Italic RobotoCondensed-Bold OpenSans-Regular OpenSans-Bold OpenSans-ExtraBold "
-    "OpenSans-Italic Lato-Regular Lato-Black Lato-Italic Lato-Medium Inconsolata Hack-Bold "
-    "FiraCode-Regular FiraCode-Bold Arimo-Regular Arimo-Bold Tinos-Regular Tinos-Bold Cousine-Bold Carlito-Regular Carlito-Bold "
-    "Caladea-Regular Caladea-Bold Quicksand-Medium Quicksand-Bold ComicNeue-Regular ComicNeue-Bold"
-).split()
+STYLES = """
+DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSansMono DejaVuSansMono-Bold
+DejaVuSansCondensed DejaVuSansCondensed-Bold LiberationSans-Regular LiberationSans-Bold LiberationSans-
+BoldItalic LiberationSerif-Regular LiberationSerif-Bold LiberationSerif-Italic LiberationMono-Regular
+LiberationMono-Bold LiberationSansNarrow-Bold NotoSans-Regular NotoSans-Bold NotoSans-Italic NotoSansMono-
+Regular NotoSerif-Bold NotoSerif-Italic NotoSansDisplay-Regular FreeSans FreeSansBold FreeSerif FreeSerifBold
+FreeMonoBold Roboto-Regular Roboto-Bold Roboto-Black Roboto-Italic RobotoCondensed-Bold OpenSans-Regular
+OpenSans-Bold OpenSans-ExtraBold OpenSans-Italic Lato-Regular Lato-Black Lato-Italic Lato-Medium Inconsolata
+Hack-Bold FiraCode-Regular FiraCode-Bold Arimo-Regular Arimo-Bold Tinos-Regular Tinos-Bold Cousine-Bold Carlito-
+Regular Carlito-Bold Caladea-Regular Caladea-Bold Quicksand-Medium Quicksand-Bold ComicNeue-Regular ComicNeue-
+Bold
+""".split()
 
 
 @dataclass(frozen=True, slots=True)

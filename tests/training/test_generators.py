@@ -1,4 +1,4 @@
-"""What the training code draws and asks: true answers, prompts as the processor renders them, a model that can learn."""
+"""What the training code draws and asks: true answers, the processor's prompts, a model that can learn."""
 
 from __future__ import annotations
 
