@@ -147,7 +147,8 @@ class Chat:
             self.media = []
             print(f"That did not work: {error}")
             return
-        print(f"\n({time.perf_counter() - started:.1f} s)", file=sys.stderr)
+        print()
+        print(f"({time.perf_counter() - started:.1f} s)", file=sys.stderr)
         self.media = []
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
