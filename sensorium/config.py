@@ -44,7 +44,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     max_encoder_rows: int = 4096
     """Media embeddings computed in one step."""
-    encoder_cache_bytes: int = 512 << 20
+    encoder_cache_bytes: int | None = None
+    """Media embeddings kept on the device; by default room for 65,536 of the model's."""
     max_waiting: int = 256
     enable_prefix_caching: bool = True
     init_vision: bool = True

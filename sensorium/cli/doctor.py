@@ -133,7 +133,7 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> list[Finding]:
 
 
 def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Finding:
-    from sensorium.engine.loading import plan_memory
+    from sensorium.engine.loading import encoder_cache_bytes, plan_memory
 
     about = config.model or PACKAGED
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
@@ -142,7 +142,7 @@ def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch
     if device.type == "cpu":
         plan = plan_memory(model, config, device, dtype)
         return Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")
-    left = _room(device, config) - weights - config.encoder_cache_bytes
+    left = _room(device, config) - weights - encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
     text += f", {token} bytes of KV cache a token, {max(left, 0) / 1e9:.2f} GB left for it and activations"
     fits = left >= token * (config.max_model_len or model.max_model_len)
     return Finding(about, text, fits, "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device")

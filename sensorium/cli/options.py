@@ -26,7 +26,7 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "max_num_seqs": "sequences in one step",
         "max_num_batched_tokens": "tokens in one step",
         "max_encoder_rows": "media embeddings computed in one step",
-        "encoder_cache_bytes": "bytes for the embeddings of media that were seen before",
+        "encoder_cache_bytes": "bytes for the embeddings of media that were seen before; by default 65,536 of them",
         "max_waiting": "requests that may wait; one more is answered 429",
         "enable_prefix_caching": "reuse the KV blocks of equal prompt beginnings",
         "init_vision": "load the vision tower",

@@ -198,10 +198,10 @@ class EngineClient:
             if ids and not 0 <= min(ids) <= max(ids) < vocab:
                 raise RequestError(f"{name} holds a token id outside 0..{vocab - 1}", param=name)
         size = sum({item.key: item.rows for item in prompt.media}.values()) * self.engine.scheduler.row_bytes
-        if size > self.config.encoder_cache_bytes:
+        room = self.engine.scheduler.encoder_cache.capacity_bytes
+        if size > room:
             raise RequestError(
-                f"the prompt's media need {size} bytes of embeddings; the encoder cache holds "
-                f"{self.config.encoder_cache_bytes}",
+                f"the prompt's media need {size} bytes of embeddings; the encoder cache holds {room}",
                 param="messages",
             )
 

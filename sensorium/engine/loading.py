@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PACKAGED_MODEL = "sensorium-tiny"
 _CPU_KV_BYTES = 256 << 20
 _MAX_PACKED_BYTES = 1 << 30
+_ENCODER_CACHE_ROWS = 65_536
 Progress = Callable[[str, float], None]
 """Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
 
@@ -162,10 +163,15 @@ def tune_cpu(model: Model) -> None:
             linear.pack()
 
 
+def encoder_cache_bytes(config: EngineConfig, row_bytes: int) -> int:
+    return _ENCODER_CACHE_ROWS * row_bytes if config.encoder_cache_bytes is None else config.encoder_cache_bytes
+
+
 def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
     """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
     activations = 0
     if config.kv_cache_bytes is not None:
         kv = config.kv_cache_bytes
@@ -174,7 +180,7 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
     else:
         activations = _measure_activations(model, config, device, dtype)
         free, total = torch.cuda.mem_get_info(device)
-        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - config.encoder_cache_bytes
+        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache
     tokens = kv // token_bytes // config.block_size * config.block_size
     if tokens < 2 * config.block_size:
         raise CheckpointError(
@@ -184,7 +190,7 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
     # More blocks than the largest load can fill would only be memory nobody uses.
     most = config.max_num_seqs * (config.max_model_len or model.max_model_len)
     tokens = min(tokens, -(-most // config.block_size) * config.block_size)
-    return MemoryPlan(weights, activations, tokens * token_bytes, config.encoder_cache_bytes, tokens)
+    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens)
 
 
 @torch.inference_mode()
@@ -218,7 +224,7 @@ def build_engine(
     runner = Runner(model, num_blocks, config.block_size, device, dtype, end_ids)
     scheduler = Scheduler(
         BlockPool(num_blocks, config.block_size),
-        EncoderCacheIndex(config.encoder_cache_bytes),
+        EncoderCacheIndex(plan.encoder_cache),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_encoder_rows=config.max_encoder_rows,

@@ -10,7 +10,7 @@ from small import CONFIG, ManualClock, OnlyTokenizer
 
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Engine
-from sensorium.engine.loading import MemoryPlan, build_engine
+from sensorium.engine.loading import MemoryPlan, build_engine, encoder_cache_bytes
 from sensorium.models import loader
 from sensorium.models.minicpmo import Config, Model
 
@@ -26,7 +26,7 @@ def model() -> Model:
 def make_engine(model: Model) -> Callable[..., Engine]:
     def make(num_blocks: int = 512, **changes: object) -> Engine:
         config = EngineConfig(**changes)  # pyright: ignore
-        plan = MemoryPlan(0, 0, 0, config.encoder_cache_bytes, num_blocks * config.block_size)
+        plan = MemoryPlan(0, 0, 0, encoder_cache_bytes(config, model.hidden_size * 4), num_blocks * config.block_size)
         engine = build_engine(model, OnlyTokenizer(), config, torch.device("cpu"), torch.float32, plan)  # pyright: ignore
         engine.clock = ManualClock()
         return engine
