@@ -50,5 +50,8 @@ class Preparer:
     def _load(self, part: MediaRef | Media) -> Media:
         if isinstance(part, Media):
             return part
-        data = fetch_blocking(part, self._limits)
-        return _DECODERS[part.modality](data, part.part, self._limits, part.options)
+        data, options = fetch_blocking(part, self._limits), part.options
+        if part.modality == "video":
+            # A family that chooses frames in its own way says how, for what the request leaves open.
+            options = getattr(self._processor, "video_options", dict)(options)
+        return _DECODERS[part.modality](data, part.part, self._limits, options)

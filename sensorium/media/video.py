@@ -29,7 +29,7 @@ MAX_FRAME_PIXELS = 1 << 20
 MAX_SOURCE_PIXELS = 1 << 25
 MAX_PACKETS = 2_000_000
 DECODE_BUDGET_S = 60.0
-OPTIONS = frozenset({"fps", "num_frames", "stack_frames", "use_audio", "packing"})
+OPTIONS = frozenset({"fps", "num_frames", "stack_frames", "use_audio", "packing", "multiple_of", "min_frames"})
 
 
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media:
@@ -37,6 +37,7 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
 
     options: fps and num_frames choose frames evenly; without them, one a second or limits.max_video_frames in all.
     stack_frames adds so many minus one frames between two seconds. use_audio=False leaves the sound track out.
+    multiple_of spreads a multiple of so many frames over the whole video, with fps at least min_frames (Qwen2-VL).
     """
     options = _check_options(dict(options or {}), part, limits)
     try:
@@ -148,6 +149,9 @@ def _scan(data: bytes, part: str, limits: MediaLimits) -> _Timeline:
 def _choose(timeline: _Timeline, options: Mapping[str, Any], limits: MediaLimits) -> tuple[list[int], dict[int, float]]:
     """Sorted indices of the frames to decode, and the moments (s) of those that are not fillers between two seconds."""
     most = min(limits.max_video_frames, options.get("num_frames") or limits.max_video_frames)
+    if "multiple_of" in options:
+        indices = _spread(timeline, options, most)
+        return indices, {index: float(timeline.times_s[index]) for index in indices}
     between: list[int] = []
     if options.get("fps") is not None:
         steps = math.ceil(min(timeline.duration_s * options["fps"], MAX_PACKETS))
@@ -162,6 +166,15 @@ def _choose(timeline: _Timeline, options: Mapping[str, Any], limits: MediaLimits
     # Where one frame is shown at several moments, it stands for the first.
     main = dict(zip(reversed(_shown_at(timeline, moments)), reversed(moments.tolist()), strict=True))
     return sorted({*main, *between}), main
+
+
+def _spread(timeline: _Timeline, options: Mapping[str, Any], most: int) -> list[int]:
+    """Indices of as many frames as fps asks for, rounded down to the multiple, at equal steps."""
+    count, multiple = len(timeline.times_s), options["multiple_of"]
+    wanted = timeline.duration_s * options["fps"] if "fps" in options else most
+    number = int(min(max(wanted, options.get("min_frames", 1)), most, count))
+    number = max(number - number % multiple, 1)
+    return (np.arange(number) * (count / number)).astype(int).tolist()
 
 
 def _shown_at(timeline: _Timeline, moments: np.ndarray) -> list[int]:
@@ -305,7 +318,13 @@ def _check_options(options: dict[str, Any], part: str, limits: MediaLimits) -> d
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("packing", 1) != 1 and options.get("stack_frames", 1) != 1:
         raise RequestError("packing and stack_frames cannot be combined", param=part)
-    for name, most in (("num_frames", limits.max_video_frames), ("stack_frames", 10), ("packing", 6)):
+    if options.get("stack_frames", 1) != 1 and "multiple_of" in options:
+        raise RequestError("multiple_of and stack_frames cannot be combined", param=part)
+    if "min_frames" in options and not ("fps" in options and "multiple_of" in options):
+        raise RequestError("min_frames needs fps and multiple_of", param=part)
+    most_frames = limits.max_video_frames
+    ranges = {"num_frames": most_frames, "min_frames": 768, "multiple_of": 8, "stack_frames": 10, "packing": 6}
+    for name, most in ranges.items():
         value = options.get(name, 1)
         if type(value) is not int or not 1 <= value <= most:
             raise RequestError(f"{name} must be an integer from 1 to {most}", param=part)

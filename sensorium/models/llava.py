@@ -151,7 +151,7 @@ class Model(nn.Module):
         weight = self.decoder.embedding.weight
         rows: list[torch.Tensor] = []
         for start in range(0, len(items), BATCH):
-            batch = [normalised(item.arrays, "pixels", weight) for item in items[start : start + BATCH]]
+            batch = [normalised(item.arrays["pixels"], item.arrays, weight) for item in items[start : start + BATCH]]
             seen = self.vision(torch.stack(batch).permute(0, 3, 1, 2))
             rows += self.projector(seen if self.config.keeps_class else seen[:, 1:])
         return rows

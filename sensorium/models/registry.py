@@ -20,6 +20,8 @@ FAMILIES = {
     "MiniCPMO": ("minicpmo:Model", "minicpm_processor:Processor"),
     "MiniCPMV": ("minicpmo:Model", "minicpm_processor:Processor"),
     "LlavaForConditionalGeneration": ("llava:Model", "llava_processor:Processor"),
+    "Qwen2VLForConditionalGeneration": ("qwen2_vl:Model", "qwen2_vl_processor:Processor"),
+    "Qwen2_5_VLForConditionalGeneration": ("qwen2_vl:Model", "qwen2_vl_processor:Processor"),
 }
 
 

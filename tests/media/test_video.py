@@ -84,7 +84,8 @@ def test_options(clip: bytes):
     "options",
     [{"fps": 10**9}, {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": "1"}, {"fps": True}, {"num_frames": 10**9},
      {"num_frames": -1}, {"num_frames": 0}, {"num_frames": 2.0}, {"num_frames": "8"}, {"stack_frames": 99},
-     {"packing": 7},
+     {"packing": 7}, {"multiple_of": 9}, {"min_frames": 0, "fps": 2, "multiple_of": 2}, {"min_frames": 4},
+     {"multiple_of": 2, "stack_frames": 2},
      {"use_audio": 1}, {"frame_rate": 1}, {"packing": 2, "stack_frames": 2}],
 )  # fmt: skip
 def test_h125_options_out_of_range_are_refused(clip: bytes, options: dict):
@@ -116,6 +117,17 @@ def test_large_frames_are_scaled_down_and_huge_ones_refused():
     assert width / height == pytest.approx(16 / 9, rel=0.01)
     with pytest.raises(TooLargeError):
         decode(video_file(size=(320, 240), frames=2, sound=None), replace(LIMITS, max_pixels=50_000))
+
+
+def test_a_multiple_of_frames_spread_evenly():
+    wanted = {"fps": 2, "min_frames": 4, "multiple_of": 2}
+    long = video_file(fps=10, frames=95, sound=None)
+    np.testing.assert_allclose(decode(long, **wanted).times_s, np.arange(0, 95, 95 / 18).astype(int) / 10, atol=0.01)
+    assert len(decode(long, num_frames=7, multiple_of=2).data) == 6
+    assert len(decode(long, replace(LIMITS, max_video_frames=2), **wanted).data) == 2
+    assert len(decode(video_file(fps=10, frames=8, sound=None), **wanted).data) == 4
+    assert len(decode(video_file(fps=10, frames=3, sound=None), **wanted).data) == 2
+    assert len(decode(video_file(fps=10, frames=1, sound=None), **wanted).data) == 1
 
 
 @pytest.mark.parametrize("frames", [1, 2])

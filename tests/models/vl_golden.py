@@ -84,6 +84,17 @@ def normalised(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return (arrays[name].astype(np.float32) / 255 - arrays["mean"]) / arrays["std"]
 
 
+def slabs(item: MediaItem) -> list[torch.Tensor]:
+    """Normalised frames of a picture, or of each two frames of a video."""
+    frames = normalised(item.arrays, "frames")
+    return [torch.from_numpy(frames[start : start + 2]) for start in range(0, len(frames), 2)]
+
+
+def axes(prompt: Prompt) -> np.ndarray:
+    assert prompt.positions is not None
+    return prompt.positions
+
+
 def generate(client: EngineClient, *prompts: Prompt) -> list[list[int]]:
     """Tokens of prompts that run together."""
     streams = [client.submit(prompt, GREEDY) for prompt in prompts]

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 
-def normalised(arrays: Mapping[str, np.ndarray], name: str, like: torch.Tensor) -> torch.Tensor:
-    """arrays[name] uint8 [..., 3] -> (u / 255 - mean) / std with the arrays' own mean and std, as `like` is stored."""
+def normalised(pixels: np.ndarray, arrays: Mapping[str, np.ndarray], like: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., 3] -> (u / 255 - mean) / std with mean and std of the item's arrays, on the device of `like`."""
     mean, std = (torch.from_numpy(arrays[key]).to(like.device) for key in ("mean", "std"))
-    pixels = torch.from_numpy(arrays[name]).to(like.device)
-    return ((pixels.float() / 255 - mean) / std).to(like.dtype)
+    return ((torch.from_numpy(pixels).to(like.device).float() / 255 - mean) / std).to(like.dtype)
