@@ -44,7 +44,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def test_a_drawn_example_is_asked_about_and_answered(page: Page):
-    assert page.run("document.querySelector('#status').textContent") == "tiny"
+    page.wait("document.querySelector('#status').textContent === 'tiny'")
     page.run("document.querySelector('[data-example=count]').click()")
     page.wait(ANSWERED)
     assert page.run("document.querySelector('.question p').textContent").startswith("How many ")
