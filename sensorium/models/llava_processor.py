@@ -19,6 +19,7 @@ from sensorium.types import ChatOptions, Media, MediaItem, Message, Prompt
 
 PREPROCESSING = b"llava-1"
 """Part of every content key; changed whenever the arrays below change their meaning."""
+MAX_RATIO = 50
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -81,10 +82,18 @@ class Processor:
         """The shorter side scaled to `edge`, then the middle square of `crop` pixels."""
         height, width = pixels.shape[:2]
         short = min(height, width)
+        if max(height, width) > MAX_RATIO * short:
+            # Scaled as a whole, a thread of pixels would fill the memory, and the middle is all that is seen.
+            pixels = _middle(pixels, min(height, MAX_RATIO * short), min(width, MAX_RATIO * short))
+            height, width = pixels.shape[:2]
         size = (int(width * self._edge / short), int(height * self._edge / short))
         resized = np.asarray(Image.fromarray(pixels).resize(size, self._pictures.resample))
-        top, left = ((side - self._crop) // 2 for side in resized.shape[:2])
-        return resized[top : top + self._crop, left : left + self._crop].copy()
+        return _middle(resized, self._crop, self._crop).copy()
+
+
+def _middle(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
 
 
 def _edge(settings: Mapping[str, Any]) -> int:

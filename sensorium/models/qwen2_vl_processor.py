@@ -101,6 +101,9 @@ class Processor:
             if any(part.get(name, wanted := getattr(config.tower, ours)) != wanted for part in (settings, video)):
                 raise CheckpointError(f"preprocessor_config.json: {name} is not that of config.json")
         self._pictures = PictureSettings.from_hf(settings)
+        if PictureSettings.from_hf(settings | video) != self._pictures:
+            raise CheckpointError("video_preprocessor_config.json: frames must be normalised as pictures are")
+        self._sampling = {"fps": video.get("fps") or VIDEO_FPS, "min_frames": video.get("min_frames") or MIN_FRAMES}
         self._limits = PixelLimits.from_hf(settings, 56 * 56, 28 * 28 * 1280)
         self._video_limits = PixelLimits.from_hf(video, 128 * 28 * 28, 768 * 28 * 28)
         written = {name: f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video")}
@@ -109,7 +112,7 @@ class Processor:
 
     def video_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """How the frames of a video file are chosen, unless the request says how many it wants."""
-        chosen = {} if given.get("fps") or given.get("num_frames") else {"fps": VIDEO_FPS, "min_frames": MIN_FRAMES}
+        chosen = {} if given.get("fps") or given.get("num_frames") else self._sampling
         return {**chosen, "multiple_of": self._tower.temporal, "use_audio": False, **given}
 
     def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:

@@ -98,6 +98,15 @@ def test_pixels_of_published_size(tmp_path, name):
     np.testing.assert_allclose(values.reshape(-1)[::997], vectors[f"llava15_{name}/sample"], atol=1e-6)
 
 
+def test_a_thread_of_pixels_is_cut_before_it_is_scaled(client):
+    thread = np.zeros((30_000, 1, 3), dtype=np.uint8)
+    thread[15_000:] = 255
+    prompt = client.loaded.processor.raw("<image>", [image.from_array(thread)], ChatOptions())
+    pixels = prompt.media[0].arrays["pixels"]
+    assert pixels.shape == (56, 56, 3)
+    assert pixels[0].max() < 32 < 224 < pixels[-1].min()
+
+
 @pytest.mark.parametrize(
     "rules",
     [

@@ -12,6 +12,7 @@ import pytest
 import torch
 from vl_golden import Family, axes, generate, needs_golden
 
+from sensorium.errors import CheckpointError
 from sensorium.messages import read_media
 from sensorium.models.mrope import Grid
 from sensorium.models.parts.qwen_vision import _places, _windows
@@ -129,3 +130,10 @@ def test_limits_of_a_video_preprocessor_file(tmp_path):
     limits = {"size": {"shortest_edge": 3136, "longest_edge": 50176}}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(limits))
     assert Processor(tmp_path, config).raw("<|video_pad|>", frames, ChatOptions()).media[0].rows == 8
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(limits | {"fps": 3, "min_frames": 6}))
+    assert Processor(tmp_path, config).video_options({}) == {
+        "fps": 3, "min_frames": 6, "multiple_of": 2, "use_audio": False
+    }  # fmt: skip
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(limits | {"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(CheckpointError, match="video_preprocessor_config"):
+        Processor(tmp_path, config)
