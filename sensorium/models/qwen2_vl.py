@@ -45,8 +45,8 @@ class Config:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
         """init_audio is asked of every family; this one has no sound."""
-        if "quantization_config" in config:
-            method = config["quantization_config"].get("quant_method", "unknown")
+        if quantised := config.get("quantization_config"):
+            method = quantised.get("quant_method", "unknown")
             raise CheckpointError(f"this checkpoint is quantised ({method}); load the bfloat16 release instead")
         gated = config.get("model_type") == "qwen2_5_vl"
         seen = config.get("vision_config") or {}

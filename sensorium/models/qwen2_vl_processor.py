@@ -59,12 +59,10 @@ class PixelLimits:
             raise CheckpointError(f"preprocessor_config.json: min_pixels {found.least}, max_pixels {found.most}")
         return found
 
-    def changed(self, options: Mapping[str, Any]) -> PixelLimits:
-        """With min_pixels and max_pixels of a request."""
-        changed = replace(self, least=options.get("min_pixels", self.least), most=options.get("max_pixels", self.most))
-        if changed.least > changed.most:
-            raise RequestError(f"min_pixels {changed.least} is above max_pixels {changed.most}", param="media_kwargs")
-        return changed
+    def changed(self, wishes: Mapping[str, Any]) -> PixelLimits:
+        """With min_pixels and max_pixels of a request, which may only narrow what the checkpoint allows."""
+        most = min(wishes.get("max_pixels", self.most), self.most)
+        return replace(self, least=min(wishes.get("min_pixels", self.least), most), most=most)
 
     def for_frames(self, count: int, factor: int, temporal: int) -> PixelLimits:
         if not self.shared:
@@ -75,8 +73,6 @@ class PixelLimits:
 
 def smart_resize(height: int, width: int, factor: int, limits: PixelLimits) -> tuple[int, int]:
     """Height and width, multiples of `factor`, near the given ones and inside the limits."""
-    if max(height, width) > MAX_RATIO * min(height, width):
-        raise MediaError(f"a picture of {width}x{height} is too narrow; at most {MAX_RATIO} to 1 is possible")
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     if tall * wide > limits.most:
         beta = math.sqrt(height * width / limits.most)
@@ -154,6 +150,7 @@ class Processor:
         """The media_kwargs of a request, checked."""
         known = ("min_pixels", "max_pixels", "fps")[: 2 if self._tokens_per_second is None else 3]
         wishes = {name: value for name, value in given.items() if value is not None}
+        least, most = self._factor**2, max(self._limits.most, self._video_limits.most)
         for name, value in wishes.items():
             if name not in known:
                 raise UnsupportedError(
@@ -162,10 +159,10 @@ class Processor:
             if name == "fps":
                 if type(value) not in (int, float) or not 0 < value <= 240:
                     raise RequestError("fps must be a number above 0 and at most 240", param="media_kwargs")
-            elif type(value) is not int or not self._factor**2 <= value <= 1 << 26:
-                raise RequestError(
-                    f"{name} must be an integer from {self._factor**2} to {1 << 26}", param="media_kwargs"
-                )
+            elif type(value) is not int or not least <= value <= most:
+                raise RequestError(f"{name} must be an integer from {least} to {most}", param="media_kwargs")
+        if wishes.get("min_pixels", least) > wishes.get("max_pixels", most):
+            raise RequestError("min_pixels is above max_pixels", param="media_kwargs")
         return wishes
 
     def _picture(self, media: Media, wishes: Mapping[str, Any]) -> MediaItem:
@@ -185,7 +182,10 @@ class Processor:
 
     def _item(self, media: Media, frames: np.ndarray, limits: PixelLimits, seconds: float) -> MediaItem:
         """seconds: time between two temporal slices."""
-        height, width = smart_resize(frames.shape[1], frames.shape[2], self._factor, limits)
+        height, width = frames.shape[1:3]
+        if max(height, width) > MAX_RATIO * min(height, width):
+            raise MediaError(f"{width}x{height} is too narrow; at most {MAX_RATIO} to 1 is possible", param=media.part)
+        height, width = smart_resize(height, width, self._factor, limits)
         resized = [self._resized(frame, height, width) for frame in frames]
         key = hashlib.blake2b(PREPROCESSING + media.modality.encode() + media.digest, digest_size=32)
         # Prompts with equal keys also share positions, in which the time counts.

@@ -130,8 +130,18 @@ def test_sizes_of_pictures_and_frames():
     for frames, height, width, shared, tall, wide, *_ in tables["qwen2_vl_video"]["rows"]:
         limits = PixelLimits(128 * 28 * 28, 768 * 28 * 28, shared).for_frames(frames, 28, 2)
         assert smart_resize(height, width, 28, limits) == (tall, wide)
+
+
+def test_extreme_pictures_and_limits_of_requests(clients):
+    processor = clients["qwen2_vl"].loaded.processor
     with pytest.raises(MediaError, match="narrow"):
-        smart_resize(10, 2001, 28, limits)
+        processor.raw("<|image_pad|>", [image.from_array(np.zeros((10, 2001, 3), dtype=np.uint8))], ChatOptions())
+    picture = image.from_array(np.zeros((600, 600, 3), dtype=np.uint8))
+    rows = [
+        processor.raw("<|image_pad|>", [picture], ChatOptions(media_kwargs=wishes)).media[0].rows
+        for wishes in ({}, {"max_pixels": 112 * 112}, {"min_pixels": 500_000})
+    ]
+    assert rows == [49, 9, 49]  # 50176 pixels are the most of this checkpoint
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
@@ -245,6 +255,7 @@ def test_users_cannot_write_placeholders(clients):
         ({"fps": 2}, "fps"),
         ({"min_pixels": 3}, "min_pixels"),
         ({"max_pixels": "many"}, "max_pixels"),
+        ({"min_pixels": 1 << 25}, "min_pixels"),
         ({"min_pixels": 10_000, "max_pixels": 5_000}, "above"),
     ],
 )
