@@ -24,7 +24,7 @@ class Notation:
     """How a family writes media. ids: placeholder per modality; written: what a template without parts is given."""
 
     ids: Mapping[Modality, int]
-    written: Mapping[Modality, str]
+    written: Mapping[str, str]
     prefix: tuple[int, ...] = ()
     """Ids in front of every prompt made from text."""
 
@@ -122,7 +122,7 @@ class PromptWriter:
         return stand_ins.text(text) if any(spelling in hidden for spelling in self._spellings) else hidden
 
     def _written(self, part: Mapping[str, str]) -> str:
-        return part["text"] if part["type"] == "text" else self.notation.written[part["type"]]  # type: ignore[index]
+        return part["text"] if part["type"] == "text" else self.notation.written[part["type"]]
 
     @staticmethod
     def _with_end(content: str | list[dict[str, str]], end: str) -> str | list[dict[str, str]]:

@@ -103,7 +103,7 @@ class Processor:
         self._limits = PixelLimits.from_hf(settings, 56 * 56, 28 * 28 * 1280)
         self._video_limits = PixelLimits.from_hf(video, 128 * 28 * 28, 768 * 28 * 28)
         written = {name: f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video")}
-        notation = Notation({"image": config.image_token, "video": config.video_token}, written)  # pyright: ignore
+        notation = Notation({"image": config.image_token, "video": config.video_token}, written)
         self._writer = PromptWriter(folder, self.tokenizer, notation, config.decoder.max_len, TEMPLATE)
 
     def video_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
