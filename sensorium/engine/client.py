@@ -17,6 +17,7 @@ from typing import TypeVar
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Abort, EngineStats
 from sensorium.engine.loading import Loaded, Progress, load
+from sensorium.engine.memory import give_back
 from sensorium.engine.prepare import Preparer
 from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedError, RequestError
 from sensorium.models.base import Tokenizer
@@ -35,6 +36,8 @@ from sensorium.types import (
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_IDLE_S = 3.0
+"""After so long without work the engine's thread gives unused memory back, once."""
 
 
 class Stream:
@@ -216,7 +219,9 @@ class EngineClient:
         try:
             while not self._closing:
                 if not engine.has_work:
-                    self._wake.wait()
+                    if not self._wake.wait(_IDLE_S):
+                        give_back()
+                        self._wake.wait()
                     self._wake.clear()
                     continue
                 self._deliver(engine.step())

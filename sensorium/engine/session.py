@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sensorium.engine.sequence import Sequence
-from sensorium.errors import ContextLengthError, OverloadedError
+from sensorium.errors import ContextLengthError, OverloadedError, UnsupportedError
 from sensorium.types import Unit, UnitFinished
 
 
@@ -44,6 +44,8 @@ class Session:
         if self.unit is not None or not self.queued:
             return None
         unit = self.queued.popleft()
+        if unit.prompt.positions is not None:
+            raise UnsupportedError("models with several position axes cannot hold a session yet")
         needed = len(self.sequence.ids) + len(unit.prompt.ids) + self.policy.max_tokens
         if needed > self.sequence.max_len:
             raise ContextLengthError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from small import drive, image, prompt, request, sound, tokens
 
@@ -233,6 +234,14 @@ def test_a_session_that_falls_behind_fails_alone(make_engine, solo) -> None:
     events = drive_with(engine, request("r", MIXED["text"]))
     assert [event.code for event in events["s"] if isinstance(event, Failed)] == ["overloaded"]
     assert tokens(events["r"]) == solo["text"]
+
+
+def test_a_unit_with_position_axes_is_refused(make_engine) -> None:
+    engine = make_engine()
+    made = replace(prompt("more"), positions=np.zeros((3, 9), dtype=np.int64))
+    engine.inbox.append(OpenSession(request("s", prompt("hello")), SessionPolicy(frozenset(), 5)))
+    engine.inbox.append(unit(0, made))
+    assert [event.code for event in settle(engine)] == ["unsupported"]
 
 
 def drive_with(engine, *requests):
