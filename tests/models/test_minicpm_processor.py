@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from minicpm_prompts import (
+    MARKS,
+    bounds,
+    check,
+    film,
+    frames_of,
+    options,
+    picture,
+    sound,
+    unrolled,
+    user,
+)
 from safetensors.numpy import load_file
 
 from sensorium.config import MediaLimits
@@ -21,11 +32,6 @@ from sensorium.models.minicpm_mel import total_rows
 from sensorium.models.minicpm_processor import Processor
 from sensorium.models.minicpmo import Config
 from sensorium.types import ChatOptions, Media, MediaRef, Message, Prompt
-
-TEMPLATE = {"enable_thinking", "use_tts_template"}
-MEDIA = {"max_slice_nums", "use_image_id", "omni_mode", "stream_input", "temporal_ids"}
-RNG = np.random.default_rng(0)
-MARKS = ("<image>", "</image>", "<slice>", "</slice>", "<unk>", "<|audio_start|>", "<|audio_end|>", "<image_id>")
 
 
 @pytest.fixture(scope="module")
@@ -50,64 +56,6 @@ def folder_with(tokenizer: Path, config: Path, factory: pytest.TempPathFactory) 
         shutil.copy(file, folder)
     shutil.copy(config / "config.json", folder)
     return folder
-
-
-def picture(width: int = 448, height: int = 448, **options: Any) -> Media:
-    return image.from_array(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8), "p", options=options)
-
-
-def sound(samples: int = 16_000) -> Media:
-    return audio.from_array(RNG.standard_normal(samples).astype(np.float32) * 0.1, part="p")
-
-
-def film(frames: int = 3, seconds_of_sound: float | None = None, **options: Any) -> Media:
-    pixels = RNG.integers(0, 256, (frames, 240, 320, 3), dtype=np.uint8)
-    track = None if seconds_of_sound is None else sound(round(16_000 * seconds_of_sound))
-    return Media("video", pixels, bytes(32), times_s=np.arange(frames, dtype=float), audio=track, options=options)
-
-
-def user(*parts: str | Media | MediaRef) -> list[Message]:
-    return [Message("user", parts)]
-
-
-def options(values: Mapping[str, Any]) -> ChatOptions:
-    return ChatOptions(
-        add_generation_prompt=not values.get("teacher_forcing"),
-        template_kwargs={name: value for name, value in values.items() if name in TEMPLATE},
-        media_kwargs={name: value for name, value in values.items() if name in MEDIA},
-    )
-
-
-def unrolled(entries: Sequence[int | list[int]]) -> tuple[int, ...]:
-    return tuple(i for entry in entries for i in ([entry[0]] * entry[1] if isinstance(entry, list) else [entry]))
-
-
-def bounds(prompt: Prompt) -> list[list[int]]:
-    return [[span.start, span.stop] for span in prompt.spans]
-
-
-def check(prompt: Prompt, processor: Processor) -> None:
-    """Placeholders and rows agree: every span lies on placeholder ids, and no placeholder is without a span."""
-    unk = processor.tokenizer.id("<unk>")
-    covered = [position for span in prompt.spans for position in range(span.start, span.stop)]
-    assert covered == [position for position, token_id in enumerate(prompt.ids) if token_id == unk]
-    for span in prompt.spans:
-        assert 0 <= span.row < span.row + span.length <= prompt.media[span.media].rows
-    for item in prompt.media:
-        if item.modality == "audio":
-            assert item.arrays["mel"].shape == (80, item.arrays["frames"].sum())
-            assert item.rows == sum(
-                ((frames - 1) // 2 + 1) // processor.variant.pool for frames in item.arrays["frames"]
-            )
-        else:
-            assert item.arrays["patches"].shape == (item.arrays["sizes"].prod(axis=1).sum(), 588)
-            assert item.rows == processor.variant.queries * len(
-                set(item.arrays.get("groups", range(len(item.arrays["sizes"]))))
-            )
-
-
-def frames_of(prompt: Prompt) -> list[int]:
-    return [int(frames) for item in prompt.media if item.modality == "audio" for frames in item.arrays["frames"]]
 
 
 # ---- against the reference ----------------------------------------------------------------------------------------
@@ -470,90 +418,3 @@ def test_o26_hears_by_the_second_and_prepares_to_speak(core: Path, tmp_path: Pat
     check(prompt, processor)
     assert [span.length for span in prompt.spans] == [25, 25, 12]
     assert prompt.text == "(<audio>./</audio>)><|spk_bos|><|spk|><|spk_eos|><|tts_bos|>"
-
-
-# ---- continuing, tools, raw prompts -------------------------------------------------------------------------------
-
-
-def test_a_final_message_can_be_continued(tiny: Processor):
-    messages = [*user("Name a colour."), Message("assistant", ("I like ",))]
-    prompt = tiny.chat(messages, ChatOptions(continue_final_message=True))
-    assert prompt.text == (
-        "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nI like "
-    )
-    assert tiny.tokenizer.decode(prompt.ids[-7:]) == "I like "
-
-
-def test_tools_reach_the_template(tiny: Processor):
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"é": 1}}}
-    text = tiny.chat(user("x"), ChatOptions(tools=(tool,))).text or ""
-    assert '<tools>\n{"type": "function", "function": {"name": "weather", "parameters": {"é": 1}}}\n</tools>' in text
-
-
-def test_raw_text(tiny: Processor):
-    shown, heard = picture(900, 600), sound()
-    text = "<|im_start|>user\n{}\n{}\nWhat?<|im_end|>\n<|im_start|>assistant\n"
-    bare = tiny.raw(text.format("<image>./</image>", "<audio>./</audio>"), [heard, shown], ChatOptions())
-    bracketed = tiny.raw(text.format("(<image>./</image>)", "(<audio>./</audio>)"), [shown, heard], ChatOptions())
-    check(bare, tiny)
-    assert bare.ids == bracketed.ids
-    chat = tiny.chat(user(shown, heard, "What?"), ChatOptions(template_kwargs={"enable_thinking": True}))
-    assert chat.ids == (*bare.ids, tiny.tokenizer.id("<|tts_bos|>"))
-    assert tiny.tokenizer.control_ids["<|listen|>"] not in tiny.raw("a<|listen|>b", (), ChatOptions()).ids
-
-
-def test_raw_video(tiny: Processor):
-    prompt = tiny.raw("(<video>./</video>)\nx", [film()], ChatOptions())
-    check(prompt, tiny)
-    assert len(prompt.spans) == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("no placeholder", 1), ("<image>./</image>", 0), ("<image>./</image><image>./</image>", 1),
-     ("<image>./</image>", 2), ("<audio>./</audio>", 1), ("a <unk> b", 0), ("<image><unk></image>", 0)],
-)  # fmt: skip
-def test_h178_raw_text_and_media_must_agree(tiny: Processor, text: str, count: int):
-    with pytest.raises(RequestError):
-        tiny.raw(text, [picture()] * count, ChatOptions())
-
-
-def test_raw_ids(tiny: Processor):
-    shown, heard = picture(900, 600), sound()
-    chat = tiny.chat(user(heard, shown, "x"), ChatOptions(media_kwargs={"use_image_id": False}))
-    prompt = tiny.raw(chat.ids, [shown, heard], ChatOptions())
-    check(prompt, tiny)
-    assert prompt.ids == chat.ids
-    assert bounds(prompt) == bounds(chat)
-    assert [prompt.media[span.media].key for span in prompt.spans] == [
-        chat.media[span.media].key for span in chat.spans
-    ]
-    assert tiny.raw([1, 2, 3], (), ChatOptions()).ids == (1, 2, 3)
-
-
-def test_h178_h179_raw_ids_must_be_ids_and_fit_the_media(tiny: Processor):
-    unk, size = tiny.tokenizer.id("<unk>"), tiny.tokenizer.vocab_size
-    chat = tiny.chat(user(picture(), "x"), ChatOptions())
-    shorter = tuple(token_id for position, token_id in enumerate(chat.ids) if position != chat.spans[0].start)
-    wrong: list[tuple[Sequence[Any], list[Media]]] = [
-        ([-1], []), ([size], []), ([2**31], []), ([2**63], []), ([1.0], []), (["1"], []), ([True], []),
-        ([unk], []), (chat.ids, []), ([1, 2], [picture()]), (chat.ids, [picture(), picture()]), (shorter, [picture()]),
-    ]  # fmt: skip
-    for ids, media in wrong:
-        with pytest.raises(RequestError):
-            tiny.raw(ids, media, ChatOptions())
-
-
-def test_threads_share_one_processor(tiny: Processor):
-    shown = picture(900, 600)
-    wanted = tiny.chat(user(shown, "x <unk>"), ChatOptions()).ids
-    found: list[tuple[int, ...]] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(tiny.chat(user(shown, "x <unk>"), ChatOptions()).ids))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [wanted] * 4
