@@ -249,12 +249,9 @@ class ModelInputs:
     """What a model reads in one step, eager or under a graph.
 
     N tokens of all sequences packed together. positions [N] or [axes, N]; kv: per layer [2, blocks, block_size,
-    kv_heads, head_dim] (None while training); plan: from kernels, has attend(q, k, v, kv_layer, scale);
-    last_rows [M]: packed rows whose logits are wanted.
+    kv_heads, head_dim] (None while training); plan: from kernels, has attend(q, k, v, kv_layer, scale).
     """
 
     positions: torch.Tensor
     plan: Any
     kv: list[torch.Tensor] | None = None
-    last_rows: torch.Tensor | None = None
-    adapter_ids: torch.Tensor | None = None

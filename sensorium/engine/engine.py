@@ -53,7 +53,7 @@ Control = Abort | OpenSession | AppendUnit | BargeIn
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. Totals count since the start; `last_step_s` and `started_s` are on the engine's clock."""
+    """A snapshot. Totals count since the start."""
 
     waiting: int = 0
     running: int = 0
@@ -67,7 +67,6 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     encoded_items: int = 0
     preemptions: int = 0
-    last_step_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -310,7 +309,6 @@ class Engine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             encoded_items=self._encoded_items,
             preemptions=scheduler.num_preemptions,
-            last_step_s=self.clock(),
         )
 
 
