@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from sensorium.errors import CheckpointError, UnsupportedError
 from sensorium.layers.mlp import Gelu, Mlp
 from sensorium.models.parts import clip, decoder
 from sensorium.models.parts.clip import GELUS, Clip, ClipConfig
-from sensorium.models.parts.decoder import Decoder, DecoderConfig
+from sensorium.models.parts.decoder import DecoderConfig, TextModel
 from sensorium.models.parts.pixels import normalised
-from sensorium.types import MediaItem, ModelInputs
+from sensorium.types import MediaItem
 
 # Our module -> (prefix in the checkpoint, rules below it).
 RENAMES = {
@@ -103,24 +102,19 @@ def _refuse(config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[
 _STRATEGIES = ("default", "full")
 
 
-class Model(nn.Module):
+class Model(TextModel):
     renames, aliases = RENAMES, ALIASES
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config.decoder)
         self.config = config
-        llm = config.decoder
-        self.vocab_size, self.max_model_len = llm.vocab_size, llm.max_len
-        self.num_layers, self.num_kv_heads, self.head_dim = llm.num_layers, llm.num_kv_heads, llm.head_dim
-        self.hidden_size = llm.width
         self.modalities = ("image",) * (config.vision is not None)
-        self.decoder = Decoder(llm)
         self.vision: Clip | None = None
         self.projector: Mlp | None = None
         if config.vision is not None:
             self.vision = Clip(config.vision, config.depths)
             width = config.vision.width * len(config.depths)
-            self.projector = Mlp(width, llm.width, config.projector_gelu, llm.width)
+            self.projector = Mlp(width, self.hidden_size, config.projector_gelu, self.hidden_size)
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -134,15 +128,6 @@ class Model(nn.Module):
         above = range(max(self.config.depths), self.config.vision.num_layers)
         absent += [f"{tower}encoder.layers.{i}." for i in above]
         return (*absent, f"{tower}post_layernorm.", f"{tower}embeddings.position_ids")
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.decoder.embed(ids)
-
-    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
-        return self.decoder(x, inputs)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder.logits(hidden)
 
     def encode(self, modality: str, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         """One [R, E] tensor per picture: pixels uint8 [side, side, 3], mean and std float32 [3]."""

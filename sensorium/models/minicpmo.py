@@ -16,11 +16,11 @@ from torch import nn
 
 from sensorium.errors import CheckpointError, UnsupportedError
 from sensorium.models.parts import decoder, siglip, whisper
-from sensorium.models.parts.decoder import Decoder, DecoderConfig
+from sensorium.models.parts.decoder import DecoderConfig, TextModel
 from sensorium.models.parts.resampler import Resampler
 from sensorium.models.parts.siglip import Siglip, SiglipConfig, patch_inputs
 from sensorium.models.parts.whisper import AudioProjector, AudioStream, Whisper, WhisperConfig, encoder_frames
-from sensorium.types import MediaItem, ModelInputs
+from sensorium.types import MediaItem
 
 # Our module -> (prefix in the checkpoint, rules below it).
 RENAMES = {
@@ -115,16 +115,11 @@ def _version(config: Mapping[str, Any], model_type: str) -> tuple[int, ...]:
     return (2, 0) if config.get("hidden_size") == 2304 and config.get("query_num") == 64 else (2, 5)
 
 
-class Model(nn.Module):
+class Model(TextModel):
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config.decoder)
         self.config = config
-        llm = config.decoder
-        self.vocab_size, self.max_model_len = llm.vocab_size, llm.max_len
-        self.num_layers, self.num_kv_heads, self.head_dim = llm.num_layers, llm.num_kv_heads, llm.head_dim
-        self.hidden_size = llm.width
         self.modalities = ("image", "video") * (config.vision is not None) + ("audio",) * (config.audio is not None)
-        self.decoder = Decoder(llm)
         self.vision: Siglip | None = None
         self.resampler: Resampler | None = None
         self.audio: Whisper | None = None
@@ -132,10 +127,10 @@ class Model(nn.Module):
         if config.vision is not None:
             layers = config.vision.num_layers - config.drop_vision_last_layer
             self.vision = Siglip(replace(config.vision, num_layers=layers))
-            self.resampler = Resampler(config.query_num, llm.width, config.vision.width)
+            self.resampler = Resampler(config.query_num, self.hidden_size, config.vision.width)
         if config.audio is not None:
             self.audio = Whisper(config.audio, config.audio_chunk_s)
-            self.projector = AudioProjector(config.audio.intermediate // 4, llm.width, config.audio_pool_step)
+            self.projector = AudioProjector(config.audio.intermediate // 4, self.hidden_size, config.audio_pool_step)
 
     # ---- checkpoint names -----------------------------------------------------------------------------------------
 
@@ -150,17 +145,6 @@ class Model(nn.Module):
         if self.config.decoder.tied:
             absent.append("llm.lm_head.")
         return ("tts.", *absent)
-
-    # ---- text -----------------------------------------------------------------------------------------------------
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.decoder.embed(ids)
-
-    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
-        return self.decoder(x, inputs)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder.logits(hidden)
 
     # ---- media ----------------------------------------------------------------------------------------------------
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sensorium.errors import CheckpointError, UnsupportedError
 from sensorium.models.parts import decoder, qwen_vision
-from sensorium.models.parts.decoder import Decoder, DecoderConfig
+from sensorium.models.parts.decoder import DecoderConfig, TextModel
 from sensorium.models.parts.pixels import normalised
 from sensorium.models.parts.qwen_vision import QwenVision, QwenVisionConfig
-from sensorium.types import MediaItem, ModelInputs
+from sensorium.types import MediaItem
 
 # Our module -> (prefix in the checkpoint, rules below it).
 RENAMES = {"decoder.": ("", decoder.RENAMES), "vision.": ("visual.", qwen_vision.RENAMES)}
@@ -74,33 +73,19 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(TextModel):
     renames, aliases = RENAMES, ALIASES
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config.decoder)
         self.config = config
-        llm = config.decoder
-        self.vocab_size, self.max_model_len = llm.vocab_size, llm.max_len
-        self.num_layers, self.num_kv_heads, self.head_dim = llm.num_layers, llm.num_kv_heads, llm.head_dim
-        self.hidden_size = llm.width
         self.modalities = ("image", "video") * config.has_vision
-        self.decoder = Decoder(llm)
         self.vision = QwenVision(config.tower) if config.has_vision else None
 
     @property
     def ignored(self) -> tuple[str, ...]:
         """Checkpoint prefixes that may be present and are not read."""
         return ("lm_head.",) * self.config.decoder.tied + ("visual.",) * (self.vision is None)
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.decoder.embed(ids)
-
-    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
-        return self.decoder(x, inputs)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder.logits(hidden)
 
     def encode(self, modality: str, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         """One [R, E] tensor per item: frames uint8 [F, H, W, 3], one for a picture, mean and std float32 [3]."""

@@ -17,16 +17,14 @@ from sensorium.errors import CheckpointError
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.mlp import Gelu
+from sensorium.models.parts.vit import LAYER_RENAMES, read_fields
 
 RENAMES = (
     (r"^class_embedding$", "embeddings.class_embedding"),
     (r"^patch$", "embeddings.patch_embedding.weight"),
     (r"^position\.", "embeddings.position_embedding."),
     (r"^norm\.", "pre_layrnorm."),
-    (r"^layers\.", "encoder.layers."),
-    (r"\.norm(1|2)\.", r".layer_norm\1."),
-    (r"\.attention\.qkv\.", ".self_attn.{piece}_proj."),
-    (r"\.attention\.out\.", ".self_attn.out_proj."),
+    *LAYER_RENAMES,
 )
 GELUS: dict[str, Gelu] = {"quick_gelu": "quick", "gelu": "none", "gelu_pytorch_tanh": "tanh"}
 
@@ -46,19 +44,10 @@ class ClipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
-        names = {
-            "width": "hidden_size",
-            "num_layers": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-            "intermediate": "intermediate_size",
-            "patch_size": "patch_size",
-            "image_size": "image_size",
-            "norm_eps": "layer_norm_eps",
-        }
         gelu = config.get("hidden_act", "quick_gelu")
         if gelu not in GELUS:
             raise CheckpointError(f"vision_config: hidden_act {gelu!r} is not supported; known: {', '.join(GELUS)}")
-        return cls(gelu=GELUS[gelu], **{ours: config[theirs] for ours, theirs in names.items() if theirs in config})
+        return cls(gelu=GELUS[gelu], **read_fields(config))
 
     @property
     def num_patches(self) -> int:

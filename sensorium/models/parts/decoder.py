@@ -127,3 +127,23 @@ class Decoder(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[M, E] -> [M, V]."""
         return self.embedding.logits(hidden) if self.head is None else self.head(hidden)
+
+
+class TextModel(nn.Module):
+    """The text half of a family's Model: its decoder, and the sizes that the engine asks for."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.vocab_size, self.max_model_len = config.vocab_size, config.max_len
+        self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
+        self.hidden_size = config.width
+        self.decoder = Decoder(config)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.decoder.embed(ids)
+
+    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
+        return self.decoder(x, inputs)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.decoder.logits(hidden)

@@ -16,15 +16,13 @@ from torch import nn
 from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
+from sensorium.models.parts.vit import LAYER_RENAMES, read_fields
 
 RENAMES = (
     (r"^patch\.", "embeddings.patch_embedding."),
     (r"^position\.", "embeddings.position_embedding."),
     (r"^norm\.", "post_layernorm."),
-    (r"^layers\.", "encoder.layers."),
-    (r"\.norm(1|2)\.", r".layer_norm\1."),
-    (r"\.attention\.qkv\.", ".self_attn.{piece}_proj."),
-    (r"\.attention\.out\.", ".self_attn.out_proj."),
+    *LAYER_RENAMES,
 )
 
 
@@ -40,16 +38,7 @@ class SiglipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> SiglipConfig:
-        names = {
-            "width": "hidden_size",
-            "num_layers": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-            "intermediate": "intermediate_size",
-            "patch_size": "patch_size",
-            "image_size": "image_size",
-            "norm_eps": "layer_norm_eps",
-        }
-        return cls(**{ours: config[theirs] for ours, theirs in names.items() if theirs in config})
+        return cls(**read_fields(config))
 
     @property
     def side(self) -> int:
