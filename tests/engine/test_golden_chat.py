@@ -79,3 +79,18 @@ def test_equals_the_reference(name: str, client: EngineClient, reference: dict[s
     events = list(client.submit(made, sampling))
     assert isinstance(events[-1], Finished)
     assert [token for event in events[:-1] for token in event.token_ids] == case["generated_ids"]
+
+
+def test_a_batch_equals_the_reference(client: EngineClient, reference: dict[str, Any]) -> None:
+    """The reference pads three conversations on the left; here they share steps."""
+    case = reference["cases"]["batch3"]
+    sampling = SamplingParams(temperature=0.0, max_tokens=16, repetition_penalty=1.02, penalize_prompt=False)
+    options = ChatOptions(media_kwargs={"max_slice_nums": case["chat_kwargs"]["max_slice_nums"]})
+    streams = []
+    for messages, ids, mask in zip(case["messages_batch"], case["input_ids"], case["attention_mask"], strict=True):
+        parts = tuple(_part(part, reference) for message in messages for part in message["content"])
+        made = client.prepare_chat([Message("user", parts)], options)
+        assert list(made.ids) == [token for token, real in zip(ids, mask, strict=True) if real]
+        streams.append(client.submit(made, sampling))
+    answers = [[token for event in list(stream)[:-1] for token in event.token_ids] for stream in streams]
+    assert answers == case["generated_ids"]
