@@ -24,12 +24,18 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A piece of media not fetched yet: a URL (http, https, data, file) or raw bytes. `part` names it in errors."""
+    """A piece of media not fetched yet: a URL (http, https, data, file) or raw bytes. `part` names it in errors.
+
+    With form "embeds" the source holds embeddings: base64 text or bytes of one tensor file, or a mapping of tensor
+    names to those. A source of None is a reference by `uuid` to an item that the processor cache holds.
+    """
 
     modality: Modality
-    source: str | bytes
+    source: str | bytes | Mapping[str, Any] | None
     part: str = ""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    uuid: str | None = None
+    form: Literal["media", "embeds"] = "media"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +54,29 @@ class Media:
     audio: Media | None = None
     part: str = ""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    uuid: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeds:
+    """Media that the caller has encoded already, one item.
+
+    tensors: by the model's names, such as {"image_embeds": [rows, E] float32, "image_grid_thw": [3] int64}.
+    """
+
+    modality: Modality
+    tensors: Mapping[str, np.ndarray]
+    digest: bytes
+    part: str = ""
+    uuid: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaItem:
     """Media preprocessed for one model: `arrays` is what Model.encode reads, `rows` how many embeddings it returns.
 
-    `key` hashes the content together with everything that shaped the arrays, so equal keys mean equal rows.
+    `key` hashes the content together with everything that shaped the arrays, so equal keys mean equal rows. Items whose
+    arrays hold "embeds" [rows, E] are not encoded: those are the rows.
     """
 
     modality: Modality
@@ -85,7 +107,7 @@ class Message:
     """One chat message. `parts` mixes text with media in the order written."""
 
     role: Role
-    parts: tuple[str | MediaRef | Media, ...]
+    parts: tuple[str | MediaRef | Media | Embeds, ...]
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -98,6 +120,10 @@ class ChatOptions:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     media_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tools: tuple[Mapping[str, Any], ...] = ()
+    template: str | None = None
+    """A Jinja template instead of the checkpoint's own."""
+    namespace: str = ""
+    """Whose media the processor cache may answer with; see Request.namespace."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +149,21 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputs:
+    """What the answer must be: exactly one of the first five."""
+
+    json: str | Mapping[str, Any] | None = None
+    """A JSON schema."""
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    """A grammar in Lark or GBNF notation."""
+    json_object: bool = False
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. Names and meanings follow vLLM; see docs/sampling.md."""
 
@@ -144,12 +185,30 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
+    """So many most likely tokens with each chosen one; -1 is the whole vocabulary."""
+    prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    thinking_token_budget: int | None = None
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    detokenize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingParams:
+    """What a pooling request wants: one vector for the prompt, or one per token."""
+
+    task: Literal["embed", "token_embed"] = "embed"
+    dimensions: int | None = None
+    normalize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation. Immutable; crosses to the engine."""
+    """One generation, or with `pooling` one embedding. Immutable; crosses to the engine."""
 
     id: str
     prompt: Prompt
@@ -159,13 +218,17 @@ class Request:
     """Prefix and encoder caches are shared only between requests of one namespace."""
     priority: int = 0
     arrival_s: float = 0.0
+    pooling: PoolingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
+    """rank: 1 for the most likely token. top: the likeliest ids with theirs, then the ids asked for by name."""
+
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +255,22 @@ class TextDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Before the first TextDelta where prompt_logprobs were asked for: one entry per prompt token, the first None."""
+
+    request_id: str
+    logprobs: tuple[TokenLogprob | None, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pooled:
+    """The result of a pooling request, before its Finished: [E], or [N, E] for token_embed; float32."""
+
+    request_id: str
+    data: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +304,7 @@ class UnitFinished:
     turn: int = 0
 
 
-Event = TextDelta | UnitFinished | Finished | Failed
+Event = TextDelta | PromptScored | Pooled | UnitFinished | Finished | Failed
 
 
 # ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------
