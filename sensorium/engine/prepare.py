@@ -10,7 +10,7 @@ from sensorium.errors import RequestError, UnsupportedError
 from sensorium.media import audio, image, video
 from sensorium.media.fetch import fetch_blocking
 from sensorium.models.base import Processor
-from sensorium.types import ChatOptions, Media, MediaRef, Message, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaRef, Message, Prompt
 
 _DECODERS = {"image": image.from_bytes, "audio": audio.from_bytes, "video": video.from_bytes}
 
@@ -35,7 +35,7 @@ class Preparer:
         self._check(media)
         return self._processor.raw(text, [self._load(part) for part in media], options)
 
-    def _check(self, media: Sequence[MediaRef | Media]) -> None:
+    def _check(self, media: Sequence[MediaRef | Media | Embeds]) -> None:
         """Refuse by kind and count before a byte is fetched."""
         if len(media) > self._limits.max_items:
             raise RequestError(
@@ -47,7 +47,9 @@ class Preparer:
                 known = ", ".join(self._modalities) or "text only"
                 raise UnsupportedError(f"this model takes no {part.modality} input ({known})", param=part.part or None)
 
-    def _load(self, part: MediaRef | Media) -> Media:
+    def _load(self, part: MediaRef | Media | Embeds) -> Media:
+        if isinstance(part, Embeds) or (isinstance(part, MediaRef) and part.form == "embeds"):
+            raise UnsupportedError("this version takes no embeddings as input", param=part.part or None)
         if isinstance(part, Media):
             return part
         data, options = fetch_blocking(part, self._limits), part.options

@@ -154,6 +154,8 @@ def _fetch_local(ref: MediaRef, limits: MediaLimits) -> bytes:
     if isinstance(ref.source, bytes):
         _check_size(len(ref.source), ref, limits)
         return ref.source
+    if not isinstance(ref.source, str):
+        raise MediaError(f"this {ref.modality} part holds no address and no bytes", param=ref.part)
     if ref.source[:5].lower() == "data:":
         return _read_data_url(ref.source, ref, limits)
     return _read_file_url(ref.source, ref, limits)
