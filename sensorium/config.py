@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -66,7 +67,8 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
-    served_model_name: str | None = None
+    served_model_name: str | tuple[str, ...] | None = None
+    """The names clients may use; answers carry the first."""
     max_body_bytes: int = 96 << 20
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
@@ -78,3 +80,25 @@ class ServerConfig:
     access_log: bool = True
     """One line per request, without its content."""
     log_format: Literal["plain", "json"] = "plain"
+    allow_unknown_fields: bool = False
+    """Warn about request fields that are not known, instead of refusing the request."""
+    trust_request_mm_kwargs: bool = False
+    """Let requests set media and processor options that are not on the safe list."""
+    trust_request_chat_template: bool = False
+    chat_template: str | None = None
+    """A Jinja template (its text) instead of the checkpoint's."""
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    interleave_mm_strings: bool | None = None
+    """Where media stand in the text that a template takes as one string: None decides by message, see ChatOptions."""
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    response_role: str = "assistant"
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    exclude_tools_when_tool_choice_none: bool = False
+    enable_force_include_usage: bool = False
+    return_tokens_as_token_ids: bool = False
+    sse_keep_alive_interval: float = 15.0
+    """Seconds of silence after which a stream gets a comment line; 0 is never."""
+    max_logprobs: int = 20
+    """Most log-probabilities per token a request may ask for; -1 is the whole vocabulary."""

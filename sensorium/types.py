@@ -122,6 +122,13 @@ class ChatOptions:
     tools: tuple[Mapping[str, Any], ...] = ()
     template: str | None = None
     """A Jinja template instead of the checkpoint's own."""
+    template_is_trusted: bool = True
+    """False for a template that a remote client wrote: it is rendered in a process of its own, under limits."""
+    content_format: Literal["auto", "string", "openai"] = "auto"
+    """What the template is given as content: one string, or a list of parts; auto looks at the template."""
+    interleave: bool | None = None
+    """In a content string, media stay where they were written (True) or come first (False). None: first, unless text
+    and media alternate."""
     namespace: str = ""
     """Whose media the processor cache may answer with; see Request.namespace."""
 

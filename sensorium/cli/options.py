@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sensorium.cli.parser import integer, number
+from sensorium.cli.parser import integer, json_object, number
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
 
 Config = TypeVar("Config", EngineConfig, MediaLimits, ServerConfig)
@@ -47,6 +48,22 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "drain_s": "seconds that running requests may go on after SIGTERM",
         "access_log": "one line per request",
         "log_format": "log lines as text or as JSON objects",
+        "allow_unknown_fields": "warn about request fields that are not known instead of refusing the request",
+        "trust_request_mm_kwargs": "let requests set media and processor options beyond the safe ones",
+        "trust_request_chat_template": "let requests bring a chat template of their own",
+        "chat_template": "a Jinja template instead of the checkpoint's",
+        "chat_template_content_format": "what the template takes as content; auto looks at the template",
+        "interleave_mm_strings": "keep media where they stand in the text; by default only if text and media alternate",
+        "default_chat_template_kwargs": "JSON object of template variables that requests may override",
+        "response_role": "role of the messages that are generated",
+        "enable_auto_tool_choice": "let the model choose whether to call a tool; needs --tool-call-parser",
+        "tool_call_parser": "how the model writes tool calls, such as hermes",
+        "reasoning_parser": "how the model writes its reasoning, such as qwen3",
+        "exclude_tools_when_tool_choice_none": "leave tools out of the prompt when tool_choice is none",
+        "enable_force_include_usage": "usage with every answer and every chunk",
+        "return_tokens_as_token_ids": "write tokens in log-probabilities as token_id:N",
+        "sse_keep_alive_interval": "seconds of silence after which a stream gets a comment line; 0 is never",
+        "max_logprobs": "most log-probabilities per token that requests may ask for; -1 is the whole vocabulary",
     },
     MediaLimits: {
         "max_bytes": ("--max-media-bytes", "largest file"),
@@ -67,7 +84,13 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
 }
 
 # Type of a field -> how its flag is read, and what --help calls the value.
-READERS = {int: (integer, "N"), float: (number, "X"), Path: (Path, "PATH"), str: (str, "TEXT")}
+READERS: dict[Any, tuple[Any, str]] = {
+    int: (integer, "N"),
+    float: (number, "X"),
+    Path: (Path, "PATH"),
+    str: (str, "TEXT"),
+    Mapping: (json_object, "JSON"),
+}
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Config], title: str) -> None:
@@ -96,8 +119,12 @@ def _dest(config: type, name: str) -> str:
 def _kind(field: Field[Any], hint: Any) -> dict[str, Any]:
     """What argparse needs to read one field."""
     kind: dict[str, Any] = {"default": None if field.default is MISSING else field.default}
+    if field.default_factory is not MISSING:
+        kind["default"] = field.default_factory()
     if isinstance(hint, types.UnionType):
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is Mapping:
+        hint = Mapping
     if hint is bool:
         return kind | {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is typing.Literal:

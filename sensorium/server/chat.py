@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import NotFoundError, RequestError, SensoriumError
+from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.body import decode, read_body
 from sensorium.server.errors import ClientGone
 from sensorium.server.metrics import Metrics
@@ -52,8 +52,7 @@ class ChatCompletions:
         request = decode(body, CHAT_REQUEST, UNSUPPORTED)
         del body
         check(request)
-        if request.model and request.model != self._served.name:
-            raise NotFoundError(f"the model {request.model[:200]!r} does not exist", param="model")
+        self._served.check_name(request.model)
         if (request.min_tokens or 0) >= client.max_model_len:
             raise RequestError("min_tokens: larger than the context", param="min_tokens")
         answering = _Answering(client, self._served, self._metrics, request, scope["state"])

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sensorium import __version__
-from sensorium.errors import NotFoundError
 from sensorium.server.metrics import Metrics
 from sensorium.server.openapi import describe_api
 from sensorium.server.schema import ModelCard, ModelList
@@ -19,23 +18,23 @@ from sensorium.server.served import Served
 def info_routes(served: Served, metrics: Metrics) -> list[Route]:
     description = msgspec.json.encode(describe_api())
 
-    def card() -> ModelCard:
+    def card(name: str) -> ModelCard:
         client = served.client()
         return ModelCard(
-            id=served.name,
+            id=name,
+            root=client.model_name,
             created=served.created,
             max_model_len=client.max_model_len,
             modalities=["text", *client.modalities],
         )
 
     async def list_models(request: Request) -> Response:
-        return _json(ModelList([card()]))
+        return _json(ModelList([card(name) for name in served.names]))
 
     async def retrieve_model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name != served.name:
-            raise NotFoundError(f"the model {name[:200]!r} does not exist", param="model")
-        return _json(card())
+        served.check_name(name)
+        return _json(card(name))
 
     async def health(request: Request) -> Response:
         state = served.state()

@@ -298,6 +298,8 @@ class ModelCard(Struct, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "sensorium"
+    root: str
+    parent: str | None = None
     max_model_len: int
     modalities: list[str]
 

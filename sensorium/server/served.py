@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from sensorium import __version__
-from sensorium.errors import EngineDeadError
+from sensorium.errors import EngineDeadError, NotFoundError
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -19,9 +19,9 @@ STALL_S = 30.0
 class Served:
     """Holds the future engine. `created` is when serving began, in seconds since the epoch."""
 
-    def __init__(self, engine: Future[EngineClient], name: str | None) -> None:
+    def __init__(self, engine: Future[EngineClient], names: str | tuple[str, ...] | None) -> None:
         self._engine = engine
-        self._name = name
+        self._names = (names,) if isinstance(names, str) else names or ()
         self.created = int(time.time())
         self._last_steps = -1
         self._unchanged_since = time.monotonic()
@@ -36,8 +36,19 @@ class Served:
         return self._engine.result()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model. Answers carry the first."""
+        return self._names or (self.client().model_name,)
+
+    @property
     def name(self) -> str:
-        return self._name or self.client().model_name
+        return self.names[0]
+
+    def check_name(self, name: str | None) -> None:
+        """Raises NotFoundError for a name that is none of ours; no name means the model there is."""
+        if name and name not in self.names:
+            known = ", ".join(map(repr, self.names))
+            raise NotFoundError(f"the model {name[:200]!r} does not exist; this server has {known}", param="model")
 
     @property
     def fingerprint(self) -> str:
