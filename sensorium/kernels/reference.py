@@ -1,15 +1,60 @@
 """Every op as plain torch: what the CPU runs and what other kernels are tested against.
 
-Shapes: N packed tokens · H query heads · K key/value heads · G = H / K · D head dim · B sequences · W blocks per table.
+Shapes: N packed tokens · H query heads · K key/value heads · G = H / K · D head dim · B sequences · W blocks per table
+E width · I hidden width of the feed-forward block
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+
+class Norm(Protocol):
+    """The part of an RMSNorm layer that kernels read."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+class Product(Protocol):
+    """The part of a Linear layer that kernels read: y = x W^T + b."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class HeadNorms(NamedTuple):
+    """Normalisation of each head's queries and keys before the rotation: weights [D]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    eps: float
+
+
+class Ops:
+    """What a decoder layer is made of besides attention. A plan names the set that goes with it."""
+
+    @staticmethod
+    def norm_linear(x: torch.Tensor, rms: Norm, product: Product) -> torch.Tensor:
+        """product(norm(x)), x [N, E]."""
+        return product(norm(x, rms.weight, rms.eps))
+
+    @staticmethod
+    def norm_gated(x: torch.Tensor, rms: Norm, gate_up: Product) -> torch.Tensor:
+        """silu(gate) * up of gate, up = gate_up(norm(x)): [N, E] -> [N, I]."""
+        return act_mul(gate_up(norm(x, rms.weight, rms.eps)))
+
+    @staticmethod
+    def linear_add(x: torch.Tensor, product: Product, residual: torch.Tensor) -> torch.Tensor:
+        """residual + product(x). The residual [N, E] may be overwritten."""
+        return residual + product(x)
 
 
 def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
@@ -19,7 +64,38 @@ def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Te
     values.index_copy_(0, slots, v)
 
 
-class PagedPlan:
+class Attends:
+    """attend_qkv for plans that can attend."""
+
+    ops = Ops
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def attend_qkv(
+        self,
+        qkv: torch.Tensor,
+        heads: tuple[int, int],
+        norms: HeadNorms | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        kv: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        """qkv [N, (H + 2 K) D], cos and sin [N, 1, D] -> [N, H D]: split, normalise, rotate, store, attend."""
+        h, k_heads = heads
+        qk, v = qkv.unflatten(-1, (h + 2 * k_heads, -1)).split((h + k_heads, k_heads), dim=1)
+        if norms is not None:
+            # One normalisation over all heads of q and k; only the weights differ between the two.
+            weight = torch.cat((norms.q.expand(h, -1), norms.k.expand(k_heads, -1)))
+            qk = norm(qk, None, norms.eps) * weight
+        q, k = rope(qk, cos, sin).split((h, k_heads), dim=1)
+        return self.attend(q, k, v, kv, scale).flatten(1)
+
+
+class PagedPlan(Attends):
     """Attention over the paged KV cache for a step that mixes prefill chunks and decodes.
 
     counts[i] new tokens of sequence i end at its length lens[i]; tables[i] are its blocks. Sequences that add one
@@ -78,8 +154,11 @@ class PagedPlan:
     def decode_only(self) -> bool:
         return not self.chunks
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
         """q [N, H, D], k and v [N, K, D] -> [N, H, D]. Stores k and v first."""
+        assert kv is not None
         store_kv(k, v, kv, self.slots)
         if self.decode_only:
             return self._attend_singles(q, kv, scale)
@@ -101,7 +180,7 @@ class PagedPlan:
         return out.reshape(b, h, d)
 
 
-class PackedPlan:
+class PackedPlan(Attends):
     """Causal attention inside each of B equally padded sequences, with no cache: training and one-shot checks.
 
     Packed tokens are B x L; right padding needs no mask because causal rows never look right.
@@ -110,7 +189,9 @@ class PackedPlan:
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: None, scale: float) -> torch.Tensor:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
         b = self.batch
         q, k, v = (x.view(b, -1, x.shape[1], x.shape[2]).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

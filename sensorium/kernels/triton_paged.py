@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sensorium.kernels.reference import Attends
+
 # Programs that keep a large GPU busy: about two per multiprocessor.
 _PROGRAMS = 264
 _PREFILL_ROWS = 128
@@ -87,7 +89,7 @@ def _join_kernel(parts, lse, tiles, out, H, D: tl.constexpr, BLOCK_D: tl.constex
     tl.store(out + (row * H + tl.program_id(1)) * D + d, result, d < D)
 
 
-class TritonPagedPlan:
+class TritonPagedPlan(Attends):
     """The same plan as the reference's PagedPlan, for one GPU. Decodes and chunks take one launch each."""
 
     def __init__(
@@ -131,8 +133,11 @@ class TritonPagedPlan:
         tiles = np.stack((self.first[seq] + offset, count, self.start[seq] + offset, seq), 1).astype(np.int32)
         return torch.from_numpy(tiles).to(device)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
         """q [N, H, D], k and v [N, K, D] -> [N, H, D]. Stores k and v first."""
+        assert kv is not None
         n, h, d = q.shape
         heads = k.shape[1]
         group = h // heads

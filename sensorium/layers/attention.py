@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sensorium.kernels import reference as ops
+from sensorium.kernels.reference import HeadNorms
 from sensorium.layers.linear import Linear
 from sensorium.types import ModelInputs
 
 
 class CausalAttention(nn.Module):
-    """Decoder attention. With qk_norm, q and k are normalised per head before the rotation (Qwen3)."""
+    """The two products of a decoder's attention and what lies between them.
+
+    With qk_norm_eps, q and k are normalised per head before the rotation (Qwen3).
+    """
 
     def __init__(
         self,
@@ -41,19 +44,18 @@ class CausalAttention(nn.Module):
             self.q_norm = nn.Parameter(torch.ones(head_dim), requires_grad=False)
             self.k_norm = nn.Parameter(torch.ones(head_dim), requires_grad=False)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inputs: ModelInputs, kv: torch.Tensor | None
+    @property
+    def norms(self) -> HeadNorms | None:
+        return None if self.eps is None else HeadNorms(self.q_norm, self.k_norm, self.eps)
+
+    def mix(
+        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inputs: ModelInputs, kv: torch.Tensor | None
     ) -> torch.Tensor:
-        """x [N, W]; cos, sin [N, 1, D] from Rope; kv is this layer's cache, None without one."""
-        h, k_heads = self.heads
-        qkv = self.qkv(x).unflatten(-1, (h + 2 * k_heads, self.head_dim))
-        qk, v = qkv.split((h + k_heads, k_heads), dim=1)
-        if self.eps is not None:
-            # One normalisation over all heads of q and k; only the weights differ between the two.
-            weight = torch.cat((self.q_norm.expand(h, -1), self.k_norm.expand(k_heads, -1)))
-            qk = ops.norm(qk, None, self.eps) * weight
-        q, k = ops.rope(qk, cos, sin).split((h, k_heads), dim=1)
-        return self.out(inputs.plan.attend(q, k, v, kv, self.scale).flatten(1))
+        """What comes between the two projections: [N, (H + 2 K) D] -> [N, H D].
+
+        cos, sin [N, 1, D] from Rope; kv is this layer's cache, None without one.
+        """
+        return inputs.plan.attend_qkv(qkv, self.heads, self.norms, cos, sin, kv, self.scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,11 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inputs: ModelInputs, kv: torch.Tensor | None
     ) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x), cos, sin, inputs, kv)
-        return x + self.mlp(self.norm2(x))
+        """x [N, E] -> [N, E]; x may be overwritten."""
+        ops, attention = inputs.plan.ops, self.attention
+        qkv = ops.norm_linear(x, self.norm1, attention.qkv)
+        x = ops.linear_add(attention.mix(qkv, cos, sin, inputs, kv), attention.out, x)
+        return ops.linear_add(ops.norm_gated(x, self.norm2, self.mlp.gate_up), self.mlp.down, x)
 
 
 class Decoder(nn.Module):
