@@ -30,7 +30,12 @@ LAYERS = {
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}
 # Narrower doors: engine reaches families only through these, media only from the client; both directions are exact.
-ENGINE_MODELS = {"sensorium.models.registry", "sensorium.models.base", "sensorium.models.loader"}
+ENGINE_MODELS = {
+    "sensorium.models.registry",
+    "sensorium.models.build",
+    "sensorium.models.base",
+    "sensorium.models.loader",
+}
 POLICY = ["scheduler", "blocks", "sequence", "session", "encoder_cache"]
 # Optional packages, found out about at the moment they are needed.
 OPTIONAL = {"openai", "transformers", "triton", "flashinfer", "huggingface_hub"}

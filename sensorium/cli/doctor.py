@@ -108,7 +108,7 @@ def _devices() -> list[Finding]:
 def _model(config: EngineConfig) -> list[Finding]:
     """Where a model would run and what it would take, worked out from its config.json; no weight is read."""
     from sensorium.engine.loading import pick_device, pick_dtype, read_config, resolve_folder
-    from sensorium.models.registry import outline
+    from sensorium.models.build import outline
 
     try:
         hf_config = read_config(resolve_folder(config.model))

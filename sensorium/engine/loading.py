@@ -24,7 +24,8 @@ from sensorium.errors import CheckpointError
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
-from sensorium.models.registry import load_model, load_processor
+from sensorium.models.build import load_model
+from sensorium.models.registry import load_processor
 from sensorium.types import ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sensorium.errors import CheckpointError, UnsupportedError
-from sensorium.models.llava import Config
+from sensorium.models.llava_config import Config
 from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
 from sensorium.models.tokenizer import Tokenizer, read_json

@@ -6,18 +6,19 @@ R rows of an item · E width · F frames
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from sensorium.errors import CheckpointError, UnsupportedError
+from sensorium.errors import UnsupportedError
 from sensorium.models.parts import decoder, qwen_vision
-from sensorium.models.parts.decoder import DecoderConfig, TextModel
+from sensorium.models.parts.configs import QwenVisionConfig
+from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.pixels import normalised
-from sensorium.models.parts.qwen_vision import QwenVision, QwenVisionConfig
+from sensorium.models.parts.qwen_vision import QwenVision
+from sensorium.models.qwen2_vl_config import Config
 from sensorium.types import MediaItem
 
 # Our module -> (prefix in the checkpoint, rules below it).
@@ -26,51 +27,6 @@ RENAMES = {"decoder.": ("", decoder.RENAMES), "vision.": ("visual.", qwen_vision
 ALIASES = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
 # Patches encoded together; slabs do not see each other, so long videos are cut between them.
 BATCH_PATCHES = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What config.json says. `tower` describes the vision tower also where it is not loaded."""
-
-    source: Mapping[str, Any]
-    decoder: DecoderConfig
-    tower: QwenVisionConfig
-    has_vision: bool
-    image_token: int
-    video_token: int
-    tokens_per_second: float | None
-    """Position steps per second of video (Qwen2.5-VL); None: one per temporal slice."""
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
-        """init_audio is asked of every family; this one has no sound."""
-        if quantised := config.get("quantization_config"):
-            method = quantised.get("quant_method", "unknown")
-            raise CheckpointError(f"this checkpoint is quantised ({method}); load the bfloat16 release instead")
-        gated = config.get("model_type") == "qwen2_5_vl"
-        seen = config.get("vision_config") or {}
-        # Fields of the language model stand at the top in published files, in text_config in later ones.
-        text = {**config, **(config.get("text_config") or {})}
-        text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        if text.get("hidden_act", "silu") != "silu":
-            raise CheckpointError(f"config.json: hidden_act {text['hidden_act']!r} is not supported")
-        llm = DecoderConfig.from_hf(text, "qwen2")
-        if sum(llm.rope.sections) * 2 != llm.head_dim or len(llm.rope.sections) != 3:
-            raise CheckpointError(
-                f"config.json: mrope_section {llm.rope.sections} does not fit head_dim {llm.head_dim}"
-            )
-        tower = QwenVisionConfig.from_hf(seen, gated=gated)
-        if tower.n_out != llm.width:
-            raise CheckpointError(f"config.json: the tower's rows have {tower.n_out} numbers, tokens {llm.width}")
-        return cls(
-            source=config,
-            decoder=llm,
-            tower=tower,
-            has_vision=init_vision,
-            image_token=int(config.get("image_token_id", 151655)),
-            video_token=int(config.get("video_token_id", 151656)),
-            tokens_per_second=float(seen.get("tokens_per_second", 4)) if gated else None,
-        )
 
 
 class Model(TextModel):

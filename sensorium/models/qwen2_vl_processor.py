@@ -17,7 +17,7 @@ from sensorium.models import mrope
 from sensorium.models.mrope import Grid
 from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
-from sensorium.models.qwen2_vl import Config
+from sensorium.models.qwen2_vl_config import Config
 from sensorium.models.tokenizer import Tokenizer, read_json
 from sensorium.types import ChatOptions, Media, MediaItem, Message, Prompt
 

@@ -1,4 +1,4 @@
-"""Which family loads a checkpoint: one line per architecture name of config.json."""
+"""Which family loads a checkpoint: one line per architecture name of config.json. No torch: see build for models."""
 
 from __future__ import annotations
 
@@ -7,61 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sensorium.config import EngineConfig
 from sensorium.errors import CheckpointError
-from sensorium.kernels import select
-from sensorium.models import loader
-from sensorium.models.base import Model, Processor
+from sensorium.models.base import Processor
 
-# architecture -> (Model, Processor), each "module:Class" of this package. Config stands beside Model.
+# architecture -> modules of this package that hold its Config, its Model and its Processor. Only the second may
+# import torch.
 FAMILIES = {
-    "MiniCPMO": ("minicpmo:Model", "minicpm_processor:Processor"),
-    "MiniCPMV": ("minicpmo:Model", "minicpm_processor:Processor"),
-    "LlavaForConditionalGeneration": ("llava:Model", "llava_processor:Processor"),
-    "Qwen2VLForConditionalGeneration": ("qwen2_vl:Model", "qwen2_vl_processor:Processor"),
-    "Qwen2_5_VLForConditionalGeneration": ("qwen2_vl:Model", "qwen2_vl_processor:Processor"),
+    "MiniCPMO": ("minicpm_config", "minicpmo", "minicpm_processor"),
+    "MiniCPMV": ("minicpm_config", "minicpmo", "minicpm_processor"),
+    "LlavaForConditionalGeneration": ("llava_config", "llava", "llava_processor"),
+    "Qwen2VLForConditionalGeneration": ("qwen2_vl_config", "qwen2_vl", "qwen2_vl_processor"),
+    "Qwen2_5_VLForConditionalGeneration": ("qwen2_vl_config", "qwen2_vl", "qwen2_vl_processor"),
 }
 
 
-def load_model(
-    folder: Path,
-    hf_config: Mapping[str, Any],
-    config: EngineConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: loader.Progress | None = None,
-) -> Model:
-    """Build the family's model and read its weights. Raises CheckpointError with what to do."""
-    select.prefer_any_shape(device)
-    model_class, parsed = _parse(hf_config, config)
-    return loader.load(model_class, parsed, folder, device, dtype, progress)
-
-
-def outline(hf_config: Mapping[str, Any], config: EngineConfig) -> Model:
-    """The model without memory behind its weights: for what it would need."""
-    model_class, parsed = _parse(hf_config, config)
-    with torch.device("meta"):
-        return model_class(parsed)
-
-
-def _parse(hf_config: Mapping[str, Any], config: EngineConfig) -> tuple[Any, Any]:
-    """The family's Model class and its configuration."""
-    module, name = _family(hf_config)[0].split(":")
-    family = importlib.import_module(f"sensorium.models.{module}")
-    parsed = family.Config.from_hf(hf_config, init_vision=config.init_vision, init_audio=config.init_audio)
-    return getattr(family, name), parsed
-
-
 def load_processor(folder: Path, hf_config: Mapping[str, Any]) -> Processor:
-    model_name, processor_name = _family(hf_config)
-    parsed = importlib.import_module(f"sensorium.models.{model_name.split(':')[0]}").Config.from_hf(hf_config)
-    module, name = processor_name.split(":")
-    return getattr(importlib.import_module(f"sensorium.models.{module}"), name)(folder, parsed)
+    """The family's processor. Raises CheckpointError with what to do."""
+    config, _, processor = find_family(hf_config)
+    return family_module(processor).Processor(folder, family_module(config).Config.from_hf(hf_config))
 
 
-def _family(hf_config: Mapping[str, Any]) -> tuple[str, str]:
+def find_family(hf_config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The line of FAMILIES for a checkpoint."""
     names = hf_config.get("architectures") or []
     for name in names:
         if name in FAMILIES:
@@ -69,3 +36,7 @@ def _family(hf_config: Mapping[str, Any]) -> tuple[str, str]:
     raise CheckpointError(
         f"architecture {', '.join(names) or 'unknown'} is not supported; supported: {', '.join(FAMILIES)}"
     )
+
+
+def family_module(name: str) -> Any:
+    return importlib.import_module(f"sensorium.models.{name}")

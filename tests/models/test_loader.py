@@ -12,7 +12,7 @@ from tiny_minicpm import VERSIONS, random_image, tiny_config, tiny_model
 
 from sensorium.config import EngineConfig
 from sensorium.errors import CheckpointError
-from sensorium.models import loader, registry
+from sensorium.models import build, loader, registry
 from sensorium.models.minicpmo import Config, Model
 
 
@@ -100,7 +100,7 @@ def test_speech_side_and_towers_left_out_are_not_read(folder):
     for vision, audio in ((True, False), (False, True), (False, False)):
         options = EngineConfig(init_vision=vision, init_audio=audio)
         config = json.loads((folder / "config.json").read_text())
-        model = registry.load_model(folder, config, options, torch.device("cpu"), torch.float32)
+        model = build.load_model(folder, config, options, torch.device("cpu"), torch.float32)
         assert (model.vision is not None, model.audio is not None) == (vision, audio)
 
 

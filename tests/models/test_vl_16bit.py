@@ -9,7 +9,7 @@ from vl_golden import Family, encode, needs_golden
 from sensorium.config import EngineConfig
 from sensorium.engine.loading import read_config
 from sensorium.kernels.reference import PackedPlan
-from sensorium.models import registry
+from sensorium.models import build, registry
 from sensorium.types import ChatOptions, ModelInputs
 
 DEVICES = [
@@ -31,7 +31,7 @@ def test_rows_and_logits(name: str, device: str):
     family = Family(name)
     hf_config = read_config(family.folder)
     processor = registry.load_processor(family.folder, hf_config)
-    model = registry.load_model(family.folder, hf_config, EngineConfig(), torch.device(device), torch.bfloat16)
+    model = build.load_model(family.folder, hf_config, EngineConfig(), torch.device(device), torch.bfloat16)
     case = "image2"
     options = ChatOptions(media_kwargs=KWARGS[name])
     prompt = processor.raw(family.cases[case]["prompt"], family.media(case), options)

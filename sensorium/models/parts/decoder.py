@@ -5,23 +5,17 @@ N packed tokens · E width · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import torch
 from torch import nn
 
-from sensorium.errors import CheckpointError
 from sensorium.layers.attention import CausalAttention
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
 from sensorium.layers.mlp import GatedMlp
 from sensorium.layers.norm import RMSNorm
-from sensorium.layers.rope import Rope, RopeConfig
+from sensorium.layers.rope import Rope
+from sensorium.models.parts.configs import DecoderConfig
 from sensorium.types import ModelInputs
-
-DecoderKind = Literal["llama", "qwen2", "qwen3"]
 
 # Our parameter path -> the name Hugging Face checkpoints use, below the language model's own prefix.
 RENAMES = (
@@ -37,49 +31,6 @@ RENAMES = (
     (r"\.mlp\.gate_up\.", ".mlp.{piece}_proj."),
     (r"\.mlp\.down\.", ".mlp.down_proj."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate: int
-    norm_eps: float
-    max_len: int
-    rope: RopeConfig
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    tied: bool = False
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], kind: DecoderKind) -> DecoderConfig:
-        if config.get("use_sliding_window"):
-            raise CheckpointError("sliding-window attention (use_sliding_window) is not supported")
-        try:
-            width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            head_dim = int(config.get("head_dim") or width // num_heads)
-            rope = RopeConfig.from_hf(config, head_dim)
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                width=width,
-                num_layers=int(config["num_hidden_layers"]),
-                num_heads=num_heads,
-                num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-                head_dim=head_dim,
-                intermediate=int(config["intermediate_size"]),
-                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                max_len=rope.max_len,
-                rope=rope,
-                qk_norm=kind == "qwen3",
-                qkv_bias=kind == "qwen2",
-                tied=bool(config.get("tie_word_embeddings", False)),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"config.json has no {error.args[0]!r}") from None
 
 
 class DecoderLayer(nn.Module):

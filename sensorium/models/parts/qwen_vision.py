@@ -8,21 +8,19 @@ P patches of all slabs · W width · D head dim · S segments · L patches of a 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sensorium.errors import CheckpointError
 from sensorium.kernels import reference as ops
 from sensorium.layers.linear import Linear
 from sensorium.layers.mlp import GatedMlp, Mlp
 from sensorium.layers.norm import RMSNorm
+from sensorium.models.parts.configs import QwenVisionConfig
 
 RENAMES = (
     (r"^patch$", "patch_embed.proj.weight"),
@@ -39,50 +37,6 @@ NORM_EPS = 1e-6
 ROPE_THETA = 10000.0
 Size = tuple[int, int]
 """Rows and columns of patches."""
-
-
-@dataclass(frozen=True, slots=True)
-class QwenVisionConfig:
-    width: int
-    num_layers: int
-    num_heads: int
-    intermediate: int
-    n_out: int
-    patch_size: int
-    merge: int
-    temporal: int
-    gated: bool
-    """Qwen2.5: RMSNorm and SwiGLU instead of LayerNorm and quick gelu."""
-    window: int = 0
-    """Side of an attention window in merged cells; 0: none."""
-    full_layers: frozenset[int] = frozenset()
-    """Layers without windows."""
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, gated: bool) -> QwenVisionConfig:
-        c, wanted = config, "silu" if gated else "quick_gelu"
-        if c.get("hidden_act", wanted) != wanted:
-            raise CheckpointError(f"vision_config: hidden_act {c['hidden_act']!r} is not supported; only {wanted} is")
-        if c.get("in_chans", c.get("in_channels", 3)) != 3:
-            raise CheckpointError("vision_config: only pictures of 3 channels are supported")
-        try:
-            patch, merge = int(c.get("patch_size", 14)), int(c.get("spatial_merge_size", 2))
-            width = int(c["hidden_size"] if gated else c["embed_dim"])
-            return cls(
-                width=width,
-                num_layers=int(c["depth"]),
-                num_heads=int(c["num_heads"]),
-                intermediate=int(c["intermediate_size"] if gated else width * c.get("mlp_ratio", 4)),
-                n_out=int(c["out_hidden_size"] if gated else c["hidden_size"]),
-                patch_size=patch,
-                merge=merge,
-                temporal=int(c.get("temporal_patch_size", 2)),
-                gated=gated,
-                window=int(c.get("window_size", 112)) // merge // patch if gated else 0,
-                full_layers=frozenset(c.get("fullatt_block_indexes", (7, 15, 23, 31))),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"config.json: vision_config has no {error.args[0]!r}") from None
 
 
 class QwenVision(nn.Module):

@@ -5,10 +5,6 @@ S slices · L patches of the longest slice · v width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +12,8 @@ from torch import nn
 from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
-from sensorium.models.parts.vit import LAYER_RENAMES, read_fields
+from sensorium.models.parts.configs import SiglipConfig
+from sensorium.models.parts.vit import LAYER_RENAMES
 
 RENAMES = (
     (r"^patch\.", "embeddings.patch_embedding."),
@@ -24,26 +21,6 @@ RENAMES = (
     (r"^norm\.", "post_layernorm."),
     *LAYER_RENAMES,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SiglipConfig:
-    width: int = 1152
-    num_layers: int = 27
-    num_heads: int = 16
-    intermediate: int = 4304
-    patch_size: int = 14
-    image_size: int = 980
-    norm_eps: float = 1e-6
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> SiglipConfig:
-        return cls(**read_fields(config))
-
-    @property
-    def side(self) -> int:
-        """Positions per axis of the table."""
-        return self.image_size // self.patch_size
 
 
 def patch_inputs(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -5,19 +5,17 @@ B clips · T mel frames (100 per second) · C encoder frames (50 per second) · 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sensorium.errors import CheckpointError
 from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
+from sensorium.models.parts.configs import WhisperConfig
 
 FRAMES_PER_S = 50
 
@@ -30,31 +28,6 @@ RENAMES = (
     (r"\.attention\.qkv\.", ".self_attn.{piece}_proj."),
     (r"\.attention\.out\.", ".self_attn.out_proj."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class WhisperConfig:
-    width: int
-    num_layers: int
-    num_heads: int
-    intermediate: int
-    num_mels: int = 80
-    max_frames: int = 1500
-    norm_eps: float = 1e-5
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> WhisperConfig:
-        try:
-            return cls(
-                config["d_model"],
-                config["encoder_layers"],
-                config["encoder_attention_heads"],
-                config["encoder_ffn_dim"],
-                config.get("num_mel_bins", 80),
-                config.get("max_source_positions", 1500),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"config.json: audio_config has no {error.args[0]!r}") from None
 
 
 @dataclass(slots=True)
