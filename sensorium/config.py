@@ -102,3 +102,9 @@ class ServerConfig:
     """Seconds of silence after which a stream gets a comment line; 0 is never."""
     max_logprobs: int = 20
     """Most log-probabilities per token a request may ask for; -1 is the whole vocabulary."""
+    dev_mode: bool = False
+    """Add the routes for developers: /server_info, /is_sleeping, and those that empty caches."""
+    enable_responses_store: bool = False
+    """Keep answers of /v1/responses in memory, for previous_response_id and background."""
+    max_audio_filesize_mb: int = 25
+    """Largest file that may be transcribed."""

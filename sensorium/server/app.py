@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.server.chat import ChatCompletions
+from sensorium.server.dev import dev_routes
 from sensorium.server.errors import HttpError
 from sensorium.server.exchange import Exchanges
 from sensorium.server.guard import Guard
@@ -22,12 +23,14 @@ from sensorium.server.info import info_routes
 from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
 from sensorium.server.served import Served
+from sensorium.server.tokenize import tokenize_routes
+from sensorium.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
     from sensorium.engine.engine import EngineStats
 
-OPEN_PATHS = ("/health", "/ping", "/version")
+OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
 
 
 def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig) -> Starlette:
@@ -40,7 +43,14 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     metrics = Metrics(stats)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
-    routes = [chat, *info_routes(served, metrics), *page]
+    routes = [
+        chat,
+        *tokenize_routes(served, config),
+        *info_routes(served, metrics),
+        *dev_routes(served, config),
+        *unsupported_routes(),
+        *page,
+    ]
     labels = {route.path: route.path for route in routes}
     middleware = [
         Middleware(Exchanges, metrics=metrics, handlers=labels, log_format=config.log_format),

@@ -1,0 +1,65 @@
+"""GET /load, and the routes for developers (`dev_mode`), which anyone with a key could otherwise misuse."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sensorium import __version__
+from sensorium.config import ServerConfig
+from sensorium.server.served import Served
+from sensorium.server.unsupported import refuse
+
+SECRET = ("api_keys",)
+ABSENT = ("/sleep", "/wake_up")
+
+
+def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
+    async def load(request: Request) -> Response:
+        return _json({"server_load": served.client().num_requests})
+
+    async def server_info(request: Request) -> Response:
+        client = served.client()
+        return _json(
+            {
+                "version": __version__,
+                "python": sys.version.split()[0],
+                "model": client.model_name,
+                "max_model_len": client.max_model_len,
+                "modalities": list(client.modalities),
+                "engine_config": _plain(client.config),
+                "server_config": {name: value for name, value in _plain(config).items() if name not in SECRET},
+            }
+        )
+
+    async def is_sleeping(request: Request) -> Response:
+        return _json({"is_sleeping": False})
+
+    routes = [Route("/load", load)]
+    if config.dev_mode:
+        hint = "the engine keeps its weights and its cache while it runs"
+        routes += [Route("/server_info", server_info), Route("/is_sleeping", is_sleeping)]
+        routes += [Route(path, refuse(path, hint), methods=["POST"]) for path in ABSENT]
+    return routes
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as JSON takes it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), 200, {"cache-control": "no-store"}, "application/json")

@@ -1,0 +1,63 @@
+"""/load, and the routes that only a server in development mode has."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+
+import pytest
+from server.bodies import chat
+from server.live import Live, eventually, serve, user
+
+from sensorium.engine.client import EngineClient
+
+
+@pytest.fixture(scope="module")
+def dev(engine: EngineClient) -> Iterator[Live]:
+    with serve(engine, dev_mode=True, served_model_name="tiny") as server:
+        yield server
+
+
+def get(live: Live, path: str) -> tuple[int, object]:
+    status, _, answer = live.request("GET", path)
+    return status, json.loads(answer)
+
+
+def test_load_counts_what_runs(live: Live):
+    assert eventually(lambda: live.engine.num_requests == 0)
+    assert get(live, "/load") == (200, {"server_load": 0})
+    body = chat(messages=user("Tell me a story."), max_tokens=1500, ignore_eos=True, stream=True)
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=30)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    response = connection.getresponse()
+    response.read(1)
+    assert get(live, "/load") == (200, {"server_load": 1})
+    response.close()
+    connection.close()
+    assert eventually(lambda: live.engine.num_requests == 0)
+
+
+def test_developers_see_the_settings_without_the_keys(engine: EngineClient):
+    with serve(engine, dev_mode=True, api_keys=("secret",)) as server:
+        status, _, answer = server.request("GET", "/server_info", headers={"authorization": "Bearer secret"})
+    assert status == 200
+    assert b"secret" not in answer
+    info = json.loads(answer)
+    assert info["engine_config"]["max_model_len"] == 2048
+    assert info["engine_config"]["limits"]["max_items"] == 8
+    assert info["server_config"]["dev_mode"] is True
+
+
+def test_sleeping_names_itself(dev: Live):
+    for path in ("/sleep?level=1", "/wake_up"):
+        status, answer = dev.post(b"", path)
+        assert status == 501
+        assert answer["error"]["message"].startswith(path.split("?")[0])
+    assert get(dev, "/is_sleeping") == (200, {"is_sleeping": False})
+
+
+@pytest.mark.parametrize("path", ["/server_info", "/is_sleeping", "/sleep", "/reset_prefix_cache"])
+def test_other_servers_have_no_such_routes(live: Live, path: str):
+    assert live.request("GET", path)[0] == 404
+    assert live.request("POST", path)[0] == 404
