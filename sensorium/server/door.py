@@ -10,7 +10,6 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import NotFoundError
 from sensorium.server.body import decode, read_body
 from sensorium.server.chat import unless_gone
 from sensorium.server.served import Served
@@ -50,18 +49,12 @@ class JsonDoor(Generic[T]):
         body = await read_body(scope, receive, self._config.max_body_bytes)
         request = decode(body, self._decoder, self._unsupported)
         del body
-        check_model(self._served, getattr(request, "model", None))
+    XX
 
         async def work() -> None:
             await reply(send, await self._answer(request, scope["state"]))
 
         await unless_gone(receive, work())
-
-
-def check_model(served: Served, name: str | None) -> None:
-    """No name means the model served."""
-    if name and name != served.name:
-        raise NotFoundError(f"the model {name[:200]!r} does not exist", param="model")
 
 
 def namespace(state: Mapping[str, Any], salt: str | None = None) -> str:
