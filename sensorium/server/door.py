@@ -49,7 +49,7 @@ class JsonDoor(Generic[T]):
         body = await read_body(scope, receive, self._config.max_body_bytes)
         request = decode(body, self._decoder, self._unsupported)
         del body
-    XX
+        self._served.check_name(getattr(request, "model", None))
 
         async def work() -> None:
             await reply(send, await self._answer(request, scope["state"]))
