@@ -1,4 +1,7 @@
-"""Settings of the engine and the server. Frozen; unknown keys cannot exist; derived values live where they are used."""
+"""Settings of the engine and the server. Frozen; unknown keys cannot exist; derived values live where they are used.
+
+Names and meanings follow vLLM's arguments where it has them. A value out of range raises ConfigError naming its field.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+from sensorium.errors import ConfigError
+
+DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
+"""half and float are float16 and float32."""
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
+
+FIT = -1
+"""max_model_len: the largest that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,9 @@ class MediaLimits:
     """Directory below which file:// URLs may be read; None refuses them."""
     allow_private_addresses: bool = False
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, {"max_video_frames": (1, None), "fetch_timeout_s": (0, None)})
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -35,20 +49,89 @@ class EngineConfig:
 
     model: str = ""
     """A checkpoint folder or a hub name; empty is the packaged model."""
+    tokenizer: str = ""
+    """Folder or hub name the tokenizer is read from; empty is the model's own."""
+    tokenizer_revision: str | None = None
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    download_dir: str | None = None
+    """Where downloads are kept; None is the hub's own cache."""
+    hf_token: str | bool | None = None
+    """Hub token; True is the one of the login, None that one where there is one."""
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Merged into the checkpoint's config.json, deeply."""
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """dummy fills the weights with random values and reads none."""
+    generation_config: str = "auto"
+    """Whose sampling defaults hold: auto is the checkpoint's generation_config.json, vllm or none are neutral values,
+    anything else is a folder with such a file."""
+    override_generation_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Sampling defaults that win over the file. max_new_tokens also bounds every answer."""
+    runner: Literal["auto", "generate", "pooling"] = "auto"
+    """pooling answers with embeddings and generates nothing; auto is generate for the families there are."""
+    convert: Literal["auto", "none", "embed"] = "auto"
+    """How a generating model becomes a pooling one: embed takes its last hidden state; auto is embed with the pooling
+    runner, else none."""
+    pooler_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Keys: pooling_type (LAST, MEAN, CLS, ALL), normalize, dimensions."""
+    seed: int = 0
+    """Of the sampler, for requests without a seed of their own."""
     device: str = "auto"
     dtype: DType = "auto"
     max_model_len: int | None = None
+    """Longest prompt plus answer. None is the checkpoint's; FIT (-1) the largest that fits the memory."""
+    enforce_eager: bool = False
+    """Neither CUDA graphs nor compilation."""
+    attention_backend: Literal["triton", "reference"] | None = None
+    """Kernels for attention over the paged KV cache; None is the fastest that the device supports."""
     block_size: int = 16
     kv_cache_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = 0.92
+    num_gpu_blocks_override: int | None = None
+    """So many KV blocks, whatever the memory plan says."""
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    enable_chunked_prefill: bool = True
+    """Split prompts over steps. Without it max_num_batched_tokens must hold the longest prompt."""
+    long_prefill_token_threshold: int = 0
+    """Most prompt tokens one request computes in a step while others wait; 0 is no such bound."""
+    disable_chunked_mm_input: bool = False
+    """Compute a media item's positions in one step, never over several."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """priority serves lower Request.priority first; with fcfs a priority other than 0 is refused."""
     max_encoder_rows: int = 4096
     """Media embeddings computed in one step."""
     encoder_cache_bytes: int | None = None
     """Media embeddings kept on the device; by default room for 65,536 of the model's."""
+    encoder_cache_tokens: int | None = None
+    """The same as a number of embeddings; give one of the two."""
     max_waiting: int = 256
+    max_num_queued_reqs: int | None = None
+    """Requests accepted and not ended; one more is refused. None is max_num_seqs + max_waiting."""
+    max_num_queued_tokens: int | None = None
+    """Prompt tokens waiting to be computed; a request that finds more is refused. None is no bound."""
     enable_prefix_caching: bool = True
+    max_logprobs: int = 20
+    """Most logprobs or prompt_logprobs a request may ask for; -1 is the vocabulary."""
+    logprobs_mode: LogprobsMode = "raw_logprobs"
+    """Before (raw) or after (processed) penalties, bias and temperature; as log-probabilities or logits."""
+    structured_outputs_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Keys: backend, disable_any_whitespace, disable_additional_properties, enable_in_reasoning."""
+    limit_mm_per_prompt: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Modality -> most items in one prompt, or {"count": n} with width, height, num_frames or length of the largest. A
+    modality left out has the default; 0 switches it off."""
+    media_io_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
+    """Modality -> defaults of the loading options; a request's own are merged over them."""
+    mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Defaults of the processor's options; a request's own are merged over them."""
+    mm_processor_cache_gb: float = 4.0
+    """GiB of preprocessed media kept for reuse; 0 keeps none."""
+    enable_mm_embeds: bool | None = None
+    """Accept media as embeddings. None is: in this process yes, over HTTP no."""
+    language_model_only: bool = False
+    """Text only: all media limits are 0 and no tower is loaded."""
+    skip_mm_profiling: bool = False
+    """Do not measure the towers' memory at start."""
     init_vision: bool = True
     init_audio: bool = True
     init_tts: bool = False
@@ -56,8 +139,29 @@ class EngineConfig:
     trust_remote_code: bool = False
     """Accepted because callers of other engines pass it. Nothing that comes with a checkpoint is ever executed."""
     media_threads: int = 0
-    """Threads that fetch, decode and preprocess; 0 is half the cores, at least one."""
+    """Workers that fetch, decode and preprocess; 0 is half the cores, at least one."""
+    video_decode_workers: int = 2
+    """Most videos decoded at once, so that they never hold up pictures and text."""
+    disable_log_stats: bool = False
+    """No throughput line every 10 s."""
+    enable_log_requests: bool = False
+    """One line per request with its parameters, never its content."""
     limits: MediaLimits = field(default_factory=MediaLimits)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, _ENGINE_RANGES)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization:g}",
+                param="gpu_memory_utilization",
+            )
+        if self.max_model_len is not None and self.max_model_len != FIT and self.max_model_len < 1:
+            raise ConfigError("max_model_len must be at least 1, or auto", param="max_model_len")
+        _check_media_counts(self.limit_mm_per_prompt)
+        if self.encoder_cache_bytes is not None and self.encoder_cache_tokens is not None:
+            raise ConfigError("encoder_cache_bytes and encoder_cache_tokens exclude each other; give one")
+        if self.convert == "embed" and self.runner == "generate":
+            raise ConfigError("convert=embed needs runner=pooling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +171,84 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    """One key a line, besides `api_keys`; empty lines and lines that begin with # do not count."""
+    api_key_exempt: tuple[str, ...] = ("health", "ping", "version", "metrics")
+    """Paths that need no key, without their leading slash."""
     served_model_name: str | tuple[str, ...] | None = None
     """The names clients may use; answers carry the first."""
-    max_body_bytes: int = 96 << 20
+    max_body_bytes: int = 384 << 20
+    root_path: str = ""
+    """Path prefix that a proxy in front adds, such as /models."""
+    ssl_keyfile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_ca_certs: Path | None = None
+    """Certificates that a client's own must lead to; given, clients must present one."""
     allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("GET", "POST")
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
     allowed_hosts: tuple[str, ...] = ()
     """Host names the server answers to besides loopback ones; empty means any when it is not bound to loopback."""
     insecure: bool = False
     """Allow an address that other machines reach without any key."""
     drain_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
-    access_log: bool = True
-    """One line per request, without its content."""
-    log_format: Literal["plain", "json"] = "plain"
-    allow_unknown_fields: bool = False
-    """Warn about request fields that are not known, instead of refusing the request."""
-    trust_request_mm_kwargs: bool = False
-    """Let requests set media and processor options that are not on the safe list."""
-    trust_request_chat_template: bool = False
+    response_role: str = "assistant"
+    """Role of answers where the request adds a generation prompt."""
     chat_template: str | None = None
     """A Jinja template (its text) instead of the checkpoint's."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
-    interleave_mm_strings: bool | None = None
-    """Where media stand in the text that a template takes as one string: None decides by message, see ChatOptions."""
+    """Whether the template gets message content as one string or as a list of parts; auto looks at the template."""
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    response_role: str = "assistant"
+    """Template variables of requests that do not set them."""
+    trust_request_chat_template: bool = False
+    """Accept `chat_template` in requests."""
+    trust_request_mm_kwargs: bool = False
+    """Accept media options in requests beyond the safe list."""
+    allow_unknown_fields: bool = False
+    """Warn about request fields that are not known, in place of refusing them."""
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
-    reasoning_parser: str | None = None
     exclude_tools_when_tool_choice_none: bool = False
+    """Leave tools out of the prompt when tool_choice is none."""
+    reasoning_parser: str | None = None
+    enable_prompt_tokens_details: bool = True
+    """usage.prompt_tokens_details in answers."""
     enable_force_include_usage: bool = False
+    """Usage in every stream, asked for or not."""
+    enable_per_request_metrics: bool = False
+    """A `metrics` object in answers, in milliseconds."""
     return_tokens_as_token_ids: bool = False
+    """Tokens in logprobs as token_id:N."""
+    stream_interval: int = 1
+    """Tokens per stream chunk at least; the first and the last go out at once."""
     sse_keep_alive_interval: float = 15.0
     """Seconds of silence after which a stream gets a comment line; 0 is never."""
+    enable_request_id_headers: bool = True
+    """X-Request-Id on every answer: the request's own, or a new one."""
+    enable_server_load_tracking: bool = False
+    """GET /load tells how many requests are in flight."""
+    fingerprint_mode: Literal["full", "hash", "custom", "none"] = "full"
+    """system_fingerprint: version and model, a hash of them, `fingerprint_value`, or nothing."""
+    fingerprint_value: str | None = None
+    disable_fastapi_docs: bool = False
+    """No /openapi.json."""
+    access_log: bool = True
+    """One line per request, without its content."""
+    disable_access_log_for_endpoints: tuple[str, ...] = ()
+    """Paths without access log lines."""
+    enable_log_outputs: bool = False
+    """With enable_log_requests: also the answers' text."""
+    max_log_len: int | None = None
+    """Most characters of an answer in the log."""
+    log_error_stack: bool = False
+    """A traceback in the log for refused requests too."""
+    log_level: LogLevel = "info"
+    uvicorn_log_level: LogLevel = "info"
+    log_format: Literal["plain", "json"] = "plain"
+    interleave_mm_strings: bool | None = None
+    """Where media stand in the text that a template takes as one string: None decides by message, see ChatOptions."""
     max_logprobs: int = 20
     """Most log-probabilities per token a request may ask for; -1 is the whole vocabulary."""
     dev_mode: bool = False
@@ -108,3 +257,73 @@ class ServerConfig:
     """Keep answers of /v1/responses in memory, for previous_response_id and background."""
     max_audio_filesize_mb: int = 25
     """Largest file that may be transcribed."""
+    metrics_compat: bool = True
+    """Export metrics under vllm: too."""
+    custom_histogram_buckets: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Histogram name without its prefix -> list of bucket bounds."""
+    otlp_traces_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, _SERVER_RANGES)
+        if self.enable_auto_tool_choice and not self.tool_call_parser:
+            raise ConfigError("enable_auto_tool_choice needs tool_call_parser")
+        if self.fingerprint_mode == "custom" and not self.fingerprint_value:
+            raise ConfigError("fingerprint_mode=custom needs fingerprint_value")
+        if bool(self.ssl_keyfile) and not self.ssl_certfile:
+            raise ConfigError("ssl_keyfile needs ssl_certfile")
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ConfigError("ssl_ca_certs needs ssl_certfile")
+
+
+Range = tuple[float | None, float | None]
+
+_ENGINE_RANGES: dict[str, Range] = {
+    "block_size": (1, None),
+    "kv_cache_bytes": (1, None),
+    "num_gpu_blocks_override": (2, None),
+    "max_num_seqs": (1, None),
+    "max_num_batched_tokens": (1, None),
+    "long_prefill_token_threshold": (0, None),
+    "max_encoder_rows": (1, None),
+    "encoder_cache_bytes": (0, None),
+    "encoder_cache_tokens": (0, None),
+    "max_waiting": (0, None),
+    "max_num_queued_reqs": (1, None),
+    "max_num_queued_tokens": (1, None),
+    "max_logprobs": (-1, None),
+    "mm_processor_cache_gb": (0, None),
+    "media_threads": (0, None),
+    "video_decode_workers": (1, None),
+}
+_SERVER_RANGES: dict[str, Range] = {
+    "port": (0, 65535),
+    "max_body_bytes": (0, None),
+    "drain_s": (0, None),
+    "stream_interval": (1, None),
+    "sse_keep_alive_interval": (0, None),
+    "max_log_len": (0, None),
+}
+_ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
+
+
+def _check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if low is not None and value < low:
+            raise ConfigError(f"{name} must be at least {low:g}, not {value}", param=name)
+        if high is not None and value > high:
+            raise ConfigError(f"{name} must be at most {high:g}, not {value}", param=name)
+
+
+def _check_media_counts(limits: Mapping[str, Any]) -> None:
+    """Counts are whole numbers from 0, alone or in an object with the sizes to plan for."""
+    for modality, value in limits.items():
+        name = f"limit_mm_per_prompt.{modality}"
+        counts: Mapping[str, Any] = value if isinstance(value, Mapping) else {"count": value}  # pyright: ignore
+        for key, count in counts.items():
+            if key not in _ITEM_KEYS:
+                raise ConfigError(f"{name} has no {key!r}; known: {', '.join(_ITEM_KEYS)}", param="limit_mm_per_prompt")
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ConfigError(f"{name} must be a whole number from 0, not {count!r}", param="limit_mm_per_prompt")

@@ -11,6 +11,7 @@ SensoriumError                  code                     HTTP
 +-- NotFoundError               not_found                404
 +-- OverloadedError             overloaded               429   retryable; carries retry_after_s
 +-- CheckpointError             invalid_checkpoint       500   a model folder that cannot be loaded
++-- ConfigError                 invalid_config           500   a setting out of range, or settings that contradict
 +-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
     +-- EngineDeadError         engine_dead              503   retryable once the engine is back
 """
@@ -73,6 +74,12 @@ class OverloadedError(SensoriumError):
 
 class CheckpointError(SensoriumError):
     code = "invalid_checkpoint"
+
+
+class ConfigError(SensoriumError):
+    """`param` names the one setting at fault; None where several contradict each other."""
+
+    code = "invalid_config"
 
 
 class EngineError(SensoriumError):

@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sensorium"
 
-LOW = {"types", "errors", "config"}
+LOW = {"types", "errors", "config", "envs", "compat"}
 # Part of the package -> the parts it may import besides itself. What is on top (cli, demo, bench, doctor) may all.
 LAYERS = {
     "types": set(),
     "errors": set(),
-    "config": set(),
+    "config": {"errors"},
+    "envs": {"errors"},
+    "compat": {"errors"},
     "kernels": LOW,
     "layers": LOW | {"kernels"},
     "media": LOW,

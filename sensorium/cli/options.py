@@ -40,7 +40,7 @@ HELP: dict[type, dict[str, str | tuple[str, str]]] = {
         "host": "address to listen on; 0.0.0.0 is every interface",
         "port": "port to listen on; 0 picks a free one",
         "api_keys": ("--api-key", "keys that clients may present; none means no check"),
-        "served_model_name": "name that clients use; by default the model as given",
+        "served_model_name": ("--served-model-name", "names that clients may use; by default the model as given"),
         "max_body_bytes": "largest request body",
         "allowed_origins": "web origins whose pages may call the API; * is every one",
         "allowed_hosts": "host names to answer to besides loopback ones",

@@ -103,7 +103,7 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device, config: dict) -> torch.dtype:
     """auto: float32 on the CPU; on a GPU the checkpoint's own 16-bit type, bfloat16 for float32 checkpoints."""
     if name != "auto":
-        return getattr(torch, name)
+        return getattr(torch, {"half": "float16", "float": "float32"}.get(name, name))
     if device.type == "cpu":
         return torch.float32
     own = config.get("torch_dtype") or config.get("dtype")
