@@ -41,10 +41,14 @@ class Exchange:
         self.status = 0
         self.start = time.monotonic()
         given = self._headers.get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        is_given = _REQUEST_ID.fullmatch(given) is not None
+        self.id = given if is_given else uuid.uuid4().hex
         length = self._headers.get("content-length", "0")
         self._body_pending = length != "0" or "transfer-encoding" in self._headers
-        self.facts: dict[str, Any] = scope.setdefault("state", {}).setdefault("facts", {})
+        state: dict[str, Any] = scope.setdefault("state", {})
+        if is_given:
+            state["given_id"] = given
+        self.facts: dict[str, Any] = state.setdefault("facts", {})
 
     async def receive(self) -> Message:
         message = await self._receive()

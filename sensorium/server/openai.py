@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sensorium.errors import RequestError
+from sensorium.server.generation import Tally
 from sensorium.server.schema import (
     AssistantReply,
     AudioPart,
@@ -142,7 +143,6 @@ class Answer:
     index: int
     text: list[str] = field(default_factory=list[str])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    tokens: int = 0
     finished: Finished | None = None
 
     def add(self, event: TextDelta | Finished) -> None:
@@ -151,7 +151,6 @@ class Answer:
         else:
             self.text.append(event.text)
             self.logprobs.extend(event.logprobs)
-            self.tokens += len(event.token_ids)
 
     def take(self, token_bytes: TokenBytes) -> tuple[str, ChoiceLogprobs | None]:
         """Text and log-probabilities since the last call."""
@@ -219,11 +218,10 @@ def to_chunk_choice(answer: Answer, token_bytes: TokenBytes) -> ChunkChoice | No
     )
 
 
-def report_usage(answers: Iterable[Answer], prompt_tokens: int, media_tokens: dict[str, int]) -> UsageReport:
+def report_usage(tallies: Sequence[Tally], prompt_tokens: int, media_tokens: dict[str, int]) -> UsageReport:
     """Tokens of all choices so far; the prompt counts once."""
-    answers = list(answers)
-    completion = sum(answer.tokens for answer in answers)
-    cached = max((answer.finished.usage.cached_tokens for answer in answers if answer.finished), default=0)
+    completion = sum(tally.tokens for tally in tallies)
+    cached = max((tally.finished.usage.cached_tokens for tally in tallies if tally.finished), default=0)
     details = PromptTokensDetails(
         cached_tokens=cached,
         image_tokens=media_tokens.get("image", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
@@ -11,10 +12,9 @@ from starlette.types import Send
 
 from sensorium.server.errors import ClientGone, describe
 
-KEEP_ALIVE_S = 15.0
-"""Silence after which a comment is sent, so that proxies keep the connection during a long prefill."""
 STUCK_S = 30.0
 """A client that takes nothing for so long is given up."""
+TICK_S = 5.0
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -22,11 +22,30 @@ _HEADERS = [
 ]
 
 
-class EventStream:
-    """One response. Used as a context: whatever is raised inside is told to the client as a last error event."""
+def frame(payload: bytes, event: str | None = None) -> bytes:
+    """One event, named or not."""
+    named = b"" if event is None else f"event: {event}\n".encode()
+    return named + b"data: " + payload + b"\n\n"
 
-    def __init__(self, send: Send) -> None:
+
+DONE = frame(b"[DONE]")
+
+
+def failure_frames(error: BaseException) -> bytes:
+    """What OpenAI's streams end with when something goes wrong."""
+    return frame(msgspec.json.encode(describe(error)[1])) + DONE
+
+
+class EventStream:
+    """One response. Used as a context: whatever is raised inside is told to the client as the last frames."""
+
+    def __init__(
+        self, send: Send, keep_alive_s: float, failure: Callable[[BaseException], bytes] = failure_frames
+    ) -> None:
+        """keep_alive_s: silence after which a comment is sent, so that proxies keep the connection; 0 is never."""
         self._send = send
+        self._keep_alive_s = keep_alive_s
+        self._failure = failure
         self._loop = asyncio.get_running_loop()
         self._touched = self._loop.time()
         self._sending = self._stuck = self._ended = False
@@ -42,18 +61,19 @@ class EventStream:
     ) -> None:
         self._tending.cancel()
         if error is not None and not isinstance(error, ClientGone) and not self._ended:
-            last = _event(msgspec.json.encode(describe(error)[1])) + _event(b"[DONE]")
+            last = self._failure(error)
             with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._send({"type": "http.response.body", "body": last}), 1.0)
 
-    async def write(self, *payloads: bytes) -> None:
-        """Send JSON payloads as one piece. Raises ClientGone if the client takes nothing any more."""
-        await self._write(b"".join(map(_event, payloads)), more=True)
+    async def write(self, *frames: bytes) -> None:
+        """Send frames as one piece. Raises ClientGone if the client takes nothing any more."""
+        if frames:
+            await self._write(b"".join(frames), more=True)
 
-    async def end(self, *payloads: bytes) -> None:
-        """Send the last payloads and [DONE]."""
+    async def end(self, *frames: bytes) -> None:
+        """Send the last frames and close."""
         self._ended = True
-        await self._write(b"".join(map(_event, (*payloads, b"[DONE]"))), more=False)
+        await self._write(b"".join(frames), more=False)
 
     async def _write(self, data: bytes, *, more: bool) -> None:
         self._touched = self._loop.time()
@@ -68,16 +88,12 @@ class EventStream:
 
     async def _tend(self) -> None:
         while True:
-            await asyncio.sleep(KEEP_ALIVE_S / 3)
+            await asyncio.sleep(min(TICK_S, self._keep_alive_s / 3 or TICK_S))
             quiet_s = self._loop.time() - self._touched
             if self._sending and quiet_s > STUCK_S and self._writer is not None:
                 self._stuck = True
                 self._writer.cancel()
                 return
-            if not self._sending and quiet_s > KEEP_ALIVE_S:
+            if not self._sending and self._keep_alive_s and quiet_s > self._keep_alive_s:
                 self._touched = self._loop.time()
                 await self._send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
-
-
-def _event(payload: bytes) -> bytes:
-    return b"data: " + payload + b"\n\n"

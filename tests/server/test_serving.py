@@ -146,9 +146,8 @@ def test_h198_h285_a_body_that_does_not_come_is_given_up(engine: EngineClient, m
         assert b"request_timeout" in answer
 
 
-def test_a_stream_that_waits_is_kept_alive_by_comments(engine: EngineClient, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.0003)
-    with serve(engine) as live:
+def test_a_stream_that_waits_is_kept_alive_by_comments(engine: EngineClient):
+    with serve(engine, sse_keep_alive_interval=0.0003) as live:
         content = json.dumps(chat(max_tokens=60, ignore_eos=True, stream=True)).encode()
         _, _, answer = live.request("POST", "/v1/chat/completions", content, {"content-type": "application/json"})
     assert b": waiting\n\n" in answer
@@ -156,7 +155,7 @@ def test_a_stream_that_waits_is_kept_alive_by_comments(engine: EngineClient, mon
 
 
 def test_a_client_that_takes_nothing_is_given_up(engine: EngineClient, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.3)
+    monkeypatch.setattr(sse, "TICK_S", 0.1)
     monkeypatch.setattr(sse, "STUCK_S", 0.3)
     wide = chat(max_tokens=1900, ignore_eos=True, stream=True, n=4, logprobs=True, top_logprobs=20)
     content = json.dumps(wide).encode()

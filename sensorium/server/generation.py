@@ -1,0 +1,257 @@
+"""The way of one HTTP request through the engine, whichever endpoint it came in by.
+
+An endpoint turns its request into jobs, and a Codec turns events back into that endpoint's words. Everything between is
+here: submitting, merging the events of several sequences, replying whole or as a stream, accounting, leaving early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from sensorium.errors import RequestError, SensoriumError
+from sensorium.server.errors import ClientGone
+from sensorium.server.metrics import Metrics
+from sensorium.server.sse import EventStream, failure_frames
+from sensorium.types import (
+    ChatOptions,
+    Event,
+    Failed,
+    Finished,
+    Message,
+    Prompt,
+    PromptScored,
+    SamplingParams,
+    TextDelta,
+)
+
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient, Stream
+
+Progress = TextDelta | PromptScored | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks. id: what the answer is called; facts: what the access log will say; namespace: see Request."""
+
+    id: str
+    facts: dict[str, Any]
+    namespace: str = ""
+    priority: int = 0
+
+    @classmethod
+    def of(
+        cls, scope: Scope, prefix: str, *, request_id: str | None = None, salt: str | None = None, priority: int = 0
+    ) -> Origin:
+        """The id's end is the X-Request-Id of the client, else `request_id`, else random."""
+        state: dict[str, Any] = scope["state"]
+        end = state.get("given_id") or request_id or uuid.uuid4().hex
+        namespace = hashlib.sha256(f"{state.get('key', '')}/{salt or ''}".encode()).hexdigest()
+        origin = cls(prefix + end, state["facts"], namespace, priority)
+        origin.facts["id"] = origin.id
+        return origin
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sequence to generate."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far a job has come."""
+
+    tokens: int = 0
+    finished: Finished | None = None
+
+
+class Codec(Protocol):
+    """One endpoint's words for what is generated. Jobs are known by their number."""
+
+    def take(self, number: int, event: Progress) -> None:
+        """Note an event. What follows is asked for after all events that arrived together."""
+        ...
+
+    def reply(self) -> bytes:
+        """The whole answer as JSON, once every job has finished."""
+        ...
+
+    def opening(self) -> Sequence[bytes]:
+        """Frames (see sse) of a stream before anything is generated."""
+        ...
+
+    def news(self, numbers: Collection[int]) -> Sequence[bytes]:
+        """Frames for what these jobs took since they were last asked about."""
+        ...
+
+    def ending(self) -> Sequence[bytes]:
+        """The last frames of a stream."""
+        ...
+
+
+class Generation:
+    """Runs jobs and gives their events to a codec. Use once."""
+
+    def __init__(self, client: EngineClient, metrics: Metrics, origin: Origin, jobs: Sequence[Job]) -> None:
+        self.tallies = [Tally() for _ in jobs]
+        self._client = client
+        self._metrics = metrics
+        self._origin = origin
+        self._jobs = jobs
+        self._failed = False
+
+    async def reply(self, codec: Codec, send: Send) -> None:
+        """Answer with one JSON body when all is generated."""
+        async with contextlib.aclosing(self._events(codec)) as events:
+            async for _ in events:
+                pass
+        await send_json(send, codec.reply())
+
+    async def stream(self, codec: Codec, send: Send, keep_alive_s: float) -> None:
+        """Answer with server-sent events while it is generated. Refusals at submission still come as plain errors."""
+        async with contextlib.aclosing(self._events(codec)) as events:
+            await anext(events)
+            async with EventStream(send, keep_alive_s, getattr(codec, "failure", failure_frames)) as output:
+                await output.write(*codec.opening())
+                async for numbers in events:
+                    await output.write(*codec.news(numbers))
+                await output.end(*codec.ending())
+
+    async def _events(self, codec: Codec) -> AsyncGenerator[Collection[int], None]:
+        """Nothing once all jobs are accepted; then, again and again, the jobs with something new."""
+        streams: list[Stream] = []
+        ident = f"{self._origin.id}-{uuid.uuid4().hex[:8]}"  # clients may repeat an id, the engine must not
+        try:
+            for number, job in enumerate(self._jobs):
+                streams.append(
+                    self._client.submit(
+                        job.prompt,
+                        job.sampling,
+                        request_id=f"{ident}-{number}",
+                        namespace=self._origin.namespace,
+                        priority=self._origin.priority,
+                    )
+                )
+            yield ()
+            async for events in _merge(streams):
+                for number, event in events:
+                    self._take(number, event, codec)
+                yield dict.fromkeys(number for number, _ in events)
+        finally:
+            for stream in streams:
+                stream.abort()
+            self._account()
+
+    def _take(self, number: int, event: Event, codec: Codec) -> None:
+        if isinstance(event, Failed):
+            self._failed = True
+            raise failure_of(event)
+        tally = self.tallies[number]
+        if isinstance(event, TextDelta):
+            tally.tokens += len(event.token_ids)
+        elif isinstance(event, Finished):
+            tally.finished = event
+            self._metrics.finished(event)
+        if isinstance(event, TextDelta | PromptScored | Finished):
+            codec.take(number, event)
+
+    def _account(self) -> None:
+        """Write down how the request ended."""
+        cut = "error" if self._failed else "abort"
+        for tally in self.tallies:
+            if tally.finished is None:
+                self._metrics.cut(cut)
+        self._origin.facts.update(
+            prompt_tokens=sum(
+                len(prompt.ids) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values()
+            ),
+            completion_tokens=sum(tally.tokens for tally in self.tallies),
+            finish=",".join(tally.finished.reason if tally.finished else cut for tally in self.tallies),
+        )
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt once, however many sequences continue it."""
+    return list({id(prompt): prompt for prompt in prompts}.values())
+
+
+async def prepare_chat(client: EngineClient, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+    """The prompt of a conversation; errors name processor options as HTTP requests do."""
+    try:
+        return await client.aprepare_chat(messages, options)
+    except RequestError as error:
+        if error.param and error.param.startswith("media_kwargs"):
+            error.param = "mm_processor" + error.param.removeprefix("media")
+        raise
+
+
+def failure_of(event: Failed) -> SensoriumError:
+    """The exception for a request that the engine gave up."""
+    error = SensoriumError(event.message, param=event.param)
+    error.code, error.status = event.code, event.status
+    return error
+
+
+async def send_json(send: Send, content: bytes, status: int = 200) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or cancel it and raise ClientGone when the client closes the connection first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        else:
+            raise ClientGone
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _merge(streams: Sequence[Stream]) -> AsyncIterator[list[tuple[int, Event]]]:
+    """Events of all streams with their number, those that are ready together as one list."""
+    if len(streams) == 1:
+        async for event in streams[0]:
+            yield [(0, event), *((0, more) for more in streams[0].ready())]
+        return
+    merged: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    async def pump(number: int) -> None:
+        async for event in streams[number]:
+            merged.put_nowait((number, event))
+
+    pumps = [asyncio.create_task(pump(number)) for number in range(len(streams))]
+    running = len(streams)
+    try:
+        while running:
+            events = [await merged.get()]
+            with contextlib.suppress(asyncio.QueueEmpty):
+                while True:
+                    events.append(merged.get_nowait())
+            running -= sum(isinstance(event, Finished | Failed) for _, event in events)
+            yield events
+    finally:
+        for task in pumps:
+            task.cancel()
