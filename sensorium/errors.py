@@ -32,7 +32,9 @@ class SensoriumError(Exception):
         self.param = param
 
 
-class RequestError(SensoriumError):
+class RequestError(SensoriumError, ValueError):
+    """Also a ValueError, as callers of Python libraries expect."""
+
     code, status = "invalid_request", 400
 
 

@@ -79,6 +79,8 @@ def read_media(modality: Modality, value: Any, part: str) -> Media | MediaRef:
             raise MediaError(f"{part}: cannot read {str(value)!r} ({error.strerror})", param=part) from error
     try:
         return {"image": _image, "audio": _audio, "video": _video}[modality](value, part)
+    except RequestError:
+        raise
     except (TypeError, ValueError) as error:
         raise MediaError(f"{part}: {error}", param=part) from error
 

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sensorium.params import BeamSearchParams as BeamSearchParams
+from sensorium.params import PoolingParams as PoolingParams
+from sensorium.params import SamplingParams as SamplingParams
+from sensorium.params import StructuredOutputs as StructuredOutputs
+
 if TYPE_CHECKING:
     import torch
 
@@ -155,64 +160,6 @@ class Prompt:
 # ---- requests and what comes back ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StructuredOutputs:
-    """What the answer must be: exactly one of the first five."""
-
-    json: str | Mapping[str, Any] | None = None
-    """A JSON schema."""
-    regex: str | None = None
-    choice: tuple[str, ...] | None = None
-    grammar: str | None = None
-    """A grammar in Lark or GBNF notation."""
-    json_object: bool = False
-    whitespace_pattern: str | None = None
-    disable_any_whitespace: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen and when to stop. Names and meanings follow vLLM; see docs/sampling.md."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    penalize_prompt: bool = True
-    """Whether repetition_penalty counts prompt tokens too (vLLM does; the MiniCPM chat() method does not)."""
-    seed: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    """So many most likely tokens with each chosen one; -1 is the whole vocabulary."""
-    prompt_logprobs: int | None = None
-    logprob_token_ids: tuple[int, ...] = ()
-    bad_words: tuple[str, ...] = ()
-    allowed_token_ids: tuple[int, ...] | None = None
-    structured_outputs: StructuredOutputs | None = None
-    thinking_token_budget: int | None = None
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    detokenize: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolingParams:
-    """What a pooling request wants: one vector for the prompt, or one per token."""
-
-    task: Literal["embed", "token_embed"] = "embed"
-    dimensions: int | None = None
-    normalize: bool = True
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """One generation, or with `pooling` one embedding. Immutable; crosses to the engine."""
@@ -226,6 +173,9 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     pooling: PoolingParams | None = None
+    leader: str | None = None
+    """A request with the same prompt, submitted before: this one waits for its prompt's blocks instead of computing
+    them again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sensorium"
 
-LOW = {"types", "errors", "config", "envs", "compat"}
+LOW = {"types", "params", "errors", "config", "envs", "compat"}
 # Part of the package -> the parts it may import besides itself. What is on top (cli, demo, bench, doctor) may all.
 LAYERS = {
-    "types": set(),
+    "params": {"errors"},
+    "types": {"params"},
     "errors": set(),
     "config": {"errors"},
     "envs": {"errors"},

@@ -16,7 +16,7 @@ import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from sensorium.config import MediaLimits
-from sensorium.errors import MediaError, MediaFetchError, TooLargeError
+from sensorium.errors import MediaError, MediaFetchError, SensoriumError, TooLargeError
 from sensorium.media.addresses import WebAddress, domain_allowed, is_local_name, is_public, parse_url
 from sensorium.types import MediaRef
 
@@ -36,6 +36,8 @@ async def fetch(ref: MediaRef, limits: MediaLimits, session: aiohttp.ClientSessi
         return await asyncio.wait_for(_fetch_web(ref, limits, session), limits.fetch_timeout_s)
     except asyncio.TimeoutError:
         raise MediaFetchError("the host took too long to send the media", param=ref.part) from None
+    except SensoriumError:
+        raise
     except (aiohttp.ClientError, OSError, ValueError):
         raise MediaFetchError("the media could not be fetched from its host", param=ref.part) from None
 
