@@ -14,6 +14,7 @@ SensoriumError                  code                     HTTP
 +-- ConfigError                 invalid_config           500   a setting out of range, or settings that contradict
 +-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
     +-- EngineDeadError         engine_dead              503   retryable once the engine is back
+        +-- ShuttingDownError   shutting_down            503   retryable elsewhere; this server is ending
 """
 
 from __future__ import annotations
@@ -90,3 +91,7 @@ class EngineError(SensoriumError):
 
 class EngineDeadError(EngineError):
     code, status, retryable = "engine_dead", 503, True
+
+
+class ShuttingDownError(EngineDeadError):
+    code = "shutting_down"

@@ -28,13 +28,13 @@ def measure_model(
                 for run in range(repeat)
             ]
             rows.append({"batch": batch} | {name: statistics.median(run[name] for run in runs) for name in runs[0]})
-        loaded = client.loaded
+        facts = client.facts
         return {
             "model": client.model_name,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "dtype": facts.dtype,
             "prompt_tokens": prompt_len,
             "new_tokens": num_tokens,
-            "load_s": sum(loaded.seconds.values()),
+            "load_s": sum(facts.seconds.values()),
             **machine(),
             "rows": rows,
         }

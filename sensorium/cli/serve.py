@@ -58,18 +58,17 @@ def load(config: EngineConfig) -> EngineClient:
     log.info("imports: %.1f s", time.perf_counter() - started)
     with LoadingBar() as bar:
         client = EngineClient(config, bar.update)
-    loaded = client.loaded
-    for phase, seconds in loaded.seconds.items():
+    facts = client.facts
+    for phase, seconds in facts.seconds.items():
         log.info("%s: %.1f s", phase, seconds)
-    plan = loaded.plan
     log.info(
         "%s as %s on %s: weights %.0f MiB, KV cache %.0f MiB for %d tokens, context %d",
         client.model_name,
-        str(loaded.dtype).removeprefix("torch."),
-        loaded.device,
-        plan.weights / 2**20,
-        plan.kv_cache / 2**20,
-        plan.kv_tokens,
+        facts.dtype,
+        facts.device,
+        facts.plan.weights / 2**20,
+        facts.plan.kv_cache / 2**20,
+        facts.plan.kv_tokens,
         client.max_model_len,
     )
     return client

@@ -1,26 +1,29 @@
-"""EngineClient: the only door to an engine. Owns its thread, the media threads, and the way back to callers."""
+"""EngineClient: the only door to an engine. Prepares prompts here, and hands requests to an engine over a link.
+
+The engine is a thread of this process, or a process of its own that is restarted when it dies; callers see no other
+difference. Times that cross (`arrival_s`) are of the monotonic clock, which all processes of a machine share.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import importlib
 import itertools
-import logging
 import os
-import queue
 import threading
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sensorium.config import EngineConfig
-from sensorium.engine.engine import Abort, EngineStats
-from sensorium.engine.loading import Loaded, Progress, load
-from sensorium.engine.memory import give_back
+from sensorium.engine.checkpoint import Progress
+from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.prepare import Preparer
-from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedError, RequestError
-from sensorium.models.base import Tokenizer
+from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, RefuseWaiting
+from sensorium.engine.stream import Stream, hand_out
+from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedError, RequestError, ShuttingDownError
+from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
     Event,
@@ -34,83 +37,50 @@ from sensorium.types import (
     SamplingParams,
 )
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sensorium.engine.loading import Loaded
+
 T = TypeVar("T")
-_IDLE_S = 3.0
-"""After so long without work the engine's thread gives unused memory back, once."""
-
-
-class Stream:
-    """The events of one request: iterate it (or `async for`) to exactly one Finished or Failed.
-
-    Made inside a running event loop it belongs to that loop; elsewhere it blocks the calling thread.
-    """
-
-    def __init__(self, request_id: str, abort: Callable[[str], None], loop: asyncio.AbstractEventLoop | None) -> None:
-        self.request_id = request_id
-        self._abort = abort
-        self._loop = loop
-        self._events: asyncio.Queue[Event] | queue.SimpleQueue[Event] = asyncio.Queue() if loop else queue.SimpleQueue()
-        self._done = False
-
-    def abort(self) -> None:
-        """End the request; its Finished("abort") still arrives. Harmless after the end."""
-        if not self._done:
-            self._abort(self.request_id)
-
-    def __iter__(self) -> Iterator[Event]:
-        if not isinstance(self._events, queue.SimpleQueue):
-            raise RuntimeError("this stream was made in an event loop; use `async for`")
-        while not self._done:
-            event = self._events.get()
-            self._done = isinstance(event, Finished | Failed)
-            yield event
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        if not isinstance(self._events, asyncio.Queue):
-            raise RuntimeError("this stream was made outside an event loop; use a plain `for`")
-        while not self._done:
-            event = await self._events.get()
-            self._done = isinstance(event, Finished | Failed)
-            yield event
-
-    def ready(self) -> list[Event]:
-        """Events that have arrived already, without waiting: lets a slow reader merge deltas."""
-        events: list[Event] = []
-        while not self._done and not self._events.empty():
-            event = self._events.get_nowait()
-            self._done = isinstance(event, Finished | Failed)
-            events.append(event)
-        return events
-
-    def _put(self, event: Event) -> None:
-        self._events.put_nowait(event)
+State = Literal["ready", "stalled", "restarting", "failed", "draining", "closed"]
+# By name, so that a program whose engine is a process of its own never imports torch.
+_LINKS = {"thread": "thread_link:ThreadLink", "process": "process_link:ProcessLink"}
 
 
 class EngineClient:
     """Loads a model and serves requests from any thread or event loop. Use as a context manager, or call close()."""
 
-    def __init__(self, config: EngineConfig | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        progress: Progress | None = None,
+        *,
+        kind: Kind = "thread",
+        supervision: Supervision | None = None,
+    ) -> None:
+        """Returns when the engine is ready. Raises CheckpointError with what to do."""
         self.config = config or EngineConfig()
-        self.loaded: Loaded = load(self.config, progress)
-        self.engine = self.loaded.engine
-        self.model_name = self.loaded.name
-        self.max_model_len = self.engine.max_model_len
-        self.modalities: tuple[str, ...] = self.loaded.model.modalities
-        self.tokenizer: Tokenizer = self.loaded.processor.tokenizer
-        self.default_sampling: SamplingParams = self.loaded.default_sampling
+        self.supervision = supervision or Supervision()
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closing = False
-        self._dead: str | None = None
+        self._draining = self._closing = False
         self._ids = itertools.count()
         self._num_preparing = 0
+        self._link = _connect(kind, self.config, self._deliver, progress, self.supervision)
+        self.facts: EngineFacts = self._link.facts
+        self.processor: Processor = self._link.processor
+        self.model_name = self.facts.model_name
+        self.max_model_len = self.facts.max_model_len
+        self.modalities = self.facts.modalities
+        self.tokenizer: Tokenizer = self.processor.tokenizer
+        self.default_sampling: SamplingParams = self.facts.default_sampling
         threads = self.config.media_threads or max((os.cpu_count() or 2) // 2, 1)
-        self._preparer = Preparer(self.loaded.processor, self.modalities, self.config.limits)
+        self._preparer = Preparer(self.processor, self.modalities, self.config.limits)
         self._media_pool = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-media")
-        self._thread = threading.Thread(target=self._loop, name="sensorium-engine", daemon=True)
-        self._thread.start()
+
+    @property
+    def loaded(self) -> Loaded:
+        """The engine and the model themselves, for tests and benchmarks. An engine in a process has none to give."""
+        return getattr(self._link, "loaded")  # noqa: B009 - only one kind of link has it
 
     # ---- preparing -------------------------------------------------------------------------------------------------
 
@@ -133,6 +103,7 @@ class EngineClient:
         return await asyncio.wrap_future(self._prepare(self._preparer.raw, text, media, options or ChatOptions()))
 
     def _prepare(self, call: Callable[..., T], *args: object) -> Future[T]:
+        self._refuse_if_ending()
         with self._lock:
             if self._num_preparing >= self.config.max_waiting:
                 raise OverloadedError(f"{self._num_preparing} requests are being prepared already; try again later")
@@ -172,18 +143,21 @@ class EngineClient:
             loop = None
         stream = Stream(request_id, self._send_abort, loop)
         request = Request(
-            request_id, prompt, sampling, namespace=namespace, priority=priority, arrival_s=self.engine.clock()
+            request_id, prompt, sampling, namespace=namespace, priority=priority, arrival_s=time.monotonic()
         )
+        self._refuse_if_ending()
         with self._lock:
-            if self._dead or self._closing:
-                raise EngineDeadError(self._dead or "the engine is closed")
             if request_id in self._streams:
                 raise RequestError(f"request id {request_id!r} is in use", param="request_id")
             if len(self._streams) >= self.config.max_num_seqs + self.config.max_waiting:
                 raise OverloadedError(f"the queue is full ({len(self._streams)} requests); try again later")
             self._streams[request_id] = stream
-            self.engine.inbox.append(request)
-        self._wake.set()
+        try:
+            self._link.send(request)
+        except BaseException:
+            with self._lock:
+                self._streams.pop(request_id, None)
+            raise
         return stream
 
     def _check(self, prompt: Prompt, sampling: SamplingParams) -> None:
@@ -195,47 +169,30 @@ class EngineClient:
                 f"the prompt has {count} tokens; with one to generate that exceeds this model's context of {limit}",
                 param="messages",
             )
-        vocab = self.loaded.model.vocab_size
+        vocab = self.facts.vocab_size
         named = {"prompt": prompt.ids, "stop_token_ids": sampling.stop_token_ids, "logit_bias": sampling.logit_bias}
         for name, ids in named.items():
             if ids and not 0 <= min(ids) <= max(ids) < vocab:
                 raise RequestError(f"{name} holds a token id outside 0..{vocab - 1}", param=name)
-        size = sum({item.key: item.rows for item in prompt.media}.values()) * self.engine.scheduler.row_bytes
-        room = self.engine.scheduler.encoder_cache.capacity_bytes
+        size = sum({item.key: item.rows for item in prompt.media}.values()) * self.facts.row_bytes
+        room = self.facts.encoder_cache_bytes
         if size > room:
             raise RequestError(
                 f"the prompt's media need {size} bytes of embeddings; the encoder cache holds {room}",
                 param="messages",
             )
 
+    def _refuse_if_ending(self) -> None:
+        if self._closing:
+            raise EngineDeadError("the engine is closed")
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down")
+
     def _send_abort(self, request_id: str) -> None:
-        self.engine.inbox.append(Abort(request_id))
-        self._wake.set()
-
-    # ---- the engine's thread ---------------------------------------------------------------------------------------
-
-    def _loop(self) -> None:
-        engine = self.engine
-        try:
-            while not self._closing:
-                if not engine.has_work:
-                    if not self._wake.wait(_IDLE_S):
-                        give_back()
-                        self._wake.wait()
-                    self._wake.clear()
-                    continue
-                self._deliver(engine.step())
-        except BaseException as error:  # a defect of ours: nobody may be left waiting
-            log.critical("the engine stopped", exc_info=error)
-            self._dead = f"the engine stopped ({type(error).__name__}); see the server log"
-        with self._lock:
-            self._dead = self._dead or "the engine is closed"
-        self._deliver(engine.fail_all(self._dead))
-        self._deliver([Failed(rid, "engine_dead", self._dead, 503) for rid in list(self._streams)])
+        self._link.send(Abort(request_id))
 
     def _deliver(self, events: list[Event]) -> None:
-        """Hand a step's events to their readers: one crossing per event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Event]]] = defaultdict(list)
+        pairs: list[tuple[Stream, Event]] = []
         for event in events:
             stream = self._streams.get(event.request_id)
             if stream is None:
@@ -243,33 +200,63 @@ class EngineClient:
             if isinstance(event, Finished | Failed):
                 with self._lock:
                     del self._streams[event.request_id]
-            if stream._loop is None:
-                stream._put(event)
-            else:
-                by_loop[stream._loop].append((stream, event))
-        for loop, pairs in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody reads any more
-                loop.call_soon_threadsafe(_put_all, pairs)
+            pairs.append((stream, event))
+        hand_out(pairs)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
     @property
+    def state(self) -> State:
+        """stalled: there is work, and no step ended for `supervision.stall_s`."""
+        if self._closing or self._link.state == "closed":
+            return "closed"
+        if self._link.state != "ready":
+            return "failed" if self._link.state == "failed" else "restarting"
+        if self._draining:
+            return "draining"
+        return "stalled" if self._link.stuck_s > self.supervision.stall_s else "ready"
+
+    @property
     def is_alive(self) -> bool:
-        return self._dead is None and not self._closing and self._thread.is_alive()
+        return self._link.state == "ready" and not self._closing
 
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
         return len(self._streams)
 
+    @property
+    def num_preparing(self) -> int:
+        return self._num_preparing
+
     def stats(self) -> EngineStats:
-        return self.engine.stats
+        return self._link.stats()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Refuse new requests and those still queued, with 503; let go on what runs."""
+        self._draining = True
+        self._link.send(RefuseWaiting("shutting_down", "the server is shutting down"))
+
+    def cut(self) -> int:
+        """End every request with Failed("shutting_down"); how many there were."""
+        with self._lock:
+            ids = list(self._streams)
+        for request_id in ids:
+            self._send_abort(request_id)
+        self._deliver([Failed(request_id, "shutting_down", "the server is shutting down", 503) for request_id in ids])
+        return len(ids)
+
+    def kill(self) -> None:
+        """End an engine process at once, without a word to anybody. For signal handlers."""
+        self._link.kill()
 
     def close(self) -> None:
-        """Stop the threads. Requests in flight end with Failed("engine_dead"). Safe to call twice."""
+        """Stop the engine. Requests in flight end with Failed("engine_dead"). Safe to call twice."""
         self._closing = True
-        self._wake.set()
-        self._thread.join()
+        self._link.close()
+        self._deliver([Failed(rid, "engine_dead", "the engine is closed", 503) for rid in list(self._streams)])
         self._media_pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> EngineClient:
@@ -279,6 +266,6 @@ class EngineClient:
         self.close()
 
 
-def _put_all(pairs: list[tuple[Stream, Event]]) -> None:
-    for stream, event in pairs:
-        stream._put(event)
+def _connect(kind: Kind, *args: Any) -> Link:
+    module, name = _LINKS[kind].split(":")
+    return getattr(importlib.import_module(f"sensorium.engine.{module}"), name)(*args)

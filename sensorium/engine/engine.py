@@ -9,64 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sensorium.engine.detokenizer import Detokenizer
+from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, Control, EngineStats, OpenSession, RefuseWaiting
 from sensorium.engine.runner import Runner, Sampled
 from sensorium.engine.scheduler import Batch, Scheduler
 from sensorium.engine.sequence import Sequence, Status
-from sensorium.engine.session import Session, SessionPolicy
+from sensorium.engine.session import Session
 from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
-from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Unit, Usage
+from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Usage
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Control message: end a request now. Overtakes everything queued."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSession:
-    """Control message: a resident sequence that starts with the request's prompt and is then fed units."""
-
-    request: Request
-    policy: SessionPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class AppendUnit:
-    session_id: str
-    unit: Unit
-
-
-@dataclass(frozen=True, slots=True)
-class BargeIn:
-    """Control message: end what a session is saying and start its next turn. Abort closes a session."""
-
-    session_id: str
-
-
-Control = Abort | OpenSession | AppendUnit | BargeIn
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot. Totals count since the start."""
-
-    waiting: int = 0
-    running: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 0
-    block_size: int = 0
-    encoder_cache_bytes: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    encoded_items: int = 0
-    preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -142,6 +94,8 @@ class Engine:
         for message in messages:
             if isinstance(message, OpenSession):
                 self._open(message)
+            elif isinstance(message, RefuseWaiting):
+                self._refuse_waiting(message, events)
             elif isinstance(message, AppendUnit | BargeIn):
                 self._feed(message, events)
             elif isinstance(message, Request) and message.id not in aborted:
@@ -154,6 +108,11 @@ class Engine:
             seq = self._sequences.get(seq_id)
             if seq is not None:
                 self._finish(seq, "abort", None, events)
+
+    def _refuse_waiting(self, message: RefuseWaiting, events: list[Event]) -> None:
+        for seq in list(self.scheduler.waiting):
+            if seq.first_scheduled_s is None:
+                self._fail(seq, message.message, events, message.code, 503)
 
     def _open(self, message: OpenSession) -> None:
         seq = self._add(message.request, resident=True)
@@ -278,10 +237,12 @@ class Engine:
         self._remove(seq)
         events.append(Finished(seq.id, reason, usage, timings, stop_reason))
 
-    def _fail(self, seq: Sequence, message: str, events: list[Event], code: str = "engine_error") -> None:
+    def _fail(
+        self, seq: Sequence, message: str, events: list[Event], code: str = "engine_error", status: int = 500
+    ) -> None:
         if seq.id in self._sequences:
             self._remove(seq)
-            events.append(Failed(seq.id, code, message))
+            events.append(Failed(seq.id, code, message, status))
 
     def _remove(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 
 from sensorium.config import EngineConfig
 from sensorium.engine.blocks import BlockPool
+from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, read_config, resolve_folder
 from sensorium.engine.defaults import read_default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
+from sensorium.engine.protocol import EngineFacts, MemoryPlan
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
 from sensorium.errors import CheckpointError
@@ -30,23 +28,9 @@ from sensorium.types import ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
-PACKAGED_MODEL = "sensorium-tiny"
 _CPU_KV_BYTES = 256 << 20
 _MAX_PACKED_BYTES = 1 << 30
 _ENCODER_CACHE_ROWS = 65_536
-Progress = Callable[[str, float], None]
-"""Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Bytes on the device: what the weights take, what one step needs at most, what is left for the KV cache."""
-
-    weights: int
-    activations: int
-    kv_cache: int
-    encoder_cache: int
-    kv_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +45,22 @@ class Loaded:
     seconds: dict[str, float]
     default_sampling: SamplingParams
 
-
-def resolve_folder(model: str) -> Path:
-    """The checkpoint folder of a model name: the packaged one, a local path, or a download from the hub."""
-    if model in ("", PACKAGED_MODEL):
-        return Path(str(files("sensorium") / "packaged" / PACKAGED_MODEL))
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(
-            f"no model folder at {model!r}; give a folder with config.json, or a hub name like owner/name"
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            model_name=self.name,
+            max_model_len=self.engine.max_model_len,
+            vocab_size=self.model.vocab_size,
+            hidden_size=self.model.hidden_size,
+            modalities=self.model.modalities,
+            row_bytes=self.engine.scheduler.row_bytes,
+            encoder_cache_bytes=self.plan.encoder_cache,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            plan=self.plan,
+            default_sampling=self.default_sampling,
+            seconds=self.seconds,
+            kernels={"paged attention": paged_attention(self.device, self.dtype).name},
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-        return Path(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot download {model!r} from the hub ({type(error).__name__}); check the name, the network and "
-            "your login (`hf auth login`), or give a local folder"
-        ) from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -140,18 +117,6 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
     return Loaded(engine, model, processor, name, device, dtype, plan, seconds, read_default_sampling(folder))
-
-
-def read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json; is it a model folder?") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} holds no JSON object")
-    return config
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from sensorium.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
-    from sensorium.engine.engine import EngineStats
+    from sensorium.engine.protocol import EngineStats
 
 OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
 
@@ -38,7 +38,8 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     served = Served(engine if isinstance(engine, Future) else _ready(engine), config.served_model_name)
 
     def stats() -> tuple[str, EngineStats] | None:
-        return (served.name, served.client().stats()) if served.state() not in ("loading", "failed") else None
+        client = served.loaded
+        return (served.name_of(client), client.stats()) if client is not None else None
 
     metrics = Metrics(stats)
     page = page_routes()

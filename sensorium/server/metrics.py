@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from sensorium.types import Finished
 
 if TYPE_CHECKING:
-    from sensorium.engine.engine import EngineStats
+    from sensorium.engine.protocol import EngineStats
 
 PREFIXES = ("vllm:", "sensorium:")
 LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)

@@ -7,13 +7,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from sensorium import __version__
-from sensorium.errors import EngineDeadError, NotFoundError
+from sensorium.errors import EngineDeadError, NotFoundError, ShuttingDownError
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
-
-STALL_S = 30.0
-"""An engine that has work and finishes no step for so long counts as hung."""
 
 
 class Served:
@@ -23,22 +20,33 @@ class Served:
         self._engine = engine
         self._names = (names,) if isinstance(names, str) else names or ()
         self.created = int(time.time())
-        self._last_steps = -1
-        self._unchanged_since = time.monotonic()
+        self.draining = False
+        """Set when the server is asked to stop: nothing new is taken from then on."""
+
+    @property
+    def loaded(self) -> EngineClient | None:
+        """The engine in whatever state, once it has been loaded."""
+        failed = self._engine.done() and (self._engine.cancelled() or self._engine.exception() is not None)
+        return self._engine.result() if self._engine.done() and not failed else None
 
     def client(self) -> EngineClient:
         """The engine. Raises EngineDeadError while there is none."""
-        state = self.state()
-        if state == "loading":
+        if self.draining:
+            raise ShuttingDownError("the server is shutting down")
+        if not self._engine.done():
             raise EngineDeadError("the model is still loading")
-        if state == "failed":
+        if self.loaded is None:
             raise EngineDeadError("the model could not be loaded")
-        return self._engine.result()
+        return self.loaded
 
     @property
     def names(self) -> tuple[str, ...]:
         """What clients may call the model. Answers carry the first."""
         return self._names or (self.client().model_name,)
+
+    def name_of(self, client: EngineClient) -> str:
+        """The name for its numbers, also while no request is taken."""
+        return self._names[0] if self._names else client.model_name
 
     @property
     def name(self) -> str:
@@ -55,15 +63,10 @@ class Served:
         return f"sensorium-{__version__}"
 
     def state(self) -> str:
-        """ok, loading, failed (to load), dead, or stalled: what /health says."""
+        """ok, loading, restarting, stalled, draining or failed: what /health says. Anything but ok is not ready."""
+        if self.draining:
+            return "draining"
         if not self._engine.done():
             return "loading"
-        if self._engine.cancelled() or self._engine.exception() is not None:
-            return "failed"
-        client = self._engine.result()
-        if not client.is_alive:
-            return "dead"
-        steps, now = client.stats().steps, time.monotonic()
-        if steps != self._last_steps or client.num_requests == 0:
-            self._last_steps, self._unchanged_since = steps, now
-        return "stalled" if now - self._unchanged_since > STALL_S else "ok"
+        state = self.loaded.state if self.loaded is not None else "failed"
+        return {"ready": "ok", "closed": "failed"}.get(state, state)

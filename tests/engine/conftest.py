@@ -10,7 +10,8 @@ from small import CONFIG, ManualClock, OnlyTokenizer
 
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Engine
-from sensorium.engine.loading import MemoryPlan, build_engine, encoder_cache_bytes
+from sensorium.engine.loading import build_engine, encoder_cache_bytes
+from sensorium.engine.protocol import MemoryPlan
 from sensorium.models import loader
 from sensorium.models.minicpmo import Config, Model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small import drive, image, prompt, request, sound, tokens
 
-from sensorium.engine.engine import Abort, AppendUnit, BargeIn, OpenSession
+from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, OpenSession
 from sensorium.engine.session import SessionPolicy
 from sensorium.types import Failed, Finished, MediaItem, Prompt, TextDelta, Unit, UnitFinished
 

@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.engine.client import EngineClient
+from sensorium.engine.link import Supervision
 from sensorium.errors import RequestError
-from sensorium.server import served
 from sensorium.server.app import build_app
 from sensorium.server.body import decode
 from sensorium.server.metrics import TOKENS, Histogram
@@ -175,7 +175,7 @@ def test_an_engine_that_ends_is_told_to_everybody(engine: EngineClient):
         mortal.close()
         for thread in threads:
             thread.join()
-        assert live.request("GET", "/health")[2] == b'{"status":"dead"}'
+        assert live.request("GET", "/health")[2] == b'{"status":"failed"}'
         status, answer = live.post(chat())
     assert (status, answer["error"]["code"]) == (503, "engine_dead")
     assert answers["whole"][0] == 503
@@ -189,15 +189,15 @@ def test_an_engine_that_ends_is_told_to_everybody(engine: EngineClient):
 
 def test_an_engine_that_hangs_is_noticed(engine: EngineClient, live: Live, monkeypatch: pytest.MonkeyPatch):
     """Not healthy while there is work and no step ends; healthy again as soon as one does."""
-    monkeypatch.setattr(served, "STALL_S", 0.05)
+    monkeypatch.setattr(engine, "supervision", Supervision(stall_s=0.05))
     go_on = threading.Event()
-    step = engine.engine.step
+    step = engine.loaded.engine.step
 
     def hanging_step() -> Any:
         go_on.wait()
         return step()
 
-    monkeypatch.setattr(engine.engine, "step", hanging_step)
+    monkeypatch.setattr(engine.loaded.engine, "step", hanging_step)
     thread = threading.Thread(target=live.post, args=(chat(),))
     thread.start()
     assert eventually(lambda: live.request("GET", "/health")[2] == b'{"status":"stalled"}')

@@ -17,7 +17,7 @@ async function refusal(response) {
   return new ApiError(response.status, body?.error?.message ?? `the server answered ${response.status}`);
 }
 
-/** "ok", "loading", "dead" …, or "unreachable". */
+/** "ok", "loading", "restarting" …, or "unreachable". */
 export async function health() {
   const response = await fetch("health").catch(() => null);
   return response ? (await response.json().catch(() => null))?.status ?? "unreachable" : "unreachable";

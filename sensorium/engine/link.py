@@ -1,0 +1,80 @@
+"""What an EngineClient knows of its engine, wherever that runs: a link that takes requests and gives back events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sensorium.engine.protocol import Control, EngineFacts, EngineStats
+from sensorium.models.base import Processor
+from sensorium.types import Event, Request
+
+Kind = Literal["thread", "process"]
+LinkState = Literal["loading", "ready", "restarting", "failed", "closed"]
+Deliver = Callable[[list[Event]], None]
+"""Takes the events of one step, or those of a death. Called from the link's own thread, never from two at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """When an engine counts as hung or given up. Seconds, but for the last field.
+
+    A step of a large model on a slow device may take longer than `kill_s`; 0 is never.
+    """
+
+    stall_s: float = 12.0
+    """Work and no step for so long: not healthy."""
+    kill_s: float = 60.0
+    """Work and no step for so long: killed and started again. An engine in a thread is only reported."""
+    first_delay_s: float = 1.0
+    """Before the second start in a row; doubles from there."""
+    longest_delay_s: float = 60.0
+    healthy_s: float = 60.0
+    """An engine that was ready for so long starts again without delay."""
+    quarantine_s: float = 600.0
+    """How long a request that was there at two deaths is refused."""
+    failed_starts: int = 5
+    """So many starts in a row that end before the engine is ready, and it is given up."""
+
+
+class Link(Protocol):
+    """One engine. Every Request sent ends in exactly one Finished or Failed, whatever happens to the engine."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    @property
+    def processor(self) -> Processor:
+        """In the caller's process, whatever the kind."""
+        ...
+
+    @property
+    def state(self) -> LinkState: ...
+
+    @property
+    def reason(self) -> str:
+        """Why the state is not ready, for people."""
+        ...
+
+    @property
+    def stuck_s(self) -> float:
+        """How long there has been work and no step has ended; 0 without work."""
+        ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def send(self, message: Request | Control) -> None:
+        """Never blocks. For a Request, raises EngineDeadError where no engine could take it."""
+        ...
+
+    def kill(self) -> None:
+        """End the engine at once where that is possible; safe in a signal handler."""
+        ...
+
+    def close(self) -> None:
+        """End the engine and everything that belongs to it; what is in flight ends with Failed("engine_dead")."""
+        ...

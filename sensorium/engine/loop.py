@@ -1,0 +1,67 @@
+"""The engine's thread: steps while there is work, sleeps while there is none."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sensorium.engine.engine import Engine
+from sensorium.engine.link import Deliver
+from sensorium.engine.memory import give_back
+from sensorium.engine.protocol import Control
+from sensorium.types import Request
+
+log = logging.getLogger(__name__)
+_IDLE_S = 3.0
+"""After so long without work the engine's thread gives unused memory back, once."""
+
+
+class EngineLoop:
+    """Runs one Engine until close(). `ended` is called last, with the reason where it was not close()."""
+
+    def __init__(self, engine: Engine, deliver: Deliver, ended: Callable[[str | None], None]) -> None:
+        self.engine = engine
+        self._deliver = deliver
+        self._ended = ended
+        self._wake = threading.Event()
+        self._closing = False
+        self._progress_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="sensorium-engine", daemon=True)
+        self._thread.start()
+
+    def put(self, message: Request | Control) -> None:
+        """Queue for the next step. From any thread."""
+        if not self.engine.has_work:
+            self._progress_s = time.monotonic()
+        self.engine.inbox.append(message)
+        self._wake.set()
+
+    @property
+    def stuck_s(self) -> float:
+        return time.monotonic() - self._progress_s if self.engine.has_work else 0.0
+
+    def close(self) -> None:
+        """Stop after the step that runs, and wait for that."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        engine, reason = self.engine, None
+        try:
+            while not self._closing:
+                if not engine.has_work:
+                    if not self._wake.wait(_IDLE_S):
+                        give_back()
+                        self._wake.wait()
+                    self._wake.clear()
+                    continue
+                events = engine.step()
+                self._progress_s = time.monotonic()
+                self._deliver(events)
+        except BaseException as error:  # a defect of ours: nobody may be left waiting
+            log.critical("the engine stopped", exc_info=error)
+            reason = f"the engine stopped ({type(error).__name__}); see the server log"
+        self._ended(reason)

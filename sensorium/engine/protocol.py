@@ -1,0 +1,100 @@
+"""What callers and the engine tell each other, besides Request and Event. No torch: both processes import it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sensorium.engine.session import SessionPolicy
+from sensorium.types import Request, SamplingParams, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Control message: end a request now. Overtakes everything queued."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseWaiting:
+    """Control message: end the requests of which nothing has been computed yet, with Failed(code, message, 503)."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Control message: a resident sequence that starts with the request's prompt and is then fed units."""
+
+    request: Request
+    policy: SessionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class AppendUnit:
+    session_id: str
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class BargeIn:
+    """Control message: end what a session is saying and start its next turn. Abort closes a session."""
+
+    session_id: str
+
+
+Control = Abort | RefuseWaiting | OpenSession | AppendUnit | BargeIn
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot. Totals count since the engine started."""
+
+    waiting: int = 0
+    running: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    block_size: int = 0
+    encoder_cache_bytes: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    encoded_items: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on the device: what the weights take, what one step needs at most, what is left for the KV cache."""
+
+    weights: int
+    activations: int
+    kv_cache: int
+    encoder_cache: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine says about itself when it is ready: all that callers need to know of the model."""
+
+    model_name: str
+    max_model_len: int
+    vocab_size: int
+    hidden_size: int
+    modalities: tuple[str, ...]
+    row_bytes: int
+    """Bytes of one media embedding on the device."""
+    encoder_cache_bytes: int
+    device: str
+    dtype: str
+    """By torch's name, without its prefix."""
+    plan: MemoryPlan
+    default_sampling: SamplingParams
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What each phase of loading took."""
+    kernels: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Op -> the implementation chosen."""

@@ -1,0 +1,56 @@
+"""The engine in a thread of the caller's process: for LLM, for tests, for programs that embed an engine."""
+
+from __future__ import annotations
+
+import threading
+
+from sensorium.config import EngineConfig
+from sensorium.engine.checkpoint import Progress
+from sensorium.engine.link import Deliver, LinkState, Supervision
+from sensorium.engine.loading import load
+from sensorium.engine.loop import EngineLoop
+from sensorium.engine.protocol import Control, EngineFacts, EngineStats
+from sensorium.errors import EngineDeadError
+from sensorium.types import Request
+
+
+class ThreadLink:
+    """Loads in the constructor. `loaded` holds the engine and the model itself: for tests and benchmarks."""
+
+    restarts = 0
+
+    def __init__(self, config: EngineConfig, deliver: Deliver, progress: Progress | None, _: Supervision) -> None:
+        self.loaded = load(config, progress)
+        self.facts: EngineFacts = self.loaded.facts()
+        self.processor = self.loaded.processor
+        self.reason = ""
+        self.state: LinkState = "ready"
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._loop = EngineLoop(self.loaded.engine, deliver, self._ended)
+
+    @property
+    def stuck_s(self) -> float:
+        return self._loop.stuck_s if self.state == "ready" else 0.0
+
+    def stats(self) -> EngineStats:
+        return self.loaded.engine.stats
+
+    def send(self, message: Request | Control) -> None:
+        with self._lock:  # nothing may enter the inbox once it has been emptied for good
+            if self.state == "ready":
+                self._loop.put(message)
+            elif isinstance(message, Request):
+                raise EngineDeadError(self.reason)
+
+    def kill(self) -> None:
+        """A thread cannot be killed."""
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def _ended(self, reason: str | None) -> None:
+        with self._lock:
+            self.reason = reason or "the engine is closed"
+            self.state = "closed" if reason is None else "failed"
+        self._deliver(self.loaded.engine.fail_all(self.reason))
