@@ -12,6 +12,7 @@ from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.server.door import JsonDoor, State
 from sensorium.server.openai import to_messages, to_options
+from sensorium.server.prompts import prepare_text
 from sensorium.server.schema import ChatMessage, ChatRequest, Groups, Input, MediaIoOptions, Scalar, TokenId
 from sensorium.server.served import Served
 from sensorium.types import Prompt
@@ -111,15 +112,6 @@ async def _prepare(client: EngineClient, request: TokenizeRequest) -> Prompt:
     fields: dict[str, Any] = {name: getattr(request, name) for name in CHAT_ONLY}
     chat = ChatRequest(messages=request.messages, **fields)
     return await client.aprepare_chat(to_messages(chat), to_options(chat))
-
-
-async def prepare_text(client: EngineClient, text: str | list[int], *, special: bool = True) -> Prompt:
-    """A prompt in the model's own notation. special: begin with the tokens that this model's prompts begin with."""
-    if not text:
-        return Prompt(())
-    if isinstance(text, str) and not special:
-        text = client.tokenizer.encode(text, allow_special=True)
-    return await client.aprepare_raw(text)
 
 
 TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
