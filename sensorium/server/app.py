@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.server.chat import ChatCompletions
+from sensorium.server.completions import Completions
 from sensorium.server.dev import dev_routes
 from sensorium.server.errors import HttpError
 from sensorium.server.exchange import Exchanges
@@ -44,8 +45,10 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     metrics = Metrics(stats)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
+    completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
     routes = [
         chat,
+        completions,
         *tokenize_routes(served, config),
         *info_routes(served, metrics),
         *dev_routes(served, config),

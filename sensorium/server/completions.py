@@ -39,7 +39,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
     """16 by default; 0 with echo scores the prompt."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # type: ignore[assignment] - a count in this API
-    top_logprobs: None = None
+    top_logprobs: None = None  # type: ignore[assignment] - there is no such field here
     echo: bool | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
@@ -114,7 +114,8 @@ class Completions:
         origin = Origin.of(scope, "cmpl-", salt=request.cache_salt, priority=request.priority or 0)
         if request.user:
             origin.facts["user"] = request.user
-        prompts = await prepare_all(client, request.prompts(), special=request.add_special_tokens is not False)
+        room = client.max_model_len - 1
+        prompts = await prepare_all(client, request.prompts(), room, special=request.add_special_tokens is not False)
         jobs = [
             Job(prompt, _sampling(request, client.default_sampling, choice))
             for prompt in prompts
@@ -163,12 +164,8 @@ class _Codec:
         self._options = request.stream_options or StreamOptions()
         self._only_scores = request.max_tokens == 0
         self._texts = [_Text() for _ in tallies]
-        self._heading = {
-            "id": id_,
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": served.fingerprint,
-        }
+        self._id, self._created = id_, int(time.time())
+        self._model, self._fingerprint = served.name, served.fingerprint
 
     def take(self, number: int, event: Progress) -> None:
         text = self._texts[number]
@@ -233,7 +230,15 @@ class _Codec:
         )
 
     def _encode(self, choices: list[CompletionChoice], usage: UsageReport | UnsetType | None) -> bytes:
-        return msgspec.json.encode(Completion(choices=choices, usage=usage, **self._heading))
+        completion = Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._fingerprint,
+        )
+        return msgspec.json.encode(completion)
 
     def _usage(self) -> UsageReport:
         prompt = sum(len(prompt.ids) for prompt in self._prompts)

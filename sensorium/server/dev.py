@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -50,15 +48,9 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
     return routes
 
 
-def _plain(value: Any) -> Any:
+def _plain(config: Any) -> dict[str, Any]:
     """A configuration as JSON takes it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(item) for name, item in asdict(value).items()}
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return msgspec.to_builtins(config, enc_hook=str)
 
 
 def _json(content: object) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -11,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
 from sensorium.server.body import decode, read_body
-from sensorium.server.chat import unless_gone
+from sensorium.server.generation import unless_gone
 from sensorium.server.served import Served
 
 T = TypeVar("T")
@@ -55,11 +54,6 @@ class JsonDoor(Generic[T]):
             await reply(send, await self._answer(request, scope["state"]))
 
         await unless_gone(receive, work())
-
-
-def namespace(state: Mapping[str, Any], salt: str | None = None) -> str:
-    """Whose cached work a request may share: that of requests with its key and its salt."""
-    return hashlib.sha256(f"{state.get('key', '')}/{salt or ''}".encode()).hexdigest()
 
 
 async def reply(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import ClientGone
+from sensorium.server.fleet import Fleet
 from sensorium.server.metrics import Metrics
 from sensorium.server.sse import EventStream, failure_frames
 from sensorium.types import (
@@ -129,28 +130,29 @@ class Generation:
                 await output.end(*codec.ending())
 
     async def _events(self, codec: Codec) -> AsyncGenerator[Collection[int], None]:
-        """Nothing once all jobs are accepted; then, again and again, the jobs with something new."""
-        streams: list[Stream] = []
+        """Nothing once the first jobs are accepted; then, again and again, the jobs with something new."""
         ident = f"{self._origin.id}-{uuid.uuid4().hex[:8]}"  # clients may repeat an id, the engine must not
+
+        def submit(number: int) -> Stream:
+            job = self._jobs[number]
+            return self._client.submit(
+                job.prompt,
+                job.sampling,
+                request_id=f"{ident}-{number}",
+                namespace=self._origin.namespace,
+                priority=self._origin.priority,
+            )
+
+        fleet = Fleet(submit, len(self._jobs), self._client.config.max_num_seqs)
         try:
-            for number, job in enumerate(self._jobs):
-                streams.append(
-                    self._client.submit(
-                        job.prompt,
-                        job.sampling,
-                        request_id=f"{ident}-{number}",
-                        namespace=self._origin.namespace,
-                        priority=self._origin.priority,
-                    )
-                )
+            fleet.launch()
             yield ()
-            async for events in _merge(streams):
+            async for events in fleet:
                 for number, event in events:
                     self._take(number, event, codec)
                 yield dict.fromkeys(number for number, _ in events)
         finally:
-            for stream in streams:
-                stream.abort()
+            fleet.abort()
             self._account()
 
     def _take(self, number: int, event: Event, codec: Codec) -> None:
@@ -228,30 +230,3 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _merge(streams: Sequence[Stream]) -> AsyncIterator[list[tuple[int, Event]]]:
-    """Events of all streams with their number, those that are ready together as one list."""
-    if len(streams) == 1:
-        async for event in streams[0]:
-            yield [(0, event), *((0, more) for more in streams[0].ready())]
-        return
-    merged: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-    async def pump(number: int) -> None:
-        async for event in streams[number]:
-            merged.put_nowait((number, event))
-
-    pumps = [asyncio.create_task(pump(number)) for number in range(len(streams))]
-    running = len(streams)
-    try:
-        while running:
-            events = [await merged.get()]
-            with contextlib.suppress(asyncio.QueueEmpty):
-                while True:
-                    events.append(merged.get_nowait())
-            running -= sum(isinstance(event, Finished | Failed) for _, event in events)
-            yield events
-    finally:
-        for task in pumps:
-            task.cancel()

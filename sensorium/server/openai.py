@@ -82,7 +82,7 @@ def to_options(request: ChatRequest) -> ChatOptions:
     )
 
 
-def to_sampling(request: ChatRequest, defaults: SamplingParams, choice: int = 0) -> SamplingParams:
+def to_sampling(request: SamplingFields, defaults: SamplingParams, choice: int = 0) -> SamplingParams:
     """The model's defaults but for what is given. With a seed, each of the n choices has its own."""
     given = {field: getattr(request, field) for field in SamplingFields.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}

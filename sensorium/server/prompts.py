@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from sensorium.errors import RequestError
+from sensorium.errors import ContextLengthError, RequestError
 from sensorium.server.schema import TokenId
 from sensorium.types import Prompt
 
@@ -57,9 +57,12 @@ async def prepare_text(client: EngineClient, text: str | Sequence[int], *, speci
 
 
 async def prepare_all(
-    client: EngineClient, prompts: Sequence[tuple[str, str | list[int]]], *, special: bool = True
+    client: EngineClient, prompts: Sequence[tuple[str, str | list[int]]], limit: int, *, special: bool = True
 ) -> list[Prompt]:
-    """Prepared one after the other, so that one request never fills the workers. Errors name the prompt's place."""
+    """Prepared one after the other, so that one request never fills the workers. Errors name the prompt's place.
+
+    limit: the most tokens a prompt may have.
+    """
     prepared: list[Prompt] = []
     for place, text in prompts:
         try:
@@ -67,6 +70,8 @@ async def prepare_all(
         except RequestError as error:
             error.param = place if error.param in (None, "prompt") else error.param
             raise
+        if (count := len(prepared[-1].ids)) > limit:
+            raise ContextLengthError(f"{place}: {count} tokens; this model takes {limit} here", param=place)
     return prepared
 
 
