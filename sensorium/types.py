@@ -157,6 +157,15 @@ class Prompt:
         return counts
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A stretch of a recording with the question what is said in it. Seconds from the recording's start."""
+
+    prompt: Prompt
+    start_s: float
+    stop_s: float
+
+
 # ---- requests and what comes back ---------------------------------------------------------------------------------
 
 

@@ -185,6 +185,13 @@ def preprocessor_config() -> dict:
         "norm_mean": [0.5, 0.5, 0.5],
         "norm_std": [0.5, 0.5, 0.5],
         "version": 4.5,
+        # How `POST /v1/audio/transcriptions` asks: two wordings of questions.txt, and the longest clip of training.
+        "speech_instructions": {
+            "transcribe": "{audio}Transcribe the speech.",
+            "transcribe:en": "{audio}Transcribe the speech.",
+            "transcribe:zh": "{audio}请转写这段语音。",
+        },
+        "speech_clip_s": 5.0,
     }
 
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,12 +26,14 @@ from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedErro
 from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
+    Clip,
     Event,
     Failed,
     Finished,
     Media,
     MediaRef,
     Message,
+    PoolingParams,
     Prompt,
     Request,
     SamplingParams,
@@ -102,6 +104,10 @@ class EngineClient:
     ) -> Prompt:
         return await asyncio.wrap_future(self._prepare(self._preparer.raw, text, media, options or ChatOptions()))
 
+    async def aprepare_speech(self, recording: MediaRef, instruction: str, hint: str = "") -> list[Clip]:
+        """A recording cut into clips with the question what is said; see Preparer.speech."""
+        return await asyncio.wrap_future(self._prepare(self._preparer.speech, recording, instruction, hint))
+
     def _prepare(self, call: Callable[..., T], *args: object) -> Future[T]:
         self._refuse_if_ending()
         with self._lock:
@@ -130,8 +136,9 @@ class EngineClient:
         request_id: str | None = None,
         namespace: str = "",
         priority: int = 0,
+        pooling: PoolingParams | None = None,
     ) -> Stream:
-        """Queue a generation.
+        """Queue a generation, or with `pooling` an embedding.
 
         Refuses before queueing, with ContextLengthError, RequestError, OverloadedError or EngineDeadError.
         """
@@ -143,7 +150,13 @@ class EngineClient:
             loop = None
         stream = Stream(request_id, self._send_abort, loop)
         request = Request(
-            request_id, prompt, sampling, namespace=namespace, priority=priority, arrival_s=time.monotonic()
+            request_id,
+            prompt,
+            sampling,
+            namespace=namespace,
+            priority=priority,
+            arrival_s=time.monotonic(),
+            pooling=pooling,
         )
         self._refuse_if_ending()
         with self._lock:
@@ -215,6 +228,19 @@ class EngineClient:
         if self._draining:
             return "draining"
         return "stalled" if self._link.stuck_s > self.supervision.stall_s else "ready"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What this engine can be asked for: generate with transcribe and translate, or embed."""
+        if self.config.runner == "pooling":
+            return ("embed", "token_embed")
+        spoken = {name.partition(":")[0]: None for name in self.speech_instructions}
+        return ("generate", *spoken)
+
+    @property
+    def speech_instructions(self) -> Mapping[str, str]:
+        """See Processor.speech_instructions; empty where speech cannot be written down."""
+        return getattr(self.processor, "speech_instructions", {})
 
     @property
     def is_alive(self) -> bool:

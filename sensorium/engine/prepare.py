@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ from sensorium.config import MediaLimits
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.media import audio, image, video
 from sensorium.media.fetch import fetch_blocking
+from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
-from sensorium.types import ChatOptions, Embeds, Media, MediaRef, Message, Prompt
+from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message, Prompt
 
+CUT_WITHIN_S = 1.0
 _DECODERS = {"image": image.from_bytes, "audio": audio.from_bytes, "video": video.from_bytes}
 
 
@@ -34,6 +37,29 @@ class Preparer:
     def raw(self, text: str | Sequence[int], media: Sequence[MediaRef | Media], options: ChatOptions) -> Prompt:
         self._check(media)
         return self._processor.raw(text, [self._load(part) for part in media], options)
+
+    def speech(self, recording: MediaRef, instruction: str, hint: str = "") -> list[Clip]:
+        """A recording in clips that a model hears at once, cut where it is quiet.
+
+        instruction: see Processor.speech_instructions. hint: what the model should know beforehand, if anything.
+        """
+        self._check([recording])
+        media = self._load(recording)
+        rate = media.rate or 1
+        before, _, after = instruction.partition("{audio}")
+        opening = [Message("system", (hint,))] if hint else []
+        clips: list[Clip] = []
+        start, longest_s = 0, getattr(self._processor, "speech_clip_s", 30.0)
+        for samples in split_audio(media.data, rate, longest_s, CUT_WITHIN_S, rate // 10):
+            digest = hashlib.blake2b(media.digest, digest_size=32, salt=start.to_bytes(8, "little")).digest()
+            part = replace(media, data=samples, digest=digest)
+            question = Message(
+                "user", tuple(item for item in (before, part, after) if not isinstance(item, str) or item)
+            )
+            prompt = self._processor.chat([*opening, question], ChatOptions())
+            clips.append(Clip(prompt, start / rate, (start + len(samples)) / rate))
+            start += len(samples)
+        return clips
 
     def _check(self, media: Sequence[MediaRef | Media | Embeds]) -> None:
         """Refuse by kind and count before a byte is fetched."""

@@ -31,7 +31,12 @@ class Tokenizer(Protocol):
 
 
 class Processor(Protocol):
-    """Messages and media to a Prompt. numpy only; called from several threads at once."""
+    """Messages and media to a Prompt. numpy only; called from several threads at once.
+
+    Optional, for a family that can be told to write down speech: `speech_instructions`, a mapping from "transcribe",
+    "translate", or one of them with a language ("transcribe:zh"), to the user message that asks for it, in which
+    {audio} stands for the recording, and `speech_clip_s`, the seconds of speech that it hears at once.
+    """
 
     tokenizer: Tokenizer
 

@@ -20,6 +20,13 @@ _CHARS_PER_TOKEN = 8
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
 _WRITTEN = re.compile(r"\(<(image|audio|video)>\./</\1>\)|<(image|audio|video)>\./</\2>")
 
+SPEECH_INSTRUCTIONS = {
+    "transcribe": "Please listen to the audio snippet carefully and transcribe the content.\n{audio}",
+    "transcribe:en": "Please listen to the audio snippet carefully and transcribe the content.\n{audio}",
+    "transcribe:zh": "请仔细听这段音频片段，并将其内容逐字记录。\n{audio}",
+}
+"""The wordings of MiniCPM-o's model card."""
+
 Piece = Picture | Sound
 
 
@@ -38,10 +45,18 @@ class Processor:
         preprocessor = read_json(folder / "preprocessor_config.json")
         self._max_slices = int(preprocessor.get("max_slice_nums", 9))
         self._scale = int(preprocessor.get("scale_resolution", 448))
+        self.speech_instructions = self._instructions(preprocessor)
+        self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
         self._numbered = bool(preprocessor.get("use_image_id", True))
         self._max_chars = _CHARS_PER_TOKEN * int(
             read_json(folder / "config.json").get("max_position_embeddings", 32_768)
         )
+
+    def _instructions(self, preprocessor: Mapping[str, Any]) -> Mapping[str, str]:
+        """How the checkpoint was trained to be asked what is said; the folder may say otherwise than the family."""
+        if not self._hears:
+            return {}
+        return preprocessor.get("speech_instructions", SPEECH_INSTRUCTIONS)
 
     def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
         """Render the chat template and expand media."""

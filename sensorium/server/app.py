@@ -25,6 +25,7 @@ from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
 from sensorium.server.served import Served
 from sensorium.server.tokenize import tokenize_routes
+from sensorium.server.transcriptions import speech_routes
 from sensorium.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     routes = [
         chat,
         completions,
+        *speech_routes(served, config, metrics),
         *tokenize_routes(served, config),
         *info_routes(served, metrics),
         *dev_routes(served, config),

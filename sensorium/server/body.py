@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,12 +36,17 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     encoded_otherwise = "charset" in parameters and "utf-8" not in parameters.lower()
     if media_type.strip().lower() != "application/json" or encoded_otherwise:
         raise HttpError(415, "unsupported_media_type", "the body must be sent as application/json in UTF-8")
+    return b"".join([piece async for piece in read_pieces(scope, receive, limit)])
+
+
+async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives, at most `limit` bytes, not compressed and not too slowly."""
+    headers = Headers(scope=scope)
     if headers.get("content-encoding", "identity") != "identity":
         raise HttpError(415, "unsupported_media_type", "compressed request bodies are not accepted")
     too_large = TooLargeError(f"the request body is larger than {limit} bytes")
     if int(headers.get("content-length", "0")) > limit:
         raise too_large
-    chunks: list[bytes] = []
     size = 0
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -52,12 +58,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise HttpError(408, "request_timeout", "the request body arrives too slowly") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
         if size > limit:
             raise too_large
+        yield piece
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            return
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str]) -> T:
@@ -73,6 +80,14 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str,
         raise _invalid(str(error), decoder.type, unsupported) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(str(error), body) from None
+
+
+def decode_fields(fields: dict[str, Any], kind: type[T], unsupported: dict[str, str]) -> T:
+    """The same for the fields of a form, whose texts are read as the numbers and booleans that the type wants."""
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), kind, unsupported) from None
 
 
 def _invalid(text: str, kind: type, unsupported: dict[str, str]) -> RequestError:

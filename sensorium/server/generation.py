@@ -112,11 +112,15 @@ class Generation:
         self._jobs = jobs
         self._failed = False
 
-    async def reply(self, codec: Codec, send: Send) -> None:
-        """Answer with one JSON body when all is generated."""
+    async def run(self, codec: Codec) -> None:
+        """Generate everything, for an endpoint that answers in its own way."""
         async with contextlib.aclosing(self._events(codec)) as events:
             async for _ in events:
                 pass
+
+    async def reply(self, codec: Codec, send: Send) -> None:
+        """Answer with one JSON body when all is generated."""
+        await self.run(codec)
         await send_json(send, codec.reply())
 
     async def stream(self, codec: Codec, send: Send, keep_alive_s: float) -> None:
