@@ -86,7 +86,7 @@ class _Form:
         text += more
 
     def _header(self) -> None:
-        if self._key.lower() == b"content-disposition":
+        if bytes(self._key).lower() == b"content-disposition":
             _, options = parse_options_header(bytes(self._value))
             self._name = options.get(b"name", b"").decode("utf-8", "replace")
             self._is_file = b"filename" in options
