@@ -27,9 +27,10 @@ LAYERS = {
     "media": LOW,
     "models": LOW | {"kernels", "layers", "media"},
     "engine": LOW | {"kernels", "layers", "models", "media"},
+    "parsers": LOW,
     "messages": LOW | {"media"},
     "llm": LOW | {"engine", "messages"},
-    "server": LOW | {"engine"},
+    "server": LOW | {"engine", "parsers"},
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}
 # Narrower doors: engine reaches families only through these, media only from the client; both directions are exact.
