@@ -141,10 +141,10 @@ def _entry(name: str) -> tuple[Callable[[Tools], ToolParser], tuple[str, ...]]:
 
 def calls_schema(tools: Tools, *, parallel: bool) -> dict[str, Any]:
     """A JSON schema of one or more calls of any of the tools, as ObjectArray reads them."""
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, dict[str, Any]] = {}
     options: list[dict[str, Any]] = []
     for tool in tools:
-        parameters = dict(tool.get("parameters") or {"type": "object", "properties": {}})
+        parameters: dict[str, Any] = dict(tool.get("parameters") or {"type": "object", "properties": {}})
         for key in ("$defs", "definitions"):
             for name, definition in (parameters.pop(key, None) or {}).items():
                 if definitions.setdefault(key, {}).setdefault(name, definition) != definition:

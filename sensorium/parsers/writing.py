@@ -1,7 +1,7 @@
 """What tool parsers have in common: the deltas they give, and text held back until it is certain what it is.
 
-Every decision of a parser depends on characters alone, never on where a piece of text ends; so the deltas of any split of
-a text, joined, are those of the whole text.
+Every decision of a parser depends on characters alone, never on where a piece of text ends; so the deltas of any split
+of a text, joined, are those of the whole text.
 """
 
 from __future__ import annotations

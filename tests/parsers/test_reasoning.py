@@ -39,9 +39,7 @@ def test_where_reasoning_ends(name: str, start: str, text: str, reasoning: str, 
     assert read(name, start, list(text)) == (reasoning, content)
 
 
-BITS = st.sampled_from(
-    ["<think>", "</think>", "[THINK]", "[/THINK]", "<", "</", "think>", " ", "\n", "a", "Here is my "]
-)
+BITS = st.sampled_from(["<think>", "</think>", "[THINK]", "[/THINK]", "<", "</", "think>", " ", "\n", "a", "Here is "])
 
 
 @pytest.mark.parametrize("name", REASONING_PARSERS)
