@@ -164,8 +164,8 @@ BITS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|tool_call_start|>",
         "<|tool_call_end|>", "<|action_start|><|plugin|>", "<|action_end|>", "<function=", "</function>",
-        "<parameter=", "</parameter>", ">", '{"name": "now", "arguments": {', '{"name": "now", "parameters": {"a": 1', "}",
-        "}}", '"', "\\", "[", "]", ",", ";", " ", "\n", "now(", "a=1", ")", "<", "{", '"name"', '"arguments"', ":",
+        "<parameter=", "</parameter>", ">", '{"name": "now", "arguments": {', '{"name": "now", "parameters": {"a": 1',
+        "}", "}}", '"', "\\", "[", "]", ",", ";", " ", "\n", "now(", "a=1", ")", "<", "{", '"name"', '"arguments"', ":",
         "x", "é", "null",
     ]
 )  # fmt: skip
