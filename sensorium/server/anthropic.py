@@ -21,7 +21,8 @@ UNSUPPORTED = {
     "mcp_servers": "tools of MCP servers",
     "container": "containers",
     "context_management": "editing the conversation",
-    "output_config": "output settings",
+    "speed": "a speed setting",
+    "diagnostics": "diagnostics",
     "inference_geo": "choosing a region",
 }
 
@@ -118,12 +119,26 @@ class ThinkingOn(Input, kw_only=True, tag_field="type", tag="enabled"):
     budget_tokens: Annotated[int, Meta(ge=1024)]
 
 
+class ThinkingAdaptive(Input, kw_only=True, tag_field="type", tag="adaptive"):
+    """The model thinks as long as it likes."""
+
+    display: Literal["summarized"] | None = None
+
+
 class ThinkingOff(Input, kw_only=True, tag_field="type", tag="disabled"):
     pass
 
 
 class Metadata(Input, kw_only=True):
     user_id: Label | None = None
+
+
+class JsonFormat(Input, kw_only=True, tag_field="type", tag="json_schema"):
+    schema: dict[str, Any]
+
+
+class OutputConfig(Input, kw_only=True):
+    format: JsonFormat | None = None
 
 
 class Conversation(Input, kw_only=True):
@@ -134,7 +149,7 @@ class Conversation(Input, kw_only=True):
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice | None = None
-    thinking: ThinkingOn | ThinkingOff | None = None
+    thinking: ThinkingOn | ThinkingAdaptive | ThinkingOff | None = None
 
 
 class CountRequest(Conversation, kw_only=True):
@@ -145,12 +160,16 @@ class MessagesRequest(Conversation, kw_only=True):
     """POST /v1/messages."""
 
     max_tokens: TokenCount
-    stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=4)] | None = None
+    stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=4)] | None = (
+        None
+    )
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     metadata: Metadata | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
 
@@ -198,7 +217,7 @@ class TokenCountOut(Struct):
     input_tokens: int
 
 
-class Event(Struct, kw_only=True, omit_defaults=True):
+class Event(Struct, kw_only=True):
     """Any event of a stream; which fields there are follows from the type."""
 
     type: str

@@ -21,6 +21,7 @@ from sensorium.server.errors import HttpError
 from sensorium.server.exchange import Exchanges
 from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
+from sensorium.server.messages_api import messages_routes
 from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
 from sensorium.server.served import Served
@@ -50,6 +51,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     routes = [
         chat,
         completions,
+        *messages_routes(served, config, metrics),
         *speech_routes(served, config, metrics),
         *tokenize_routes(served, config),
         *info_routes(served, metrics),

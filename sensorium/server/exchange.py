@@ -15,7 +15,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sensorium.errors import SensoriumError
+from sensorium.server.anthropic import error_body
 from sensorium.server.errors import ClientGone, describe, printable
+from sensorium.server.guard import is_anthropic
 from sensorium.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ class Exchange:
         self.facts["error"] = body.error.code
         if self.status:
             return
-        content = msgspec.json.encode(body)
+        anthropic = is_anthropic(self.scope["path"])
+        content = error_body(error) if anthropic else msgspec.json.encode(body)
         headers |= {"content-type": "application/json", "content-length": str(len(content))}
         linger = self._body_pending and "expect" not in self._headers
         if self._body_pending:

@@ -48,7 +48,7 @@ class Guard:
             if scope["method"] not in _SAFE_METHODS:
                 self._check_origin(_values(scope, b"origin"), host)
             if self._digests and scope["path"] not in self._open_paths:
-                scope["state"]["key"] = self._check_key(_values(scope, b"authorization"))
+                scope["state"]["key"] = self._check_key(_presented(scope))
         await self._app(scope, receive, send)
 
     def _check_host(self, values: list[bytes]) -> str:
@@ -75,6 +75,19 @@ class Guard:
         if scheme.lower() != b"bearer" or not any(known):
             raise AuthenticationError("a valid API key is needed: send it as `Authorization: Bearer KEY`")
         return digest.hex()
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path speaks the Anthropic API, with its form of errors and its header for keys."""
+    return path.startswith("/v1/messages")
+
+
+def _presented(scope: Scope) -> list[bytes]:
+    """The Authorization header; where the Anthropic API is spoken, its own header may stand for it."""
+    values = _values(scope, b"authorization")
+    if not values and is_anthropic(scope["path"]):
+        return [b"Bearer " + key for key in _values(scope, b"x-api-key")]
+    return values
 
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:
