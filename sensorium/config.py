@@ -142,6 +142,8 @@ class EngineConfig:
     """Workers that fetch, decode and preprocess; 0 is half the cores, at least one."""
     video_decode_workers: int = 2
     """Most videos decoded at once, so that they never hold up pictures and text."""
+    use_tqdm_on_load: bool = True
+    """A progress bar while loading, on terminals."""
     disable_log_stats: bool = False
     """No throughput line every 10 s."""
     enable_log_requests: bool = False
@@ -249,8 +251,6 @@ class ServerConfig:
     log_format: Literal["plain", "json"] = "plain"
     interleave_mm_strings: bool | None = None
     """Where media stand in the text that a template takes as one string: None decides by message, see ChatOptions."""
-    max_logprobs: int = 20
-    """Most log-probabilities per token a request may ask for; -1 is the whole vocabulary."""
     dev_mode: bool = False
     """Add the routes for developers: /server_info, /is_sleeping, and those that empty caches."""
     enable_responses_store: bool = False
@@ -261,7 +261,6 @@ class ServerConfig:
     """Export metrics under vllm: too."""
     custom_histogram_buckets: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Histogram name without its prefix -> list of bucket bounds."""
-    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self, _SERVER_RANGES)

@@ -21,7 +21,7 @@ LAYERS = {
     "errors": set(),
     "config": {"errors"},
     "envs": {"errors"},
-    "compat": {"errors"},
+    "compat": {"errors", "config"},
     "kernels": LOW,
     "layers": LOW | {"kernels"},
     "media": LOW,

@@ -6,34 +6,52 @@ import sys
 from importlib import import_module
 
 from sensorium import __version__
-from sensorium.cli.parser import Parser, normalise
-from sensorium.errors import SensoriumError
+from sensorium.cli.flags import COMMON
+from sensorium.cli.options import refuse, settings
+from sensorium.cli.parser import Parser
+from sensorium.errors import ConfigError, SensoriumError
 
 COMMANDS = {
     "serve": ("sensorium.cli.serve", "serve a model over the OpenAI HTTP API, with a page at /"),
     "chat": ("sensorium.cli.chat", "talk to a model in the terminal, with pictures, sounds and videos"),
+    "complete": ("sensorium.cli.complete", "continue one prompt in the model's own notation"),
     "bench": ("sensorium.cli.bench", "measure latency and throughput of a model in this process"),
     "doctor": ("sensorium.cli.doctor", "show the environment, the kernels chosen and a model's memory plan"),
 }
+# Other names by which people look for a command.
+ALIASES = {"collect-env": "doctor"}
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] not in COMMANDS:
+    name = ALIASES.get(argv[0], argv[0]) if argv else ""
+    if name not in COMMANDS:
         return _top(argv)
-    module, summary = COMMANDS[argv[0]]
+    module, summary = COMMANDS[name]
     command = import_module(module)
-    prog = f"sensorium {argv[0]}"
-    parser = Parser(prog=prog, usage=f"{prog} [MODEL] [options]", description=summary[0].upper() + summary[1:] + ".")
+    prog = f"sensorium {name}"
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [MODEL] [options]",
+        description=summary[0].upper() + summary[1:] + ".",
+        common=COMMON if name == "serve" else (),
+    )
     command.add_arguments(parser)
-    args = parser.parse_args(normalise(argv[1:]))
+    args = parser.parse_args(argv[1:])
     try:
-        return command.run(args)
+        return command.run(parser, settings(parser, args))
+    except ConfigError as error:
+        refuse(parser, error)
+        return _complain(error)
     except (SensoriumError, OSError) as error:
-        print(f"sensorium: {error}", file=sys.stderr)
-        return 1
+        return _complain(error)
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(error: Exception) -> int:
+    print(f"sensorium: {error}", file=sys.stderr)
+    return 1
 
 
 def _top(argv: list[str]) -> int:
@@ -45,7 +63,7 @@ def _top(argv: list[str]) -> int:
         description="A small serving engine for models that see and hear.",
         epilog=f"commands:\n{listing}\n\n`sensorium COMMAND --help` lists a command's options.",
     )
-    parser.add_argument("--version", action="version", version=f"sensorium {__version__}")
+    parser.add_argument("-v", "--version", action="version", version=f"sensorium {__version__}")
     parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
     parser.parse_args(argv)
     parser.print_help()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 from sensorium.cli.options import add_flags, build
-from sensorium.cli.parser import integer
+from sensorium.cli.parser import Parser
+from sensorium.cli.values import integer
 from sensorium.config import EngineConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
+def add_arguments(parser: Parser) -> None:
+    parser.add_model()
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine-step", action="store_true", help="the engine's own cost per step")
     what.add_argument("--transformers", action="store_true", help="the model's decoder beside transformers' generate")
@@ -21,27 +21,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-tokens", type=integer, default=64, metavar="N", help="tokens generated per prompt")
     parser.add_argument("--repeat", type=integer, default=3, metavar="N", help="runs, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    add_flags(parser, EngineConfig, "engine, without --engine-step")
+    add_flags(parser, EngineConfig, title="engine, without --engine-step")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(parser: Parser, given: dict[str, Any]) -> int:
     from sensorium.bench.report import table
 
-    result = _measure(args)
-    print(json.dumps(result, indent=1) if args.json else table(result))
+    result = _measure(given)
+    print(json.dumps(result, indent=1) if given["json"] else table(result))
     return 0
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    config = build(EngineConfig, args, model=args.model)
-    if args.engine_step:
+def _measure(given: dict[str, Any]) -> dict[str, Any]:
+    config = build(EngineConfig, given, model=given["model"])
+    shape = [given[name] for name in ("batch", "prompt_len", "num_tokens", "repeat")]
+    if given["engine_step"]:
         from sensorium.bench.step import measure_step
 
         return measure_step()
-    if args.transformers:
+    if given["transformers"]:
         from sensorium.bench.transformers import compare
 
-        return compare(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
+        return compare(config, *shape)
     from sensorium.bench.model import measure_model
 
-    return measure_model(config, args.batch, args.prompt_len, args.num_tokens, args.repeat)
+    return measure_model(config, *shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import json
@@ -19,10 +18,12 @@ from typing import Any, Protocol
 
 from sensorium.cli.loading import LoadingBar
 from sensorium.cli.options import add_flags, build
-from sensorium.cli.parser import integer, number
+from sensorium.cli.parser import Parser
+from sensorium.cli.values import integer, number
 from sensorium.config import EngineConfig
+from sensorium.envs import read_environment
 from sensorium.errors import EngineError, RequestError, SensoriumError
-from sensorium.types import Failed, TextDelta
+from sensorium.types import Failed, Prompt, TextDelta
 
 with contextlib.suppress(ImportError):  # not on every system
     import readline  # noqa: F401 - gives input() a history and arrow keys
@@ -33,6 +34,7 @@ HELP = """\
 /video FILE   add a video                           /help    this text
 A line that ends in \\ goes on in the next one. Ctrl-C stops an answer."""
 MEDIA = ("image", "audio", "video")
+SAMPLING = ("temperature", "top_p", "max_tokens")
 
 Messages = list[dict[str, Any]]
 
@@ -46,23 +48,27 @@ class Backend(Protocol):
         """Pieces of the answer. Closing the iterator ends the generation."""
         ...
 
+    def complete(self, prompt: str) -> Iterator[str]:
+        """Pieces of the continuation of a prompt in the model's own notation."""
+        ...
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_model()
     parser.add_argument("--url", help="talk to a server instead, such as http://127.0.0.1:8000/v1")
-    parser.add_argument("--api-key", default="", metavar="TEXT", help="key for --url")
+    parser.add_argument("--api-key", default="", metavar="TEXT", help="key for --url; else SENSORIUM_API_KEY")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     parser.add_argument(
         "--temperature", type=number, metavar="X", help="0 takes the likeliest token; by default the model's"
     )
     parser.add_argument("--top-p", type=number, metavar="X", help="share of the likeliest tokens to draw from")
     parser.add_argument("--max-tokens", type=integer, default=512, metavar="N", help="longest answer")
-    add_flags(parser, EngineConfig, "engine, without --url")
+    add_flags(parser, EngineConfig, title="engine, without --url")
 
 
-def run(args: argparse.Namespace) -> int:
-    with _backend(args) as backend:
-        Chat(backend, args.system).run()
+def run(parser: Parser, given: dict[str, Any]) -> int:
+    with choose_backend(given) as backend:
+        Chat(backend, given["system"]).run()
     return 0
 
 
@@ -156,15 +162,12 @@ class Chat:
 # ---- backends -----------------------------------------------------------------------------------------------------
 
 
-def _backend(args: argparse.Namespace) -> AbstractContextManager[Backend]:
-    if args.url:
-        return nullcontext(Remote(args.url, args.api_key, _options(args), args.model))
-    return Local(build(EngineConfig, args, model=args.model), _options(args))
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    given = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-    return {name: value for name, value in given.items() if value is not None}
+def choose_backend(given: dict[str, Any]) -> AbstractContextManager[Backend]:
+    options = {name: given[name] for name in SAMPLING if given[name] is not None}
+    if given["url"]:
+        key = given["api_key"] or read_environment().api_key or ""
+        return nullcontext(Remote(given["url"], key, options, given["model"]))
+    return Local(build(EngineConfig, given, model=given["model"]), options)
 
 
 class Local:
@@ -173,7 +176,7 @@ class Local:
     def __init__(self, config: EngineConfig, options: dict[str, Any]) -> None:
         from sensorium.engine.client import EngineClient
 
-        with LoadingBar() as bar:
+        with LoadingBar(config.use_tqdm_on_load) as bar:
             self.client = EngineClient(config, bar.update)
         self.name = self.client.model_name
         self.sampling = replace(self.client.default_sampling, **options)
@@ -181,7 +184,13 @@ class Local:
     def answer(self, messages: Messages) -> Iterator[str]:
         from sensorium.messages import read_messages
 
-        stream = self.client.submit(self.client.prepare_chat(read_messages(messages)), self.sampling)
+        return self._pieces(self.client.prepare_chat(read_messages(messages)))
+
+    def complete(self, prompt: str) -> Iterator[str]:
+        return self._pieces(self.client.prepare_raw(prompt))
+
+    def _pieces(self, prompt: Prompt) -> Iterator[str]:
+        stream = self.client.submit(prompt, self.sampling)
         try:
             for event in stream:
                 if isinstance(event, TextDelta):
@@ -213,8 +222,16 @@ class Remote:
         self.name = f"{self.model} at {self.url}"
 
     def answer(self, messages: Messages) -> Iterator[str]:
-        body = {"model": self.model, "messages": messages, "stream": True, **self.options}
-        with self._open("/chat/completions", json.dumps(body).encode()) as reply:
+        for choice in self._choices("/chat/completions", {"messages": messages}):
+            yield choice["delta"].get("content") or ""
+
+    def complete(self, prompt: str) -> Iterator[str]:
+        for choice in self._choices("/completions", {"prompt": prompt}):
+            yield choice.get("text") or ""
+
+    def _choices(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        body = {"model": self.model, **body, "stream": True, **self.options}
+        with self._open(path, json.dumps(body).encode()) as reply:
             for line in reply:
                 data = line.decode().removeprefix("data:").strip()
                 if not line.startswith(b"data:") or data == "[DONE]":
@@ -222,7 +239,7 @@ class Remote:
                 chunk = json.loads(data)
                 if "error" in chunk:
                     raise EngineError(chunk["error"]["message"])
-                yield "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                yield from chunk["choices"]
 
     def _open(self, path: str, body: bytes | None = None) -> Any:
         request = urllib.request.Request(self.url + path, body, self.headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensorium import __version__
 from sensorium.cli.options import add_flags, build
+from sensorium.cli.parser import Parser
 from sensorium.config import EngineConfig
 from sensorium.errors import SensoriumError
 
@@ -33,16 +33,16 @@ class Finding:
     fix: str = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
+def add_arguments(parser: Parser) -> None:
+    parser.add_model()
     parser.add_argument("--json", action="store_true", help="print JSON")
-    add_flags(parser, EngineConfig, "engine settings to plan for")
+    add_flags(parser, EngineConfig, title="engine settings to plan for")
 
 
-def run(args: argparse.Namespace) -> int:
-    config = build(EngineConfig, args, model=args.model)
+def run(parser: Parser, given: dict[str, Any]) -> int:
+    config = build(EngineConfig, given, model=given["model"])
     findings = [*_environment(), *_media(), *_devices(), *_model(config)]
-    if args.json:
+    if given["json"]:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         width = max(len(finding.about) for finding in findings)

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 class LoadingBar:
     """Shows what EngineClient reports while it loads: a phase, and the share of it that is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._bar = Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty())
+        )
         self._tasks: dict[str, TaskID] = {}
 
     def update(self, phase: str, share: float) -> None:

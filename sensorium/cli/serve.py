@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import sys
+import os
+import secrets
+import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sensorium.cli.loading import LoadingBar
-from sensorium.cli.options import add_flags, build
+from sensorium.cli.logs import Throughput, report_loaded, report_seconds, start_logging
+from sensorium.cli.options import add_flags, add_foreign, build
+from sensorium.cli.parser import Parser
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
+from sensorium.envs import NO_EFFECT, Environment, find, read_environment
+from sensorium.errors import ConfigError
+from sensorium.server.guard import is_loopback
 from sensorium.server.run import BindError, run_server
 
 if TYPE_CHECKING:
@@ -19,77 +27,141 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sensorium.serve")
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="folder or hub name; none is the packaged model")
-    add_flags(parser, ServerConfig, "server")
-    add_flags(parser, EngineConfig, "engine")
-    add_flags(parser, MediaLimits, "media")
+MAX_KEYS = 10_000
 
 
-def run(args: argparse.Namespace) -> int:
-    server = build(ServerConfig, args)
-    engine = build(EngineConfig, args, model=args.model, limits=build(MediaLimits, args))
-    start_logging(server.log_format)
-    logging.getLogger("sensorium.access").disabled = not server.access_log
-    started = time.perf_counter()
-    address = ""
+def add_arguments(parser: Parser) -> None:
+    parser.add_model()
+    add_flags(parser, EngineConfig, ServerConfig, MediaLimits)
+    add_foreign(parser)
 
-    def on_bound(url: str) -> None:
-        nonlocal address
-        address = url
-        log.info("listening on %s after %.1f s; loading the model", url, time.perf_counter() - started)
 
-    def on_ready(client: EngineClient) -> None:
-        log.info("ready after %.1f s: %s on %s", time.perf_counter() - started, client.model_name, address)
-
-    try:
-        run_server(server, lambda: load(engine), on_bound=on_bound, on_ready=on_ready)
-    except BindError as error:
-        raise BindError(f"{error.message} (--host, --port, --api-key and --insecure are the flags for that)") from None
+def run(parser: Parser, given: dict[str, Any]) -> int:
+    engine, server = configure(given, read_environment())
+    for name in NO_EFFECT:
+        if (variable := find(name, os.environ)) is not None:
+            parser.warn(f"{variable} is accepted, no effect in sensorium")
+    start_logging(server)
+    server, made = _with_key(server)
+    Server(engine, server, made).run()
     return 0
 
 
-def load(config: EngineConfig) -> EngineClient:
-    """The engine, with a bar on a terminal, and a log line per phase."""
-    started = time.perf_counter()
-    from sensorium.engine.client import EngineClient
-
-    log.info("imports: %.1f s", time.perf_counter() - started)
-    with LoadingBar() as bar:
-        client = EngineClient(config, bar.update)
-    facts = client.facts
-    for phase, seconds in facts.seconds.items():
-        log.info("%s: %.1f s", phase, seconds)
-    log.info(
-        "%s as %s on %s: weights %.0f MiB, KV cache %.0f MiB for %d tokens, context %d",
-        client.model_name,
-        facts.dtype,
-        facts.device,
-        facts.plan.weights / 2**20,
-        facts.plan.kv_cache / 2**20,
-        facts.plan.kv_tokens,
-        client.max_model_len,
-    )
-    return client
+def configure(given: Mapping[str, Any], environment: Environment) -> tuple[EngineConfig, ServerConfig]:
+    """The configurations that flags and environment describe; a flag wins. Raises ConfigError."""
+    engine = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
+    if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
+        raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")
+    server = build(ServerConfig, _from_environment(environment) | dict(given))
+    keys = (*server.api_keys, *_read_keys(server.api_key_file))
+    if not keys and environment.api_key:
+        keys = (environment.api_key,)
+    template = None if server.chat_template is None else read_template(server.chat_template)
+    if server.enable_log_outputs and not engine.enable_log_requests:
+        raise ConfigError("enable_log_outputs needs enable_log_requests")
+    return engine, replace(server, api_keys=keys, chat_template=template)
 
 
-def start_logging(log_format: str) -> None:
-    """Everything of ours to stderr, as plain lines or JSON objects."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonLines() if log_format == "json" else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    )
-    logger = logging.getLogger("sensorium")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+def _from_environment(environment: Environment) -> dict[str, Any]:
+    """Fields of ServerConfig that a variable can set."""
+    fields: dict[str, Any] = {
+        "dev_mode": environment.server_dev_mode,
+        "log_error_stack": environment.server_dev_mode,
+        "enable_responses_store": environment.enable_responses_api_store,
+        "max_audio_filesize_mb": environment.max_audio_clip_filesize_mb,
+        "max_body_bytes": environment.http_max_request_body_size,
+        "log_level": environment.logging_level.lower(),
+    }
+    if fields["log_level"] not in ("critical", "error", "warning", "info", "debug", "trace"):
+        raise ConfigError(f"LOGGING_LEVEL must name a level such as INFO, not {environment.logging_level!r}")
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name == "sensorium.access":
-            return record.getMessage()  # is JSON already
-        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+def _read_keys(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", param="api_key_file") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not 1 <= len(keys) <= MAX_KEYS:
+        raise ConfigError(f"{path} holds {len(keys)} keys; there must be 1 to {MAX_KEYS}", param="api_key_file")
+    return keys
+
+
+def read_template(given: str) -> str:
+    """A template's text: of the file that is named, or as given where it is no path."""
+    try:
+        if Path(given).is_file():
+            return Path(given).read_text("utf-8")
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the template {given[:200]!r} cannot be read: {error}", param="chat_template") from None
+    if not any(mark in given for mark in "{}\n"):
+        raise ConfigError(f"there is no template file {given[:200]!r}", param="chat_template")
+    return given
+
+
+def _with_key(config: ServerConfig) -> tuple[ServerConfig, str]:
+    """On an address that other machines reach there is a key: where none was given, a random one."""
+    if config.api_keys or config.insecure or is_loopback(config.host):
+        return config, ""
+    key = secrets.token_urlsafe(24)
+    return replace(config, api_keys=(key,)), key
+
+
+class Server:
+    """One run of the server, from binding to the last line."""
+
+    def __init__(self, engine: EngineConfig, config: ServerConfig, made_key: str) -> None:
+        self._engine = engine
+        self._config = config
+        self._made_key = made_key
+        self._started = time.perf_counter()
+        self._address = ""
+        self._throughput: Throughput | None = None
+
+    def run(self) -> None:
+        try:
+            run_server(self._config, self._load, on_bound=self._on_bound, on_ready=self._on_ready)
+        except BindError as error:
+            flags = "--host, --port, --api-key and --insecure"
+            raise BindError(f"{error.message} ({flags} are the flags for that)") from None
+        finally:
+            if self._throughput is not None:
+                self._throughput.stop()
+
+    def _on_bound(self, url: str) -> None:
+        self._address = url
+        log.info("listening on %s after %.1f s; loading the model", url, self._seconds())
+        if self._made_key:
+            port = url.rpartition(":")[2]
+            host = socket.gethostname() if self._config.host in ("0.0.0.0", "::", "") else self._config.host
+            host = f"[{host}]" if ":" in host else host
+            log.info("no key was given, so one was made: %s (--insecure does without)", self._made_key)
+            log.info("open %s://%s:%s/#key=%s", url.partition(":")[0], host, port, self._made_key)
+
+    def _load(self) -> EngineClient:
+        """The engine, with a bar on a terminal, and log lines of what it takes."""
+        started = time.perf_counter()
+        from sensorium.engine.client import EngineClient
+
+        import_s = time.perf_counter() - started
+        with LoadingBar(self._engine.use_tqdm_on_load) as bar:
+            client = EngineClient(self._engine, bar.update)
+        report_loaded(client)
+        report_seconds(client.facts, import_s, time.perf_counter() - started)
+        return client
+
+    def _on_ready(self, client: EngineClient) -> None:
+        given = self._config.served_model_name or client.model_name
+        names = (given,) if isinstance(given, str) else given
+        log.info("Served model names: %s", ", ".join(names))
+        log.info("ready after %.1f s: %s on %s", self._seconds(), client.model_name, self._address)
+        log.info("Application startup complete.")
+        if not self._engine.disable_log_stats:
+            self._throughput = Throughput(client)
+            self._throughput.start()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-import signal
 import subprocess
 import sys
-import urllib.request
 
 import pytest
+from server.live import serve
 
 from sensorium import __version__
 from sensorium.bench import step
 from sensorium.cli import COMMANDS, main
+from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
 
 
 def test_version(capsys):
@@ -45,7 +45,7 @@ def test_help_needs_no_torch(command):
     assert f"sensorium {command} [MODEL]" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "bench", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_model_is_one_line_with_a_next_step(command):
     arguments = [command, "./no-such-model"] + (["--port", "0"] if command == "serve" else [])
     done = subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, text=True)
@@ -54,37 +54,42 @@ def test_a_missing_model_is_one_line_with_a_next_step(command):
     assert "no model folder at './no-such-model'; give a folder" in (done.stderr + done.stdout)
 
 
-def test_serve_listens_loads_and_stops(any_model):
-    command = [sys.executable, "-m", "sensorium", "serve", str(any_model), "--port", "0", "--max_model_len", "1k"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            log = []
-            for line in server.stderr:
-                log.append(line)
-                if "ready after" in line:
-                    break
-            url = re.search(r"http://\S+", log[-1])[0]
-            with urllib.request.urlopen(f"{url}/v1/models") as reply:
-                assert json.load(reply)["data"][0]["max_model_len"] == 1000
-        finally:
-            server.send_signal(signal.SIGTERM)
-        assert server.wait() == 0
-    assert [phase for phase in ("listening on", "imports: ", "processor: ", "weights: ", "ready after")
-            if not any(phase in line for line in log)] == []  # fmt: skip
-
-
-def test_serve_names_the_flags_when_it_cannot_listen(capsys):
-    assert main(["serve", "--host", "0.0.0.0"]) == 1
-    error = capsys.readouterr().err
-    assert "--api-key" in error
-    assert error.count("\n") == 1
-
-
 def test_doctor_reports_as_text_and_json(any_model, capsys):
     assert main(["doctor", str(any_model)]) == 0
     assert "KV cache" in capsys.readouterr().out
     assert main(["doctor", str(any_model), "--json"]) == 0
     assert {"torch", "codecs", "device cpu"} <= {finding["about"] for finding in json.loads(capsys.readouterr().out)}
+
+
+def test_collect_env_is_doctor(any_model, capsys):
+    assert main(["collect-env", str(any_model)]) == 0
+    assert "KV cache" in capsys.readouterr().out
+
+
+def test_complete_continues_a_prompt(any_model, capsys):
+    words = ["--prompt", "once upon", "--max-tokens", "4", "--temperature", "0", "--max-model-len", "256"]
+    assert main(["complete", str(any_model), *words]) == 0
+    first = capsys.readouterr().out
+    with EngineClient(EngineConfig(model=str(any_model), max_model_len=256)) as client, serve(client) as live:
+        assert main(["complete", "--url", f"{live.url}/v1", *words]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["serve", "--gpu-memory-utilization", "2"], 2),
+        (["serve", "--allowed-local-media-path", "/no/such/folder"], 2),
+        (["serve", "--enable-auto-tool-choice"], 1),
+        (["chat", "--max-num-seqs", "0"], 2),
+        (["doctor", "--tensor-parallel-size", "1"], 2),
+    ],
+)
+def test_a_wrong_setting_ends_at_once_without_a_traceback(words, status):
+    done = subprocess.run([sys.executable, "-m", "sensorium", *words], capture_output=True, text=True)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 2
 
 
 def test_bench_measures_a_model(any_model, capsys):

@@ -27,6 +27,14 @@ function notice(text) {
 
 // ---- server ----
 
+function takeKey() {
+  // `sensorium serve` prints an address with the key behind the #, which browsers never send.
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (!key) return;
+  sessionStorage.setItem("key", key);
+  history.replaceState(null, "", location.pathname);
+}
+
 async function connect() {
   const state = await api.health();
   const status = at("status");
@@ -251,5 +259,6 @@ at("examples").addEventListener("click", async (event) => {
   ask(text, [await toMedia(file)]);
 });
 
+takeKey();
 connect();
 if (matchMedia("(pointer: fine)").matches) question.focus();
