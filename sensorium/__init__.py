@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sensorium.config import EngineConfig, MediaLimits, ServerConfig
     from sensorium.errors import SensoriumError
-    from sensorium.llm import LLM, CompletionOutput, RequestOutput
-    from sensorium.types import SamplingParams
+    from sensorium.llm import LLM
+    from sensorium.outputs import CompletionOutput, EmbeddingRequestOutput, PoolingRequestOutput, RequestOutput
+    from sensorium.params import BeamSearchParams, PoolingParams, SamplingParams
 
 # torch's CPU threads spin while they wait, on cores that media, HTTP and other programs could use; asleep they cost
 # nothing. It is read when torch is first imported, and left alone where the user has set it.
@@ -23,9 +24,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "llm",
-    "CompletionOutput": "llm",
-    "RequestOutput": "llm",
-    "SamplingParams": "types",
+    "CompletionOutput": "outputs",
+    "RequestOutput": "outputs",
+    "EmbeddingRequestOutput": "outputs",
+    "PoolingRequestOutput": "outputs",
+    "SamplingParams": "params",
+    "BeamSearchParams": "params",
+    "PoolingParams": "params",
     "EngineConfig": "config",
     "MediaLimits": "config",
     "ServerConfig": "config",
@@ -34,9 +39,13 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "CompletionOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
     "MediaLimits",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "SamplingParams",
     "SensoriumError",

@@ -47,6 +47,8 @@ class Environment:
     media_cache_ttl_hours: float = 24.0
     assets_cache: str | None = None
     """Directory of sensorium.assets; None is below the user's cache directory."""
+    assets_url: str | None = None
+    """Where sensorium.assets downloads from in place of the public hosts."""
     api_key: str | None = None
     server_dev_mode: bool = False
     allow_runtime_lora_updating: bool = False

@@ -2,120 +2,113 @@
 
 from __future__ import annotations
 
-import difflib
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from typing import Any, Literal, cast
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
 
 from sensorium.config import EngineConfig
-from sensorium.engine.client import EngineClient, Stream
-from sensorium.errors import EngineError, RequestError, SensoriumError
-from sensorium.messages import read_media, read_messages
-from sensorium.types import (
-    ChatOptions,
-    Failed,
-    Finished,
-    FinishReason,
-    Media,
-    MediaRef,
-    Modality,
-    Prompt,
-    SamplingParams,
-    TextDelta,
-    Timings,
-    TokenLogprob,
-    Usage,
+from sensorium.engine.client import EngineClient
+from sensorium.errors import SensoriumError, UnsupportedError
+from sensorium.inputs import PromptType
+from sensorium.messages import read_content, read_messages
+from sensorium.offline import batch
+from sensorium.offline.batch import Job
+from sensorium.offline.keywords import read_keywords
+from sensorium.offline.progress import Bars, UseTqdm
+from sensorium.offline.prompts import is_one_prompt, read_prompt
+from sensorium.offline.results import Output
+from sensorium.offline.tokenizer import OfflineTokenizer
+from sensorium.outputs import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
 )
+from sensorium.types import ChatOptions, Message, PoolingParams, Prompt, SamplingParams
 
+log = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any]]
-RawPrompt = str | Sequence[int] | Mapping[str, Any]
-MODALITIES: tuple[Modality, ...] = ("image", "audio", "video")
 DEFAULT_MAX_TOKENS = 16
-PROMPT_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "mm_processor_kwargs")
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionOutput:
-    """One answer. cumulative_logprob is None unless log-probabilities were asked for."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
-    cumulative_logprob: float | None
-    finish_reason: FinishReason
-    stop_reason: int | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """A prompt with its answer. `prompt` is the rendered text where the processor keeps it."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    finished: bool
-    metrics: Timings
-    usage: Usage
+_ALIVE: weakref.WeakSet[LLM] = weakref.WeakSet()
 
 
 class LLM:
-    """Loads a model and answers lists of prompts. Keywords are the fields of EngineConfig.
+    """Loads a model and answers lists of prompts.
+
+    Keywords are the fields of EngineConfig and vLLM's names for them; docs/offline.md lists them. Delete the object,
+    close it or use it as a context manager to free the device.
 
     >>> with LLM() as llm:
     ...     llm.chat([{"role": "user", "content": "Hello"}])[0].outputs[0].text
     """
 
     def __init__(self, model: str = "", **options: Any) -> None:
-        known = [field.name for field in fields(EngineConfig)]
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(known)}"
-                raise TypeError(f"LLM() got an unexpected keyword argument {name!r}{hint}")
-        self.client = EngineClient(EngineConfig(model=str(model), **options))
+        config, self._template = read_keywords(model, options)
+        self.client = self._load(config)
+        self._close = weakref.finalize(self, _stop, self.client)
+        self._ids = itertools.count()
+        self._queue = ThreadPoolExecutor(1, thread_name_prefix="sensorium-queue")
+        self._queued: list[Future[list[Output]]] = []
+        self._told = False
+        _ALIVE.add(self)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> LLM:
         """The same from a configuration object."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
 
+    # ---- generation ------------------------------------------------------------------------------------------------
+
     def generate(
         self,
-        prompts: RawPrompt | Sequence[RawPrompt],
+        prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Continue prompts in the model's own notation, control tokens and media placeholders included.
 
-        A prompt is a string, a list of token ids, or a dict with "prompt" or "prompt_token_ids", "multi_modal_data"
-        ({"image": picture or list of them, "audio": (samples, rate), "video": frames}) and "mm_processor_kwargs".
-        Outputs come in the order of the prompts, one each. Without sampling_params the model's defaults hold, and as
-        in vLLM an answer ends after 16 tokens.
+        A prompt is a string, a list of token ids, or a dict; see sensorium.inputs. Outputs come in the order of the
+        prompts, one each. Without sampling_params the model's defaults hold, and as in vLLM an answer ends after 16
+        tokens. A prompt that cannot be used raises a ValueError with its number, and no prompt is answered.
         """
-        items = _one_or_many(prompts, _is_one_prompt)
-        return self._run([lambda item=item: self._prepare_raw(item) for item in items], sampling_params, use_tqdm)
+        _refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
+        jobs = self._raw_jobs(prompts, sampling_params, priority, mm_processor_kwargs)
+        return cast("list[RequestOutput]", self._run(jobs, use_tqdm, "prompts", sampling_params is None))
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, in the OpenAI form; see sensorium.messages for the parts.
 
-        sampling_params as in generate.
+        chat_template: a Jinja template instead of the model's. sampling_params and errors as in generate.
         """
+        _refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
         options = ChatOptions(
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -123,13 +116,115 @@ class LLM:
             media_kwargs=mm_processor_kwargs or {},
             tools=tuple(tools or ()),
         )
-        items = _one_or_many(messages, lambda value: bool(value) and isinstance(value[0], Mapping))
-        calls = [lambda item=item: self.client.prepare_chat(read_messages(item), options) for item in items]
-        return self._run(calls, sampling_params, use_tqdm)
+        options = self._template.applied(options, chat_template, chat_template_content_format)
+        jobs = self._chat_jobs(messages, options, sampling_params, priority)
+        return cast("list[RequestOutput]", self._run(jobs, use_tqdm, "conversations", sampling_params is None))
+
+    def enqueue(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+        use_tqdm: UseTqdm = False,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Like generate, but returns the ids of the requests at once; wait_for_completion has the outputs."""
+        _refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
+        return self._later(self._raw_jobs(prompts, sampling_params, priority, None), use_tqdm, "prompts")
+
+    def enqueue_chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: UseTqdm = False,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Like chat, but returns the ids of the requests at once; wait_for_completion has the outputs."""
+        options = ChatOptions(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=chat_template_kwargs or {},
+            media_kwargs=mm_processor_kwargs or {},
+            tools=tuple(tools or ()),
+        )
+        options = self._template.applied(options, chat_template, "auto")
+        return self._later(self._chat_jobs(messages, options, sampling_params, None), use_tqdm, "conversations")
+
+    def wait_for_completion(self) -> list[RequestOutput]:
+        """Outputs of everything enqueued since the last call, in that order. Raises what the first bad prompt did."""
+        waiting, self._queued = self._queued, []
+        return [cast("RequestOutput", output) for future in waiting for output in future.result()]
+
+    # ---- embeddings ------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        pooling_task: Literal["embed", "token_embed"] = "token_embed",
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What pooling makes of each prompt, as tensors: one vector for each token, or with "embed" one in all.
+
+        Needs runner="pooling". pooling_task counts where no pooling_params are given.
+        """
+        _refuse(lora_request=lora_request)
+        jobs = self._raw_jobs(prompts, pooling_params or PoolingParams(task=pooling_task), None, None)
+        return cast("list[PoolingRequestOutput[PoolingOutput]]", self._run(jobs, use_tqdm, "prompts"))
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        use_tqdm: UseTqdm = True,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        lora_request: None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """One embedding for each prompt, as a list of numbers."""
+        found = self.encode(prompts, pooling_params, use_tqdm, lora_request, "embed")
+        return [_with(output, EmbeddingOutput(_numbers(output.outputs.data))) for output in found]
+
+    def score(self, data_1: Any, data_2: Any, use_tqdm: UseTqdm = True) -> list[ScoringRequestOutput]:
+        """How alike texts or pictures are: the cosine of their embeddings.
+
+        Each side is a string, {"content": parts} as in a chat message, or a list of those; one is compared with all
+        of the other side, and lists of equal length pair by pair. Ids in the results are those of data_2's prompts.
+        """
+        sides = [_one_or_many(data, lambda value: isinstance(value, str | Mapping)) for data in (data_1, data_2)]
+        if len(sides[0]) != len(sides[1]) and 1 not in map(len, sides):
+            raise ValueError(f"data_1 and data_2 have {len(sides[0])} and {len(sides[1])} entries; give one or as many")
+        params = PoolingParams(task="embed")
+        jobs = [Job(self._id(), self._scored(item), params) for side in sides for item in side]
+        found = cast("list[PoolingRequestOutput[PoolingOutput]]", self._run(jobs, use_tqdm, "prompts"))
+        left, right = found[: len(sides[0])], found[len(sides[0]) :]
+        count = max(len(left), len(right))
+        pairs = zip(left * (count // len(left)), right * (count // len(right)), strict=True)
+        return [_with(two, ScoringOutput(_cosine(one.outputs.data, two.outputs.data))) for one, two in pairs]
+
+    # ---- around it -------------------------------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> OfflineTokenizer:
+        return OfflineTokenizer(self.client)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What generate and chat use where they are given none: the model's own values, and 16 tokens."""
+        return replace(self.client.default_sampling, max_tokens=DEFAULT_MAX_TOKENS)
+
+    def get_metrics(self) -> dict[str, int | float]:
+        """Counters of the engine since it started, by name."""
+        stats = self.client.stats()
+        return {name: value for name, value in asdict(stats).items() if isinstance(value, int | float)}
 
     def close(self) -> None:
         """Stop the engine and free the device. Safe to call twice."""
-        self.client.close()
+        self._queue.shutdown(wait=False, cancel_futures=True)
+        self._close()
 
     def __enter__(self) -> LLM:
         return self
@@ -137,126 +232,123 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"LLM has no {name}" + (f": {_ABSENT[name]}" if name in _ABSENT else ""))
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _prepare_raw(self, item: RawPrompt) -> Prompt:
-        if not isinstance(item, Mapping):
-            return self.client.prepare_raw(item)
-        if unknown := [key for key in item if key not in PROMPT_KEYS]:
-            raise RequestError(f"a prompt has no {unknown[0]!r}; known: {', '.join(PROMPT_KEYS)}", param=unknown[0])
-        text = item.get("prompt_token_ids", item.get("prompt"))
-        if text is None:
-            raise RequestError("a prompt needs 'prompt' or 'prompt_token_ids'", param="prompt")
-        media = _media(item.get("multi_modal_data") or {})
-        return self.client.prepare_raw(text, media, ChatOptions(media_kwargs=item.get("mm_processor_kwargs") or {}))
+    @staticmethod
+    def _load(config: EngineConfig) -> EngineClient:
+        try:
+            return EngineClient(config)
+        except (SensoriumError, MemoryError, torch.OutOfMemoryError) as error:
+            others = [repr(llm.client.model_name) for llm in _ALIVE if llm.client.is_alive]
+            if others and getattr(error, "code", "") != "unsupported":
+                hint = f"; {', '.join(others)} of this process still holds memory: close() or delete it first"
+                error.args = (f"{error}{hint}",)
+            raise
 
-    def _run(
-        self,
-        calls: Sequence[Callable[[], Prompt]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        """Prepare and submit while the engine generates, never more than its queue holds; collect in order."""
-        params = _per_prompt(sampling_params, len(calls), self.client.default_sampling)
-        flying: deque[tuple[Prompt, Stream]] = deque()
-        outputs: list[RequestOutput] = []
-        window = max(self.client.config.max_waiting, 1)
-        with _bar(use_tqdm) as bar:
-            task = bar.add_task("Answering", total=len(calls))
-            try:
-                for index, (call, sampling) in enumerate(zip(calls, params, strict=True)):
-                    try:
-                        prompt = call()
-                        flying.append((prompt, self.client.submit(prompt, sampling)))
-                    except SensoriumError as error:
-                        if len(calls) > 1:
-                            error.args = (f"prompt {index}: {error.message}",)
-                        raise
-                    if len(flying) == window:
-                        outputs.append(_collect(*flying.popleft()))
-                        bar.advance(task)
-                while flying:
-                    outputs.append(_collect(*flying.popleft()))
-                    bar.advance(task)
-            finally:
-                for _, stream in flying:
-                    stream.abort()
+    def _id(self) -> str:
+        return str(next(self._ids))
+
+    def _raw_jobs(
+        self, prompts: Any, params: Any, priority: Any, mm_processor_kwargs: Mapping[str, Any] | None
+    ) -> list[Job]:
+        items = _one_or_many(prompts, is_one_prompt)
+        calls = [lambda item=item: self._prepare_raw(item, mm_processor_kwargs or {}) for item in items]
+        return self._jobs(calls, params, priority)
+
+    def _chat_jobs(self, messages: Any, options: ChatOptions, params: Any, priority: Any) -> list[Job]:
+        items = _one_or_many(messages, lambda value: bool(value) and isinstance(value[0], Mapping))
+        calls = [lambda item=item: self._prepare_chat(read_messages(item, self._loading), options) for item in items]
+        return self._jobs(calls, params, priority)
+
+    def _jobs(self, calls: Sequence[Callable[[], tuple[Prompt, str]]], params: Any, priority: Any) -> list[Job]:
+        each = _per_prompt("sampling_params", params, len(calls), self.get_default_sampling_params())
+        first = _per_prompt("priority", priority, len(calls), 0)
+        return [Job(self._id(), call, own, rank) for call, own, rank in zip(calls, each, first, strict=True)]
+
+    def _prepare_raw(self, item: PromptType, media_kwargs: Mapping[str, Any]) -> tuple[Prompt, str]:
+        raw = read_prompt(item, media_kwargs, self._loading)
+        return self.client.prepare_raw(raw.text, cast("Any", raw.media), raw.options), raw.options.namespace
+
+    def _prepare_chat(self, messages: Sequence[Message], options: ChatOptions) -> tuple[Prompt, str]:
+        return self.client.prepare_chat(messages, options), options.namespace
+
+    def _scored(self, item: Any) -> Callable[[], tuple[Prompt, str]]:
+        if isinstance(item, str):
+            return lambda: self._prepare_raw(item, {})
+        unknown = [name for name in item if name != "content"]
+        if unknown or "content" not in item:
+            raise ValueError('what is scored is a string or {"content": parts}')
+        options = self._template.applied(ChatOptions(add_generation_prompt=False), None, "auto")
+        parts = read_content(item["content"], "content", self._loading)
+        return lambda: self._prepare_chat([Message("user", parts)], options)
+
+    @property
+    def _loading(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.client.config.media_io_kwargs
+
+    def _run(self, jobs: Sequence[Job], use_tqdm: UseTqdm, what: str, by_default: bool = False) -> list[Output]:
+        with Bars(use_tqdm, len(jobs), what) as bars:
+            outputs = batch.run(self.client, jobs, bars)
+        cut = [output for output in outputs if isinstance(output, RequestOutput)] if by_default else []
+        if not self._told and any(answer.finish_reason == "length" for output in cut for answer in output.outputs):
+            self._told = True
+            log.warning(
+                "answers end after %d tokens where no sampling_params are given; pass "
+                "SamplingParams(max_tokens=...) for longer ones",
+                DEFAULT_MAX_TOKENS,
+            )
         return outputs
 
-
-def _collect(prompt: Prompt, stream: Stream) -> RequestOutput:
-    text: list[str] = []
-    ids: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    for event in stream:
-        if isinstance(event, TextDelta):
-            text.append(event.text)
-            ids += event.token_ids
-            logprobs += event.logprobs
-        elif isinstance(event, Failed):
-            raise EngineError(event.message, param=event.param)
-        elif isinstance(event, Finished):
-            return _output(prompt, event, "".join(text), ids, logprobs or None)
-    raise AssertionError("a stream ended without its last event")
+    def _later(self, jobs: list[Job], use_tqdm: UseTqdm, what: str) -> list[str]:
+        self._queued.append(self._queue.submit(self._run, jobs, use_tqdm, what))
+        return [job.id for job in jobs]
 
 
-def _output(
-    prompt: Prompt, end: Finished, text: str, ids: list[int], logprobs: list[TokenLogprob] | None
-) -> RequestOutput:
-    total = sum(item.logprob for item in logprobs) if logprobs else None
-    answer = CompletionOutput(0, text, ids, logprobs, total, end.reason, end.stop_reason)
-    return RequestOutput(
-        request_id=end.request_id,
-        prompt=prompt.text,
-        prompt_token_ids=list(prompt.ids),
-        outputs=[answer],
-        finished=True,
-        metrics=end.timings,
-        usage=end.usage,
-    )
+_ABSENT = {
+    "classify": "no model with a classification head is supported",
+    "sleep": "delete the LLM to free the device",
+    "wake_up": "delete the LLM to free the device",
+    "start_profile": "profile the process with torch.profiler",
+    "stop_profile": "profile the process with torch.profiler",
+    "collective_rpc": "there is one engine, without workers to call",
+    "apply_model": "there is one engine, without workers to call",
+}
+
+
+def _stop(client: EngineClient) -> None:
+    client.close()
 
 
 def _one_or_many(value: Any, is_one: Callable[[Any], bool]) -> list[Any]:
     return [value] if is_one(value) else list(value)
 
 
-def _is_one_prompt(value: Any) -> bool:
-    return isinstance(value, str | Mapping) or (bool(value) and isinstance(value[0], int))
+def _per_prompt(name: str, value: Any, count: int, default: Any) -> list[Any]:
+    """One for each prompt, from one for all, a list, or None."""
+    if value is None or not isinstance(value, list | tuple):
+        return [default if value is None else value] * count
+    each = cast("Sequence[Any]", value)
+    if len(each) != count:
+        raise ValueError(f"{len(each)} {name} for {count} prompts; give one, or one each")
+    return list(each)
 
 
-def _per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or replace(default, max_tokens=DEFAULT_MAX_TOKENS)] * count
-    if len(params) != count:
-        raise ValueError(f"{len(params)} sampling_params for {count} prompts; give one, or one each")
-    return list(params)
+def _refuse(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UnsupportedError(f"{name}: not supported; leave it out", param=name)
 
 
-def _media(data: Mapping[str, Any]) -> list[Media | MediaRef]:
-    """multi_modal_data as media, images first, then audio, then video: a raw prompt's placeholders per modality."""
-    for name in data:
-        if name not in MODALITIES:
-            raise RequestError(f"multi_modal_data has no {name!r}; use {', '.join(MODALITIES)}", param=name)
-    found: list[Media | MediaRef] = []
-    for modality in MODALITIES:
-        if (value := data.get(modality)) is not None:
-            items: Iterable[Any] = value if _is_many(modality, value) else [value]
-            found += [read_media(modality, item, f"multi_modal_data.{modality}[{i}]") for i, item in enumerate(items)]
-    return found
+def _with(output: PoolingRequestOutput[PoolingOutput], outputs: Any) -> PoolingRequestOutput[Any]:
+    return replace(output, outputs=outputs)
 
 
-def _is_many(modality: Modality, value: Any) -> bool:
-    """Whether a value is a list of media: a list of frames is one video, and a list of numbers one recording."""
-    if not isinstance(value, list) or not value:
-        return False
-    first = cast("list[Any]", value)[0]
-    if modality == "video":
-        return isinstance(first, str | bytes | tuple | list) or getattr(first, "ndim", 0) == 4
-    return not isinstance(first, int | float)
+def _numbers(vector: torch.Tensor) -> list[float]:
+    return vector.tolist()  # pyright: ignore - torch's stubs say nothing of its items
 
 
-def _bar(shown: bool) -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, disable=not shown)
+def _cosine(one: torch.Tensor, two: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0).item()

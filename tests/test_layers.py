@@ -28,8 +28,16 @@ LAYERS = {
     "models": LOW | {"kernels", "layers", "media"},
     "engine": LOW | {"kernels", "layers", "models", "media"},
     "parsers": LOW,
-    "messages": LOW | {"media"},
-    "llm": LOW | {"engine", "messages"},
+    "live_media": LOW | {"media"},
+    "messages": LOW | {"live_media"},
+    "inputs": set(),
+    "outputs": {"types"},
+    "sampling_params": {"params"},
+    "offline": LOW | {"engine", "models", "live_media", "messages", "outputs"},
+    "llm": LOW | {"engine", "messages", "inputs", "outputs", "offline"},
+    "assets": LOW | {"media"},
+    "multimodal": {"media"},
+    "utils": set(),
     "server": LOW | {"engine", "parsers"},
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}

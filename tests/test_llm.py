@@ -76,9 +76,13 @@ def test_sampling_params_one_or_one_each(llm):
 def test_logprobs_come_one_a_token(llm):
     sampling = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2)
     answer = llm.generate("a", sampling)[0].outputs[0]
-    assert [item.token_id for item in answer.logprobs] == answer.token_ids
-    assert all(len(item.top) == 2 and item.logprob == item.top[0][1] for item in answer.logprobs)
-    assert answer.cumulative_logprob == pytest.approx(sum(item.logprob for item in answer.logprobs))
+    assert [next(iter(position)) for position in answer.logprobs] == answer.token_ids
+    chosen = [position[token] for position, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+    assert all(len(position) == 2 for position in answer.logprobs)
+    assert [item.rank for item in chosen] == [1, 1, 1]
+    assert "".join(item.decoded_token for item in chosen) == answer.text
+    assert answer.cumulative_logprob == pytest.approx(sum(item.logprob for item in chosen))
+    assert answer.finished()
 
 
 def test_a_picture_is_the_same_in_every_form(llm, tmp_path):
@@ -142,7 +146,7 @@ def test_a_bad_prompt_names_its_index_and_the_engine_goes_on(llm):
         ([{"type": "image_url", "image_url": "http://127.0.0.1/a.png"}], MediaFetchError, "not allowed"),
         ([{"type": "hologram"}], RequestError, "'hologram'"),
         ([{"type": ["text"]}], RequestError, "has type"),
-        ([{"type": "text"}], RequestError, "must be a string"),
+        ([{"type": "text", "text": 5}], RequestError, "must be a string"),
         ([3], RequestError, "has type None"),
         (5, RequestError, "content"),
         ("long " * 5000, ContextLengthError, "context"),

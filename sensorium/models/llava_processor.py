@@ -61,7 +61,7 @@ class Processor:
 
     def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
         """A prompt with one <image> per picture, or with all its placeholders."""
-        ids = self._writer.read(text)
+        ids = self._writer.read(text, media)
         return self._writer.expand(ids, self._items(media, options), text if isinstance(text, str) else None)
 
     def _items(self, media: Sequence[Media], options: ChatOptions) -> list[MediaItem]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.minicpm_assembly import Assembly, Marks
 from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Sound, Variant
 from sensorium.models.tokenizer import Tokenizer, read_json
@@ -26,6 +27,8 @@ SPEECH_INSTRUCTIONS = {
     "transcribe:zh": "请仔细听这段音频片段，并将其内容逐字记录。\n{audio}",
 }
 """The wordings of MiniCPM-o's model card."""
+_PLACEHOLDERS = {name: f"(<{name}>./</{name}>)" for name in ("image", "audio", "video")}
+_OWN = {name: re.compile(rf"<{name}>\./</{name}>") for name in _PLACEHOLDERS}
 
 Piece = Picture | Sound
 
@@ -77,18 +80,19 @@ class Processor:
         if not isinstance(text, str):
             return self._from_ids(text, media, settings)
         self._check_length(text, "prompt")
+        text = with_own_placeholders(text, media, _PLACEHOLDERS, _OWN)
         waiting = {name: [item for item in media if item.modality == name] for name in ("image", "audio", "video")}
         segments: list[str | Piece] = []
         end = 0
         for match in _WRITTEN.finditer(text):
             modality = match[1] or match[2]
             if not waiting[modality]:
-                raise RequestError(f"the prompt has more {modality} placeholders than media", param="prompt")
+                raise _miscounted(text, modality, media)
             segments.append(text[end : match.start()])
             segments += self._cut(waiting[modality].pop(0), settings, group=len(segments))
             end = match.end()
-        if left := sum(map(len, waiting.values())):
-            raise RequestError(f"the prompt has no placeholder for {left} of the media", param="prompt")
+        if left := [modality for modality, items in waiting.items() if items]:
+            raise _miscounted(text, left[0], media)
         prompt = self._assemble([*segments, text[end:]], settings, {}, text)
         return self._checked(prompt)
 
@@ -240,6 +244,15 @@ class Processor:
     def _shown(self, piece: Piece) -> str:
         written = "<image>./</image>" if isinstance(piece, Picture) else "<audio>./</audio>"
         return f"({written})" if self.variant.brackets else written
+
+
+def _miscounted(text: str, modality: str, media: Sequence[HasModality]) -> RequestError:
+    found, count = len(_OWN[modality].findall(text)), sum(item.modality == modality for item in media)
+    return RequestError(
+        f"the prompt has {found} {modality} placeholders; its {modality} items are {count}. Write "
+        f"{_PLACEHOLDERS[modality]} for each",
+        param="prompt",
+    )
 
 
 def _followers(segments: Sequence[str | Piece]) -> Iterator[Picture]:

@@ -5,6 +5,7 @@ The checkpoint's chat template places the tokens; here they are found, counted a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from sensorium.errors import CheckpointError, ContextLengthError, RequestError
 from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.tokenizer import Tokenizer
 from sensorium.types import ChatOptions, Media, MediaItem, Message, Modality, Prompt, Span
 
@@ -54,6 +56,7 @@ class PromptWriter:
             if token_id not in spellings:
                 raise CheckpointError(f"the tokenizer has no control token {token_id}, which stands for an {modality}")
         self._spellings = tuple(spellings[token_id] for token_id in notation.ids.values())
+        self._own = {name: re.compile(re.escape(spellings[token_id])) for name, token_id in notation.ids.items()}
         self._takes_parts = self._probe()
 
     # ---- text to ids ----------------------------------------------------------------------------------------------
@@ -84,10 +87,11 @@ class PromptWriter:
         ids = self.tokenizer.encode_mixed(rendered, stand_ins.literals)
         return Page(self._prefixed(ids), media, stand_ins.restore(rendered))
 
-    def read(self, prompt: str | Sequence[int]) -> list[int]:
+    def read(self, prompt: str | Sequence[int], media: Sequence[HasModality] = ()) -> list[int]:
         """Ids of a prompt that the caller wrote, control tokens included."""
         if isinstance(prompt, str):
             self._check_length(prompt, "prompt")
+            prompt = with_own_placeholders(prompt, media, self.notation.written, self._own)
             return self._prefixed(self.tokenizer.encode(prompt, allow_special=True))
         if any(type(token_id) is not int or not 0 <= token_id < self.tokenizer.vocab_size for token_id in prompt):
             raise RequestError(f"token ids must be integers from 0 to {self.tokenizer.vocab_size - 1}", param="prompt")
@@ -183,6 +187,8 @@ class PromptWriter:
         found, rows = list(ids).count(self.notation.ids[modality]), sum(item.rows for item in queue)
         if found not in (len(queue), rows):
             raise RequestError(
-                f"the prompt has {found} {modality} placeholders; its {modality} items are {len(queue)}", param="prompt"
+                f"the prompt has {found} {modality} placeholders; its {modality} items are {len(queue)}. Write "
+                f"{self.notation.written[modality]} for each",
+                param="prompt",
             )
         return queue, found != len(queue)

@@ -118,7 +118,7 @@ class Processor:
 
     def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
         """A prompt with one <|image_pad|> or <|video_pad|> per medium, or with all its placeholders."""
-        ids = self._writer.read(text)
+        ids = self._writer.read(text, media)
         shown = text if isinstance(text, str) else None
         return self._placed(self._writer.expand(ids, self._items(media, options), shown))
 

@@ -1,0 +1,1 @@
+"""Public sample media, downloaded on first use."""

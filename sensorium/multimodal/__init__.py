@@ -1,0 +1,1 @@
+"""What callers do with media before they hand it over."""

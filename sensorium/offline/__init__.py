@@ -1,0 +1,1 @@
+"""What LLM is made of."""

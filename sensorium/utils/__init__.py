@@ -1,0 +1,1 @@
+"""Names that callers of vLLM import from here."""
