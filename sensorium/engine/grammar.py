@@ -1,0 +1,234 @@
+"""Structured output: what a user writes becomes a grammar, checked in a process that may die, and then a matcher that
+says before every token which tokens may come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sensorium.engine.grammar_compile import TokenTable, begin
+from sensorium.errors import OverloadedError, RequestError
+from sensorium.models.base import Tokenizer
+from sensorium.types import StructuredOutputs
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_PARAM = "structured_outputs"
+_WALL_S = 10.0
+"""The worker has 2 s of processor time; this is for a machine that gives it none."""
+_MAX_WAITING = 32
+_MAX_ERROR_CHARS = 300
+_CACHE_BYTES = 64 << 20
+_MAX_MATCHERS = 64
+_STACK_BYTES = 64 << 20
+
+
+class GrammarChecker:
+    """Turns StructuredOutputs into checked grammars, in a worker process that is started when first needed.
+
+    Safe to call from several threads; they take turns. Results, errors too, are kept up to 64 MiB.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._num_waiting = 0
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
+        self._known_bytes = 0
+
+    def check(self, wanted: StructuredOutputs) -> str:
+        """The grammar in llguidance's notation. Blocks for up to some seconds.
+
+        RequestError where nothing can be made of it within 2 s and 256 MiB, OverloadedError where too many wait.
+        """
+        job = json.dumps(
+            {name: value for name, value in dataclasses.asdict(wanted).items() if name != "after"}
+        ).encode()
+        key = hashlib.sha256(job).digest()
+        answer = self._recall(key)
+        if answer is None:
+            with self._waiting(), self._turn:
+                answer = self._recall(key)
+                if answer is None:
+                    answer = self._ask(job)
+                    self._keep(key, answer)
+        if "grammar" not in answer:
+            message = " ".join(answer["error"].split())[:_MAX_ERROR_CHARS]
+            raise RequestError(f"{_PARAM}: {message}", param=_PARAM)
+        return answer["grammar"]
+
+    def close(self) -> None:
+        """End the worker process. A later check starts another."""
+        with self._turn:
+            self._kill()
+
+    @contextlib.contextmanager
+    def _waiting(self):  # noqa: ANN202 - contextlib's own type
+        with self._lock:
+            if self._num_waiting >= _MAX_WAITING:
+                raise OverloadedError(f"{self._num_waiting} grammars wait to be compiled already; try again later")
+            self._num_waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_waiting -= 1
+
+    def _recall(self, key: bytes) -> dict[str, str] | None:
+        with self._lock:
+            answer = self._known.get(key)
+            if answer is not None:
+                self._known.move_to_end(key)
+            return answer
+
+    def _keep(self, key: bytes, answer: dict[str, str]) -> None:
+        with self._lock:
+            self._known[key] = answer
+            self._known_bytes += sum(map(len, answer.values()))
+            while self._known_bytes > _CACHE_BYTES:
+                _, old = self._known.popitem(last=False)
+                self._known_bytes -= sum(map(len, old.values()))
+
+    def _ask(self, job: bytes) -> dict[str, str]:
+        worker, fresh = self._worker, False
+        if worker is None or worker.poll() is not None:
+            worker = self._worker = _start_worker()
+            fresh = True
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            if fresh:
+                tokens, special = token_table(self._tokenizer)
+                table = {"tokens": [token.hex() for token in tokens], "special": special}
+                worker.stdin.write(json.dumps(table).encode() + b"\n")
+            worker.stdin.write(job + b"\n")
+            worker.stdin.flush()
+            if select.select([worker.stdout], [], [], _WALL_S)[0] and (line := worker.stdout.readline()).endswith(
+                b"\n"
+            ):
+                return json.loads(line)
+        except BrokenPipeError:
+            pass
+        self._kill()
+        return {"error": "too large or too deep to compile within 2 seconds and 256 MiB"}
+
+    def _kill(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
+            with contextlib.suppress(BrokenPipeError):
+                worker.__exit__(None, None, None)  # closes the pipes and waits
+
+
+def _start_worker() -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "sensorium.engine.grammar_worker"]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True,  # Ctrl-C in a terminal is for its parent
+    )
+
+
+class Matcher:
+    """Follows one answer through its grammar.
+
+    size: tokens of the table it was compiled for. ends: ids that end a text, allowed once the grammar accepts. after: ids that must have come before it begins.
+    """
+
+    def __init__(self, inner: LLMatcher, size: int, ends: frozenset[int], after: tuple[int, ...] = ()) -> None:
+        self._inner = inner
+        self._size = size
+        self._ends = sorted(ends)
+        self._after = after
+        self._tail: list[int] = []
+        self._begun = not after
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the grammar is satisfied and nothing can follow."""
+        return self._begun and self._inner.is_stopped() and self._inner.is_accepting()
+
+    def closed(self, width: int) -> np.ndarray | None:
+        """[width] bool, true for tokens that may not come next; None where any may."""
+        if not self._begun:
+            return None
+        allowed = np.zeros(width, dtype=bool)
+        if not self._inner.is_error():
+            bits = np.unpackbits(np.frombuffer(self._inner.compute_bitmask(), np.uint8), bitorder="little")
+            size = min(width, self._size)
+            allowed[:size] = bits[:size]
+            if self._inner.is_accepting():
+                allowed[[end for end in self._ends if end < width]] = True
+        return ~allowed
+
+    def accept(self, token: int) -> None:
+        if not self._begun:
+            self._tail = [*self._tail[1 - len(self._after) :], token] if len(self._after) > 1 else [token]
+            self._begun = tuple(self._tail) == self._after
+        elif not self._inner.is_stopped():
+            self._inner.consume_token(token)
+
+
+def token_table(tokenizer: Tokenizer) -> tuple[list[bytes], list[int]]:
+    """The bytes of every token, and the ids of those that are no text: an answer could grow by them without getting on."""
+    tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+    return tokens, [i for i, text in enumerate(tokens) if i in tokenizer.special_ids or not text]
+
+
+class GrammarCompiler:
+    """Makes matchers for one tokenizer in a thread of its own. The engine polls the futures."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.checker = GrammarChecker(tokenizer)
+        self._pool: ThreadPoolExecutor | None = None
+        self._table: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def submit(self, wanted: StructuredOutputs, ends: frozenset[int]) -> Future[Matcher]:
+        """A matcher, or RequestError. ends: ids that may end the answer."""
+        if self._pool is None:
+            previous = threading.stack_size(_STACK_BYTES)
+            self._pool = ThreadPoolExecutor(1, "sensorium-grammar")
+            self._pool.submit(int).result()  # its thread starts now, while the size holds
+            threading.stack_size(previous)
+        return self._pool.submit(self._compile, wanted, ends)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self.checker.close()
+
+    def _compile(self, wanted: StructuredOutputs, ends: frozenset[int]) -> Matcher:
+        grammar = self.checker.check(wanted)
+        inner = self._compiled.get(grammar)
+        if inner is None:
+            if self._table is None:
+                self._table = TokenTable(*token_table(self._tokenizer)).build()
+            inner = self._compiled[grammar] = begin(self._table, grammar)
+            if len(self._compiled) > _MAX_MATCHERS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return Matcher(inner.deep_copy(), self._tokenizer.vocab_size, ends, wanted.after)

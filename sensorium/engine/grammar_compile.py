@@ -1,0 +1,95 @@
+"""From what users write as answer formats to llguidance's grammars and matchers. Slow or fatal for some inputs: see
+grammar_worker, where everything is tried first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, grammar_from
+
+
+def limits() -> LLParserLimits:
+    """Bounds on a grammar while it is compiled and while it is followed."""
+    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+
+class TokenTable:
+    """The tokens that llguidance cuts texts into. The last one stands for the end, whatever ends a model's text."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokens: Sequence[bytes], special: Sequence[int]) -> None:
+        self.tokens = [*tokens, b"<end>"]
+        self.eos_token_id = len(tokens)
+        self.special_token_ids = [*special, len(tokens)]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Only for what a grammar forces, which nobody asks for here: a byte each."""
+        return list(text.encode() if isinstance(text, str) else text)
+
+    def build(self) -> LLTokenizer:
+        return LLTokenizer(self, n_vocab=len(self.tokens), eos_token=[self.eos_token_id])  # type: ignore[arg-type]
+
+
+def to_grammar(fields: Mapping[str, Any]) -> str:
+    """The grammar of a StructuredOutputs in llguidance's notation. Raises ValueError with a text for the user."""
+    if fields.get("json") is not None or fields.get("json_object"):
+        schema = json.loads(fields["json"]) if fields.get("json") is not None else {"type": "object"}
+        if fields.get("disable_additional_properties"):
+            _close_objects(schema)
+        options: dict[str, Any] = {}
+        if fields.get("whitespace_pattern") is not None:
+            options["whitespace_pattern"] = fields["whitespace_pattern"]
+        if fields.get("disable_any_whitespace"):
+            options["whitespace_flexible"] = False
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options or None)  # type: ignore[arg-type]
+    if fields.get("regex") is not None:
+        return LLMatcher.grammar_from_regex(fields["regex"])
+    if fields.get("choice") is not None:
+        return grammar_from("choice", json.dumps(fields["choice"]))
+    if fields.get("structural_tag") is not None:
+        return _tags(json.loads(fields["structural_tag"]))
+    return grammar_from("grammar", fields["grammar"])
+
+
+def _close_objects(schema: Any) -> None:
+    """Let objects have no properties but the listed ones, wherever a schema does not say."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for value in schema.values():
+            _close_objects(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _close_objects(value)
+
+
+def _tags(spec: Mapping[str, Any]) -> str:
+    structures, triggers = spec.get("structures"), spec.get("triggers")
+    if not isinstance(structures, list) or not structures or not isinstance(triggers, list) or not triggers:
+        raise ValueError("a structural tag needs lists of structures and triggers, none of them empty")
+    tags: list[StructTag] = []
+    for at, item in enumerate(structures):
+        begin, end = (item.get(name) if isinstance(item, dict) else None for name in ("begin", "end"))
+        if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(item.get("schema"), dict):
+            raise ValueError(f"structures[{at}] needs begin and end as texts and schema as an object")
+        trigger = next((text for text in triggers if isinstance(text, str) and text and begin.startswith(text)), None)
+        if trigger is None:
+            raise ValueError(f"structures[{at}].begin starts with none of the triggers")
+        tags.append(StructTag(trigger=trigger, begin=begin, grammar=item["schema"], end=end))
+    return StructTag.to_grammar(tags, assume_special=False)
+
+
+def begin(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """A matcher that has shown that it can choose a first token. Raises ValueError."""
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        reason = matcher.get_error()
+        raise ValueError("no text fits it" if "NoExtension" in reason else reason)
+    return matcher
