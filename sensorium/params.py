@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sensorium.errors import RequestError, UnsupportedError
@@ -121,6 +121,16 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+    def choice(self, index: int) -> SamplingParams:
+        """The parameters of answer number `index` alone. Only the first scores the prompt that all share."""
+        return replace(
+            self,
+            n=1,
+            best_of=None,
+            seed=None if self.seed is None else (self.seed + index) % _INT64,
+            prompt_logprobs=self.prompt_logprobs if index == 0 else None,
+        )
 
     def _check_numbers(self) -> None:
         _number("temperature", self.temperature, 0, 2)

@@ -182,9 +182,6 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     pooling: PoolingParams | None = None
-    leader: str | None = None
-    """A request with the same prompt, submitted before: this one waits for its prompt's blocks instead of computing
-    them again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sensorium.config import EngineConfig
+from sensorium.engine.admission import Admission
 from sensorium.engine.checkpoint import Progress
+from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.prepare import Preparer
 from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, RefuseWaiting
 from sensorium.engine.stream import Stream, hand_out
-from sensorium.errors import ContextLengthError, EngineDeadError, OverloadedError, RequestError, ShuttingDownError
+from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
 from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
@@ -37,6 +39,7 @@ from sensorium.types import (
     Prompt,
     Request,
     SamplingParams,
+    StructuredOutputs,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +78,8 @@ class EngineClient:
         self.modalities = self.facts.modalities
         self.tokenizer: Tokenizer = self.processor.tokenizer
         self.default_sampling: SamplingParams = self.facts.default_sampling
+        self._admission = Admission(self.facts, self.tokenizer, self.config)
+        self._grammars = GrammarChecker(self.tokenizer)
         threads = self.config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._preparer = Preparer(self.processor, self.modalities, self.config.limits)
         self._media_pool = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-media")
@@ -137,12 +142,17 @@ class EngineClient:
         namespace: str = "",
         priority: int = 0,
         pooling: PoolingParams | None = None,
+        limit_logprobs: bool = True,
     ) -> Stream:
-        """Queue a generation, or with `pooling` an embedding.
+        """Queue a generation, or with `pooling` an embedding. limit_logprobs: see Admission.
 
-        Refuses before queueing, with ContextLengthError, RequestError, OverloadedError or EngineDeadError.
+        Refuses before queueing, with ContextLengthError, RequestError, OverloadedError or EngineDeadError. Structured
+        output that cannot be compiled ends in a Failed with status 400; acheck_structured() finds out before.
         """
-        self._check(prompt, sampling)
+        if pooling is not None:
+            self._admission.check_pooling(prompt, pooling)
+        else:
+            self._admission.check(prompt, sampling, priority, limit_logprobs=limit_logprobs)
         request_id = request_id or f"request-{next(self._ids)}"
         try:
             loop = asyncio.get_running_loop()
@@ -173,27 +183,12 @@ class EngineClient:
             raise
         return stream
 
-    def _check(self, prompt: Prompt, sampling: SamplingParams) -> None:
-        count, limit = len(prompt.ids), self.max_model_len
-        if count == 0:
-            raise RequestError("the prompt is empty", param="prompt")
-        if count >= limit:
-            raise ContextLengthError(
-                f"the prompt has {count} tokens; with one to generate that exceeds this model's context of {limit}",
-                param="messages",
-            )
-        vocab = self.facts.vocab_size
-        named = {"prompt": prompt.ids, "stop_token_ids": sampling.stop_token_ids, "logit_bias": sampling.logit_bias}
-        for name, ids in named.items():
-            if ids and not 0 <= min(ids) <= max(ids) < vocab:
-                raise RequestError(f"{name} holds a token id outside 0..{vocab - 1}", param=name)
-        size = sum({item.key: item.rows for item in prompt.media}.values()) * self.facts.row_bytes
-        room = self.facts.encoder_cache_bytes
-        if size > room:
-            raise RequestError(
-                f"the prompt's media need {size} bytes of embeddings; the encoder cache holds {room}",
-                param="messages",
-            )
+    def check_structured(self, wanted: StructuredOutputs) -> None:
+        """RequestError if no grammar comes of it within 2 s and 256 MiB. Blocks for so long at most, usually 1 ms."""
+        self._grammars.check(wanted)
+
+    async def acheck_structured(self, wanted: StructuredOutputs) -> None:
+        await asyncio.to_thread(self._grammars.check, wanted)
 
     def _refuse_if_ending(self) -> None:
         if self._closing:
@@ -283,6 +278,7 @@ class EngineClient:
         self._closing = True
         self._link.close()
         self._deliver([Failed(rid, "engine_dead", "the engine is closed", 503) for rid in list(self._streams)])
+        self._grammars.close()
         self._media_pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> EngineClient:

@@ -14,10 +14,11 @@ class Detokenizer:
     Bytes of an unfinished UTF-8 character wait in the decoder; a tail that could begin a stop string waits in `held`.
     """
 
-    __slots__ = ("_decoder", "_held", "_include_stop", "_longest_stop", "_skip", "_stops", "_tokenizer")
+    __slots__ = ("_decoder", "_held", "_include_stop", "_longest_stop", "_off", "_skip", "_stops", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
+        self._off = not sampling.detokenize
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._skip: frozenset[int] = tokenizer.special_ids if sampling.skip_special_tokens else frozenset()
         self._stops = sampling.stop
@@ -27,7 +28,7 @@ class Detokenizer:
 
     def feed(self, token: int, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Text now certain, and the stop string found, if any (the text then ends before it, or with it)."""
-        if token in self._skip:
+        if self._off or token in self._skip:
             return "", None
         text = self._decoder.decode(self._tokenizer.token_bytes(token))
         if not self._stops:

@@ -8,15 +8,32 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from sensorium.engine.compiling import Compiling
 from sensorium.engine.detokenizer import Detokenizer
+from sensorium.engine.grammar import Matcher
 from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, Control, EngineStats, OpenSession, RefuseWaiting
-from sensorium.engine.runner import Runner, Sampled
+from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
+from sensorium.engine.runner import Runner
+from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampled
 from sensorium.engine.scheduler import Batch, Scheduler
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.engine.session import Session
 from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
-from sensorium.types import Event, Failed, Finished, FinishReason, Request, TextDelta, Timings, Usage
+from sensorium.types import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Pooled,
+    PromptScored,
+    Request,
+    TextDelta,
+    Timings,
+    Usage,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +45,7 @@ class _Output:
     detokenizer: Detokenizer
     eos_ids: frozenset[int]
     max_tokens: int
+    matcher: Matcher | None = None
 
 
 class Engine:
@@ -51,16 +69,18 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
         self._sessions: dict[str, Session] = {}
+        self._compiling = Compiling(tokenizer)
         self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox) or self.scheduler.has_work
+        return bool(self.inbox) or self.scheduler.has_work or bool(self._compiling)
 
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
         events: list[Event] = []
         self._drain_inbox(events)
+        self._take_compiled(events)
         batch = self.scheduler.schedule(self.clock())
         try:
             self._encode(batch, events)
@@ -78,6 +98,7 @@ class Engine:
     def fail_all(self, message: str, code: str = "engine_dead", status: int = 503) -> list[Event]:
         """Terminal events for everything in flight or in the inbox (shutdown, a dead engine)."""
         failed: list[Event] = [Failed(seq_id, code, message, status) for seq_id in self._sequences]
+        failed += [Failed(request_id, code, message, status) for request_id in self._compiling.close()]
         failed += [Failed(r.id, code, message, status) for r in self.inbox if isinstance(r, Request)]
         self.inbox.clear()
         for seq in list(self._sequences.values()):
@@ -98,18 +119,37 @@ class Engine:
                 self._refuse_waiting(message, events)
             elif isinstance(message, AppendUnit | BargeIn):
                 self._feed(message, events)
-            elif isinstance(message, Request) and message.id not in aborted:
-                self._add(message)
+            elif isinstance(message, Request) and message.id in aborted:
+                self._abandon(message, events)
+            elif isinstance(message, Request) and message.sampling.structured_outputs is not None:
+                self._compiling.add(message, self._end_ids(message))
             elif isinstance(message, Request):
-                usage = Usage(len(message.prompt.ids), 0)
-                total_s = self.clock() - message.arrival_s
-                events.append(Finished(message.id, "abort", usage, Timings(total_s, None, total_s)))
+                self._add(message)
         for seq_id in aborted:
             seq = self._sequences.get(seq_id)
             if seq is not None:
                 self._finish(seq, "abort", None, events)
+            elif (request := self._compiling.discard(seq_id)) is not None:
+                self._abandon(request, events)
+
+    def _abandon(self, request: Request, events: list[Event]) -> None:
+        """End a request that never became a sequence."""
+        total_s = self.clock() - request.arrival_s
+        timings = Timings(total_s, None, total_s)
+        events.append(Finished(request.id, "abort", Usage(len(request.prompt.ids), 0), timings))
+
+    def _take_compiled(self, events: list[Event]) -> None:
+        """Let requests enter whose grammar is ready. Waits a moment if there is nothing else to do."""
+        if not self._compiling:
+            return
+        for request, result in self._compiling.take(wait=not self.scheduler.has_work):
+            if isinstance(result, Matcher):
+                self._add(request, matcher=result)
+            else:
+                events.append(Failed(request.id, result.code, result.message, result.status, result.param))
 
     def _refuse_waiting(self, message: RefuseWaiting, events: list[Event]) -> None:
+        events += [Failed(seq_id, message.code, message.message, 503) for seq_id in self._compiling.clear()]
         for seq in list(self.scheduler.waiting):
             if seq.first_scheduled_s is None:
                 self._fail(seq, message.message, events, message.code, 503)
@@ -140,16 +180,31 @@ class Engine:
         except SensoriumError as error:
             self._fail(session.sequence, error.message, events, error.code)
 
-    def _add(self, request: Request, *, resident: bool = False) -> Sequence:
+    def _add(self, request: Request, *, resident: bool = False, matcher: Matcher | None = None) -> Sequence:
         seq = Sequence(request, self.max_model_len, resident=resident)
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
         eos: frozenset[int] = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit)
+        self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
         self._sequences[seq.id] = seq
+        self.runner.readout.open(seq, self._state(request, matcher))
         self.scheduler.add(seq)
         return seq
+
+    def _state(self, request: Request, matcher: Matcher | None) -> SampleState:
+        sampling, tokenizer = request.sampling, self.tokenizer
+        bad_words = BadWords(bad_word_ids(sampling.bad_words, tokenizer)) if sampling.bad_words else None
+        thinking = None
+        if sampling.thinking_token_budget is not None and (marks := thinking_marks(tokenizer)) is not None:
+            thinking = ThinkingBudget.after_prompt(sampling.thinking_token_budget, marks, request.prompt.ids)
+        barred = tuple({*tokenizer.eos_ids, *sampling.stop_token_ids})
+        return SampleState(sampling, request.prompt.ids, barred, matcher, bad_words, thinking)
+
+    def _end_ids(self, request: Request) -> frozenset[int]:
+        """Tokens that may end this request's answer."""
+        own = () if request.sampling.ignore_eos else self.tokenizer.eos_ids
+        return frozenset((*own, *request.sampling.stop_token_ids))
 
     # ---- parts of a step -------------------------------------------------------------------------------------------
 
@@ -167,7 +222,7 @@ class Engine:
                     self._fail(seq, _explain(error), events)
         batch.works = [work for work in batch.works if work.seq.status is not Status.FINISHED]
 
-    def _advance(self, batch: Batch, tokens: dict[str, Sampled | None], events: list[Event]) -> None:
+    def _advance(self, batch: Batch, tokens: dict[str, Sampled | Unsampled], events: list[Event]) -> None:
         now = self.clock()
         for work in batch.works:
             seq = work.seq
@@ -177,12 +232,25 @@ class Engine:
             if work.start < seq.prompt_len:
                 self._prompt_tokens += min(work.count, seq.prompt_len - work.start)
             if not work.sample:
+                if seq.request.pooling is not None and seq.computed == seq.prompt_len:
+                    self._pool(seq, now, events)
                 continue
             sampled = tokens[seq.id]
-            if sampled is None:
-                self._fail(seq, "the model produced a value that is not a number", events)
-            else:
-                self._append(seq, sampled, now, events)
+            if isinstance(sampled, Unsampled):
+                self._fail(seq, sampled.message, events, sampled.code, sampled.status)
+                continue
+            if (scores := self.runner.readout.take_scores(seq)) is not None:
+                events.append(PromptScored(seq.id, scores))
+            self._append(seq, sampled, now, events)
+
+    def _pool(self, seq: Sequence, now: float, events: list[Event]) -> None:
+        data = self.runner.readout.take_pooled(seq)
+        if not np.isfinite(data).all():
+            self._fail(seq, NOT_A_NUMBER.message, events)
+            return
+        seq.first_token_s = now
+        events.append(Pooled(seq.id, data))
+        self._finish(seq, "stop", None, events)
 
     def _append(self, seq: Sequence, sampled: Sampled, now: float, events: list[Event]) -> None:
         """Add one token to a sequence: stop rules, text, events."""
@@ -205,7 +273,7 @@ class Engine:
                 text, _ = output.detokenizer.feed(token, may_stop=False)
         else:
             text, stop_reason = output.detokenizer.feed(token, may_stop=may_stop)
-            if stop_reason is not None:
+            if stop_reason is not None or (output.matcher is not None and output.matcher.is_complete):
                 reason = "stop"
             elif seq.num_generated >= output.max_tokens:
                 reason = "length"
@@ -246,7 +314,7 @@ class Engine:
 
     def _remove(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)
-        self.runner.forget(seq.id)
+        self.runner.readout.forget(seq.id)
         del self._sequences[seq.id], self._outputs[seq.id]
         self._sessions.pop(seq.id, None)
 
@@ -258,7 +326,7 @@ class Engine:
     def _update_stats(self) -> None:
         scheduler = self.scheduler
         self.stats = EngineStats(
-            waiting=len(scheduler.waiting) + len(self.inbox),
+            waiting=len(scheduler.waiting) + len(self.inbox) + len(self._compiling),
             running=len(scheduler.running),
             kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
             kv_blocks_total=scheduler.pool.num_blocks,

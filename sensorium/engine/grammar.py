@@ -75,7 +75,10 @@ class GrammarChecker:
         return answer["grammar"]
 
     def close(self) -> None:
-        """End the worker process. A later check starts another."""
+        """End the worker process, whatever it does. A later check starts another."""
+        worker = self._worker
+        if worker is not None:
+            worker.kill()
         with self._turn:
             self._kill()
 
@@ -154,7 +157,8 @@ def _start_worker() -> subprocess.Popen[bytes]:
 class Matcher:
     """Follows one answer through its grammar.
 
-    size: tokens of the table it was compiled for. ends: ids that end a text, allowed once the grammar accepts. after: ids that must have come before it begins.
+    size: tokens of the table it was compiled for. ends: ids that end a text, allowed once the grammar accepts. after:
+    ids that must have come before it begins.
     """
 
     def __init__(self, inner: LLMatcher, size: int, ends: frozenset[int], after: tuple[int, ...] = ()) -> None:
@@ -192,7 +196,7 @@ class Matcher:
 
 
 def token_table(tokenizer: Tokenizer) -> tuple[list[bytes], list[int]]:
-    """The bytes of every token, and the ids of those that are no text: an answer could grow by them without getting on."""
+    """The bytes of every token, and the ids that are no text: an answer could grow by them without getting on."""
     tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
     return tokens, [i for i, text in enumerate(tokens) if i in tokenizer.special_ids or not text]
 
@@ -217,9 +221,13 @@ class GrammarCompiler:
         return self._pool.submit(self._compile, wanted, ends)
 
     def close(self) -> None:
+        """End the thread and the worker process. A later submit starts both again."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-        self.checker.close()
+            self.checker.close()  # what is being checked ends now
+            self._pool.shutdown(wait=True)
+            self._pool = None
+            self.checker.close()
 
     def _compile(self, wanted: StructuredOutputs, ends: frozenset[int]) -> Matcher:
         grammar = self.checker.check(wanted)

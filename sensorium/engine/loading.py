@@ -15,7 +15,10 @@ from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, read_config, r
 from sensorium.engine.defaults import read_default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
+from sensorium.engine.pooler_config import PoolerConfig, read_pooler
+from sensorium.engine.pooling import Pooler
 from sensorium.engine.protocol import EngineFacts, MemoryPlan
+from sensorium.engine.readout import Readout
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
 from sensorium.errors import CheckpointError
@@ -44,6 +47,7 @@ class Loaded:
     plan: MemoryPlan
     seconds: dict[str, float]
     default_sampling: SamplingParams
+    pooler: PoolerConfig | None = None
 
     def facts(self) -> EngineFacts:
         return EngineFacts(
@@ -58,6 +62,7 @@ class Loaded:
             dtype=str(self.dtype).removeprefix("torch."),
             plan=self.plan,
             default_sampling=self.default_sampling,
+            pooler=self.pooler,
             seconds=self.seconds,
             kernels={"paged attention": paged_attention(self.device, self.dtype).name},
         )
@@ -112,11 +117,12 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
     started = time.perf_counter()
     plan = plan_memory(model, config, device, dtype)
-    engine = build_engine(model, processor, config, device, dtype, plan)
+    pooler = read_pooler(folder, hf_config, config)
+    engine = build_engine(model, processor, config, device, dtype, plan, pooler)
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
-    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, read_default_sampling(folder))
+    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, read_default_sampling(folder), pooler)
 
 
 @torch.inference_mode()
@@ -183,11 +189,17 @@ def _measure_activations(model: Model, config: EngineConfig, device: torch.devic
 
 
 def build_engine(
-    model: Model, processor: Processor, config: EngineConfig, device: torch.device, dtype: torch.dtype, plan: MemoryPlan
+    model: Model,
+    processor: Processor,
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    plan: MemoryPlan,
+    pooler: PoolerConfig | None = None,
 ) -> Engine:
     num_blocks = plan.kv_tokens // config.block_size
-    end_ids = tuple(processor.tokenizer.eos_ids)
-    runner = Runner(model, num_blocks, config.block_size, device, dtype, end_ids)
+    readout = Readout(model, Pooler(pooler) if pooler is not None else None, config.logprobs_mode)
+    runner = Runner(model, num_blocks, config.block_size, device, dtype, readout)
     scheduler = Scheduler(
         BlockPool(num_blocks, config.block_size),
         EncoderCacheIndex(plan.encoder_cache),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sensorium.engine.pooler_config import PoolerConfig
 from sensorium.engine.session import SessionPolicy
 from sensorium.types import Request, SamplingParams, Unit
 
@@ -94,6 +95,8 @@ class EngineFacts:
     """By torch's name, without its prefix."""
     plan: MemoryPlan
     default_sampling: SamplingParams
+    pooler: PoolerConfig | None = None
+    """How embeddings are made; None for an engine that generates."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     """What each phase of loading took."""
     kernels: Mapping[str, str] = field(default_factory=dict[str, str])

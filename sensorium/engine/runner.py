@@ -7,16 +7,15 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from sensorium.engine.sampler import SampleState, sample
+from sensorium.engine.readout import Readout
+from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
-from sensorium.engine.sequence import Sequence
 from sensorium.kernels.select import paged_attention
 from sensorium.models.base import Model
-from sensorium.types import MediaItem, ModelInputs, TokenLogprob
+from sensorium.types import MediaItem, ModelInputs
 
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
-Sampled = tuple[int, TokenLogprob | None]
 
 
 class Runner:
@@ -29,18 +28,17 @@ class Runner:
         block_size: int,
         device: torch.device,
         dtype: torch.dtype,
-        end_ids: tuple[int, ...],
+        readout: Readout | None = None,
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads()
         self._plan_class = paged_attention(device, dtype).implementation
         self.device = device
         self.block_size = block_size
-        self.end_ids = end_ids
+        self.readout = readout or Readout(model)
         shape = (2, num_blocks, block_size, model.num_kv_heads, model.head_dim)
         self.kv = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
         self.rows: dict[bytes, torch.Tensor] = {}
-        self._states: dict[str, SampleState] = {}
 
     @torch.inference_mode()
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:
@@ -69,12 +67,9 @@ class Runner:
         for key in keys:
             self.rows.pop(key, None)
 
-    def forget(self, seq_id: str) -> None:
-        self._states.pop(seq_id, None)
-
     @torch.inference_mode()
-    def run(self, batch: Batch) -> dict[str, Sampled | None]:
-        """Compute the batch. Result: next token per sampling sequence id; None where the model produced NaN."""
+    def run(self, batch: Batch) -> dict[str, Sampled | Unsampled]:
+        """Compute the batch. Result: next token per sampling sequence id, or why there is none."""
         works = batch.works
         self._use_threads(batch.num_tokens * self.model.hidden_size)
         x = self.model.embed(self._ids(works))
@@ -87,14 +82,14 @@ class Runner:
             self.device,
         )
         hidden = self.model.forward(x, ModelInputs(self._positions(works), plan, self.kv))
+        self.readout.observe(works, hidden)
         ends = np.cumsum([work.count for work in works]) - 1
         rows = [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
         sampled = [work.seq for work in works if work.sample]
         if not sampled:
             return {}
         picked = hidden if len(rows) == hidden.shape[0] else hidden[torch.tensor(rows, device=self.device)]
-        tokens = sample(self.model.logits(picked), [self._state(seq) for seq in sampled])
-        return {seq.id: token for seq, token in zip(sampled, tokens, strict=True)}
+        return self.readout.choose(sampled, self.model.logits(picked))
 
     def _use_threads(self, size: int) -> None:
         """On a CPU, let one thread compute small steps.
@@ -136,14 +131,6 @@ class Runner:
                     part = rows[span.row + first - span.start : span.row + last - span.start]
                     x[offset + first - work.start : offset + last - work.start] = part
             offset += work.count
-
-    def _state(self, seq: Sequence) -> SampleState:
-        state = self._states.get(seq.id)
-        if state is None:
-            params = seq.request.sampling
-            barred = tuple({*self.end_ids, *params.stop_token_ids})
-            state = self._states[seq.id] = SampleState(params, seq.request.prompt.ids, barred)
-        return state
 
 
 def _axis_positions(work: Work, axes: int) -> np.ndarray:

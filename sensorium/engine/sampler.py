@@ -76,6 +76,11 @@ class SampleState:
         return self.params.is_greedy
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Whether the next token is the largest raw logit and nothing else is asked for."""
+        return self.is_greedy and not self.wants_logprobs and not self.edits_logits
+
+    @property
     def sorts(self) -> bool:
         """Whether choosing needs the tokens in order of probability."""
         return self.params.top_k > 0 or self.params.top_p < 1

@@ -133,9 +133,13 @@ class Scheduler:
         return [*due, *decodes, *prefills]
 
     def _start_waiting(self, budget: _Budget, works: list[Work], now_s: float) -> None:
-        while self.waiting and budget.tokens > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting[0]
+        at = 0
+        while at < len(self.waiting) and budget.tokens > 0 and len(self.running) + at < self.max_num_seqs:
+            seq = self.waiting[at]
             hit = self._match_prefix(seq)
+            if self._soon_cached(seq, len(hit)):
+                at += 1
+                continue
             needed = self.pool.blocks_for(len(seq.ids)) - len(hit) + self.pool.num_idle(hit)
             # A sequence enters only if all its known tokens fit now: half a prefill would only be preempted again.
             if needed > self.pool.num_free:
@@ -146,7 +150,7 @@ class Scheduler:
             if count == 0:
                 seq.computed = 0
                 break
-            self.waiting.popleft()
+            del self.waiting[at]
             self.pool.take(hit)
             seq.blocks = list(hit)
             seq.num_registered = len(hit)
@@ -177,12 +181,15 @@ class Scheduler:
             held &= needed
 
     def rewind(self, seq: Sequence) -> None:
-        """Give back what a sequence holds and queue it again at the front; it recomputes (the prefix cache helps)."""
+        """Give back what a sequence holds and queue it before its equals; it recomputes (the prefix cache helps)."""
         assert seq.status is Status.RUNNING
         self.running.remove(seq)
         self._free(seq)
         seq.status = Status.WAITING
-        self.waiting.appendleft(seq)
+        at = 0
+        while at < len(self.waiting) and self.waiting[at].request.priority < seq.request.priority:
+            at += 1
+        self.waiting.insert(at, seq)
         self.num_preemptions += 1
 
     # ---- parts -----------------------------------------------------------------------------------------------------
@@ -191,14 +198,34 @@ class Scheduler:
         budget.tokens -= count
         if seq.first_scheduled_s is None:
             seq.first_scheduled_s = now_s
-        return Work(seq, seq.computed, count, seq.computed + count == len(seq.ids))
+        samples = seq.computed + count == len(seq.ids) and seq.request.pooling is None
+        return Work(seq, seq.computed, count, samples)
 
     def _match_prefix(self, seq: Sequence) -> list[int]:
         """Cached blocks for the start of a sequence; the last known token is always computed, for its logits."""
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or seq.needs_every_row:
             return []
         usable = (len(seq.ids) - 1) // self.pool.block_size
         return self.pool.match(seq.extend_hashes(self.pool.block_size)[:usable])
+
+    def _soon_cached(self, seq: Sequence, known: int) -> bool:
+        """Whether a running sequence computes, beyond `known` cached blocks, half or more of what seq would have to.
+
+        So several answers to one prompt compute it once, and those who come while it is computed wait for it.
+        """
+        if not self.enable_prefix_caching or seq.needs_every_row:
+            return False
+        usable = (len(seq.ids) - 1) // self.pool.block_size
+        if known >= usable:
+            return False
+        size = self.pool.block_size
+        for other in self.running:
+            if other.num_registered <= known < len(other.hashes) and other.hashes[known] == seq.hashes[known]:
+                pairs = zip(seq.hashes[known:usable], other.hashes[known:], strict=False)
+                shared = sum(1 for mine, theirs in pairs if mine == theirs)
+                if 2 * shared * size >= len(seq.ids) - known * size:
+                    return True
+        return False
 
     def _admit(self, seq: Sequence, budget: _Budget) -> int:
         """Tokens this sequence may compute now: within the budget, and only where media rows are or will be there."""
@@ -229,12 +256,13 @@ class Scheduler:
         return True
 
     def _grow(self, seq: Sequence, num_tokens: int, scheduled: set[str]) -> bool:
-        """Give a sequence blocks for num_tokens, preempting newer ones if need be; False if it lost out itself."""
+        """Give a sequence blocks for num_tokens, preempting less urgent and newer ones; False if it lost out itself."""
         missing = self.pool.blocks_for(num_tokens) - len(seq.blocks)
         if missing <= 0:
             return True
         while (blocks := self.pool.allocate(missing)) is None:
-            victim = next((s for s in reversed(self.running) if s.id not in scheduled), None)
+            candidates = [s for s in reversed(self.running) if s.id not in scheduled]
+            victim = max(candidates, key=lambda s: s.request.priority, default=None)
             if victim is None:
                 return False
             self.rewind(victim)

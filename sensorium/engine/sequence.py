@@ -38,6 +38,7 @@ class Sequence:
         "ids",
         "max_len",
         "media",
+        "needs_every_row",
         "num_registered",
         "positions",
         "prompt_len",
@@ -65,6 +66,8 @@ class Sequence:
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.num_registered = 0
+        # Whether something is read off every prompt position, so that none may come from the prefix cache.
+        self.needs_every_row = False
         self.status = Status.WAITING
         self.idle = False
         self.deadline_s = 0.0

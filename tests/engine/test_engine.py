@@ -110,7 +110,7 @@ def test_every_request_ends_in_exactly_one_terminal_event(make_engine) -> None:
         assert got[-1] is ends[0], "nothing follows the terminal event"
     engine.scheduler.check()
     assert engine.scheduler.pool.num_free == 40
-    assert not engine.runner._states
+    assert not engine.runner.readout.states
 
 
 def test_stop_rules_name_their_reason(make_engine, solo) -> None:

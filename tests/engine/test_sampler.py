@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sensorium.engine.sampler import SampleState, sample
+from sensorium.engine.sampler import NOT_A_NUMBER, SampleState, sample
 from sensorium.types import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -113,4 +113,4 @@ def test_logprobs_describe_the_untouched_distribution() -> None:
 def test_a_row_of_nan_fails_alone() -> None:
     logits = torch.stack([LOGITS, LOGITS])
     logits[0, 2] = math.nan
-    assert sample(logits, [state(temperature=0.0), state(temperature=0.0)]) == [None, (0, None)]
+    assert sample(logits, [state(temperature=0.0), state(temperature=0.0)]) == [NOT_A_NUMBER, (0, None)]
