@@ -11,7 +11,6 @@ import pytest
 from server.bodies import OK
 from server.live import Live, eventually
 
-SCORES = pytest.mark.xfail(reason="waits for prompt_logprobs in the engine")
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
 
 
@@ -60,7 +59,6 @@ def test_sixteen_tokens_unless_said_otherwise(sdk: openai.OpenAI):
     assert answer.usage.completion_tokens == 16
 
 
-@SCORES
 def test_a_stream_is_the_whole_text_in_pieces(sdk: openai.OpenAI):
     arguments: dict[str, Any] = {**GREEDY, "prompt": ["One", "Two"], "echo": True, "logprobs": 1}
     whole = sdk.completions.create(**arguments)
@@ -77,7 +75,6 @@ def test_a_stream_is_the_whole_text_in_pieces(sdk: openai.OpenAI):
     assert chunks[-1].usage == whole.usage
 
 
-@SCORES
 def test_log_probabilities_line_up_with_the_text(sdk: openai.OpenAI):
     choice = sdk.completions.create(prompt="Hello there", echo=True, logprobs=2, **GREEDY).choices[0]
     report = choice.logprobs
@@ -97,7 +94,6 @@ def test_log_probabilities_line_up_with_the_text(sdk: openai.OpenAI):
         assert max(top.values()) >= logprob
 
 
-@SCORES
 def test_scoring_generates_nothing(sdk: openai.OpenAI):
     arguments: dict[str, Any] = {"prompt": "Hello there", "echo": True, "logprobs": 1, "model": "tiny"}
     scored = sdk.completions.create(**arguments, max_tokens=0)
@@ -114,7 +110,6 @@ def test_scoring_generates_nothing(sdk: openai.OpenAI):
     assert (scored.choices[0].logprobs.token_logprobs or [])[1:] == pytest.approx(before, abs=1e-4)
 
 
-@SCORES
 def test_a_likelihood_as_lm_eval_asks_for_it(sdk: openai.OpenAI, live: Live):
     """The payload and the reading of lm-eval's local-completions: the continuation that the model itself would say
     is greedy and likelier than another one."""
