@@ -202,13 +202,11 @@ class EngineClient:
     def _deliver(self, events: list[Event]) -> None:
         pairs: list[tuple[Stream, Event]] = []
         for event in events:
-            stream = self._streams.get(event.request_id)
-            if stream is None:
-                continue
-            if isinstance(event, Finished | Failed):
-                with self._lock:
-                    del self._streams[event.request_id]
-            pairs.append((stream, event))
+            ends = isinstance(event, Finished | Failed)
+            with self._lock:
+                stream = (self._streams.pop if ends else self._streams.get)(event.request_id, None)
+            if stream is not None:
+                pairs.append((stream, event))
         hand_out(pairs)
 
     # ---- state -----------------------------------------------------------------------------------------------------
@@ -245,6 +243,11 @@ class EngineClient:
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
         return len(self._streams)
+
+    @property
+    def engine_pid(self) -> int:
+        """The process that the engine runs in: this one, or the engine's own, which changes when it starts again."""
+        return self._link.pid
 
     @property
     def num_preparing(self) -> int:

@@ -33,7 +33,7 @@ class Supervision:
     healthy_s: float = 60.0
     """An engine that was ready for so long starts again without delay."""
     quarantine_s: float = 600.0
-    """How long a request that was there at two deaths is refused."""
+    """How long a request that was there at two deaths is refused, and how far apart two such deaths may be."""
     failed_starts: int = 5
     """So many starts in a row that end before the engine is ready, and it is given up."""
 
@@ -63,7 +63,9 @@ class Link(Protocol):
         ...
 
     @property
-    def restarts(self) -> int: ...
+    def pid(self) -> int:
+        """The process that the engine runs in."""
+        ...
 
     def stats(self) -> EngineStats: ...
 

@@ -51,7 +51,7 @@ Control = Abort | RefuseWaiting | OpenSession | AppendUnit | BargeIn
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. Totals count since the engine started."""
+    """A snapshot. Totals count since the engine started; restarts is how often that was again."""
 
     waiting: int = 0
     running: int = 0
@@ -65,6 +65,7 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     encoded_items: int = 0
     preemptions: int = 0
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

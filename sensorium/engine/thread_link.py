@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from sensorium.config import EngineConfig
@@ -17,7 +18,7 @@ from sensorium.types import Request
 class ThreadLink:
     """Loads in the constructor. `loaded` holds the engine and the model itself: for tests and benchmarks."""
 
-    restarts = 0
+    pid = os.getpid()
 
     def __init__(self, config: EngineConfig, deliver: Deliver, progress: Progress | None, _: Supervision) -> None:
         self.loaded = load(config, progress)

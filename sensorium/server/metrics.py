@@ -136,6 +136,7 @@ class Metrics(Collector):
             "generation_tokens": ("Generated tokens", stats.generation_tokens),
             "num_preemptions": ("Sequences that had to be computed again", stats.preemptions),
             "engine_steps": ("Engine steps", stats.steps),
+            "engine_restarts": ("Times the engine process was started again", stats.restarts),
             "mm_items": ("Media items encoded", stats.encoded_items),
         }
         for name, (text, value) in gauges.items():
