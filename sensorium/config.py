@@ -196,6 +196,10 @@ class ServerConfig:
     """Allow an address that other machines reach without any key."""
     drain_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
+    engine_process: bool = True
+    """Run the engine in a process of its own, which is started again when it dies or hangs."""
+    engine_hang_s: float = 60.0
+    """An engine process that has work and ends no step for so long is killed; 0 is never."""
     response_role: str = "assistant"
     """Role of answers where the request adds a generation prompt."""
     chat_template: str | None = None
@@ -298,6 +302,7 @@ _SERVER_RANGES: dict[str, Range] = {
     "port": (0, 65535),
     "max_body_bytes": (0, None),
     "drain_s": (0, None),
+    "engine_hang_s": (0, None),
     "stream_interval": (1, None),
     "sse_keep_alive_interval": (0, None),
     "max_log_len": (0, None),

@@ -41,6 +41,8 @@ class _JsonLines(logging.Formatter):
         line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # from the engine process
+            line["error"] = record.exc_text
         return json.dumps(line, ensure_ascii=False)
 
 

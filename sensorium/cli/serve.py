@@ -43,8 +43,7 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
             parser.warn(f"{variable} is accepted, no effect in sensorium")
     start_logging(server)
     server, made = _with_key(server)
-    Server(engine, server, made).run()
-    return 0
+    return Server(engine, server, made).run()
 
 
 def configure(given: Mapping[str, Any], environment: Environment) -> tuple[EngineConfig, ServerConfig]:
@@ -121,9 +120,10 @@ class Server:
         self._address = ""
         self._throughput: Throughput | None = None
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """The exit code."""
         try:
-            run_server(self._config, self._load, on_bound=self._on_bound, on_ready=self._on_ready)
+            return run_server(self._config, self._load, on_bound=self._on_bound, on_ready=self._on_ready)
         except BindError as error:
             flags = "--host, --port, --api-key and --insecure"
             raise BindError(f"{error.message} ({flags} are the flags for that)") from None
@@ -145,10 +145,13 @@ class Server:
         """The engine, with a bar on a terminal, and log lines of what it takes."""
         started = time.perf_counter()
         from sensorium.engine.client import EngineClient
+        from sensorium.engine.link import Supervision
 
+        kind = "process" if self._config.engine_process and os.name == "posix" else "thread"
+        supervision = Supervision(kill_s=self._config.engine_hang_s)
         import_s = time.perf_counter() - started
         with LoadingBar(self._engine.use_tqdm_on_load) as bar:
-            client = EngineClient(self._engine, bar.update)
+            client = EngineClient(self._engine, bar.update, kind=kind, supervision=supervision)
         report_loaded(client)
         report_seconds(client.facts, import_s, time.perf_counter() - started)
         return client

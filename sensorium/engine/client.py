@@ -236,6 +236,11 @@ class EngineClient:
         return getattr(self.processor, "speech_instructions", {})
 
     @property
+    def reason(self) -> str:
+        """Why there is no engine, for people; empty when there is one."""
+        return self._link.reason
+
+    @property
     def is_alive(self) -> bool:
         return self._link.state == "ready" and not self._closing
 
@@ -249,17 +254,15 @@ class EngineClient:
         """The process that the engine runs in: this one, or the engine's own, which changes when it starts again."""
         return self._link.pid
 
-    @property
-    def num_preparing(self) -> int:
-        return self._num_preparing
-
     def stats(self) -> EngineStats:
         return self._link.stats()
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Refuse new requests and those still queued, with 503; let go on what runs."""
+        """Refuse new requests and those still queued, with 503; let go on what runs. Safe to call twice."""
+        if self._draining:
+            return
         self._draining = True
         self._link.send(RefuseWaiting("shutting_down", "the server is shutting down"))
 

@@ -55,11 +55,11 @@ class Host:
 
     def run(self) -> None:
         """Never returns."""
-        forward_logs(self._outbox)
         try:
             while True:
                 for message in self._connection.receive(lambda: None):
                     if isinstance(message, Start):
+                        forward_logs(self._outbox, message.log_level)
                         threading.Thread(target=self._load, args=(message,), name="sensorium-load", daemon=True).start()
                     else:
                         self._link.send(message)
@@ -117,9 +117,9 @@ class _Forward(logging.Handler):
         self._outbox.put([line])
 
 
-def forward_logs(outbox: Outbox) -> None:
+def forward_logs(outbox: Outbox, level: int) -> None:
     """Our records go to the caller, whose handlers know where they belong and in what form."""
     logger = logging.getLogger("sensorium")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False
     logger.addHandler(_Forward(outbox))

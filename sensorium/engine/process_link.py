@@ -73,7 +73,7 @@ class _Process:
         self.pid = self._child.pid
         self.connection = Connection(ours)
         self.outbox = Outbox(self.connection, "sensorium-engine-send", refused)
-        self.outbox.put([Start(config)])
+        self.outbox.put([Start(config, logging.getLogger("sensorium").getEffectiveLevel())])
 
     def kill(self) -> None:
         self._child.kill()
@@ -231,7 +231,7 @@ class ProcessLink:
                 self._give_up(f"the engine did not start {failed_starts} times in a row; the last time: {cause}")
                 return
             delay = min(rules.first_delay_s * 2 ** (short_lives - 1), rules.longest_delay_s) if short_lives else 0.0
-            self._bury(cause, delay)
+            self._bury(cause, delay, was_ready)
             self._restarts += 1
             self._closing.wait(delay)
 
@@ -323,13 +323,14 @@ class ProcessLink:
                     del self._flights[event.request_id]
         self._deliver(known)
 
-    def _bury(self, cause: str, delay: float) -> None:
-        """After a death: end what had begun, keep what can be sent once more."""
+    def _bury(self, cause: str, delay: float, was_ready: bool) -> None:
+        """After a death: end what had begun, keep what can be sent once more. An engine not ready had no requests."""
         rules, now = self._supervision, time.monotonic()
         with self._lock:
             stats = self._pulse.stats
             self._pulse = Pulse(replace(stats, waiting=0, running=0, kv_blocks_used=0), 0.0)
-            present = {flight.fingerprint for flight in self._flights.values() if flight.fingerprint is not None}
+            sent = self._flights.values() if was_ready else ()
+            present = {flight.fingerprint for flight in sent if flight.fingerprint is not None}
             twice = {one for one in present if now - self._deaths.pop(one, -math.inf) < rules.quarantine_s}
             self._quarantined = {key: until for key, until in self._quarantined.items() if until > now}
             self._quarantined |= dict.fromkeys(twice, now + rules.quarantine_s)

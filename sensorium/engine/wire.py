@@ -37,6 +37,7 @@ class Start:
     """The first message to an engine process."""
 
     config: EngineConfig
+    log_level: int
 
 
 @dataclass(frozen=True, slots=True)

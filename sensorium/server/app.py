@@ -71,6 +71,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         cors = Middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"])
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
+    app.state.served = served
     app.router.redirect_slashes = False
     return app
 

@@ -205,7 +205,7 @@ async def prepare_chat(client: EngineClient, messages: Sequence[Message], option
 def failure_of(event: Failed) -> SensoriumError:
     """The exception for a request that the engine gave up."""
     error = SensoriumError(event.message, param=event.param)
-    error.code, error.status = event.code, event.status
+    error.code, error.status, error.retryable = event.code, event.status, event.status == 503
     return error
 
 

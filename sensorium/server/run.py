@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from sensorium.config import ServerConfig
-from sensorium.errors import SensoriumError
+from sensorium.errors import EngineDeadError, SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
 from sensorium.server.protocol import BoundedProtocol
+from sensorium.server.served import Served
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CUT = 75
+"""Exit code where requests were cut off: EX_TEMPFAIL of sysexits.h."""
+FLUSH_S = 1
+"""After the last request has ended: for clients to take what they have been sent."""
 
 
 class BindError(SensoriumError):
@@ -59,7 +65,7 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
-def http_server(app: ASGIApp, config: ServerConfig) -> uvicorn.Server:
+def http_server(app: Starlette, config: ServerConfig) -> DrainingServer:
     """uvicorn, bounded: what it leaves open by default (slow or endless heads, proxy headers) is closed."""
     settings = uvicorn.Config(
         app,
@@ -71,9 +77,9 @@ def http_server(app: ASGIApp, config: ServerConfig) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=math.ceil(config.drain_s),
+        timeout_graceful_shutdown=FLUSH_S,
     )
-    return _Server(settings)
+    return DrainingServer(settings, app.state.served, config.drain_s)
 
 
 def run_server(
@@ -82,16 +88,18 @@ def run_server(
     *,
     on_bound: Callable[[str], None] | None = None,
     on_ready: Callable[[EngineClient], None] | None = None,
-) -> None:
+) -> int:
     """Serve until SIGTERM or SIGINT, then finish what runs for at most `drain_s`. A second signal exits at once.
 
     The socket is bound first: a port in use is known before `load`, called in a thread, spends its time. on_bound is
-    told the address as a URL, on_ready the engine.
+    told the address as a URL, on_ready the engine. Returns the exit code: 0, or CUT where requests had to be cut off.
+    Raises what loading raised, and EngineDeadError when the engine is given up.
     """
     listener = bind(config)
     host, port = listener.getsockname()[:2]
     engine: Future[EngineClient] = Future()
     server = http_server(build_app(engine, config), config)
+    over = threading.Event()
 
     def loading() -> None:
         try:
@@ -101,31 +109,81 @@ def run_server(
             server.should_exit = True
             return
         engine.set_result(client)
-        if on_ready is not None:
+        if over.is_set():
+            client.close()
+        elif on_ready is not None:
             on_ready(client)
 
     # Before uvicorn sets them itself, a signal would kill the process without a word.
-    earlier = [signal.signal(sig, server.handle_exit) for sig in SIGNALS]
+    earlier = {sig: signal.signal(sig, handler) for sig, handler in _signal_handlers(server).items()}
     if on_bound is not None:
         on_bound(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     threading.Thread(target=loading, name="sensorium-load", daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
-        for sig, handler in zip(SIGNALS, earlier, strict=True):
+        for sig, handler in earlier.items():
             signal.signal(sig, handler)
         listener.close()
+        over.set()
         if engine.done() and engine.exception() is None:
             engine.result().close()
+    if server.failure:
+        raise EngineDeadError(server.failure)
     if engine.done():
         engine.result()  # raises what loading raised
+    return CUT if server.num_cut else 0
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our signals: the first drains and ends in a normal return, the second exits."""
+def _signal_handlers(server: DrainingServer) -> dict[signal.Signals, Any]:
+    """SIGHUP ends a server whose terminal is closed; without a terminal it is ignored, as SIGUSR1 and SIGUSR2 are."""
+    handlers: dict[signal.Signals, Any] = dict.fromkeys(SIGNALS, server.handle_exit)
+    for name in ("SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            ends = name == "SIGHUP" and sys.stdin is not None and sys.stdin.isatty()
+            handlers[signal.Signals[name]] = server.handle_exit if ends else signal.SIG_IGN
+    return handlers
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that drains: asked to stop it still answers, with 503, until what runs is finished or drain_s is over."""
+
+    def __init__(self, settings: uvicorn.Config, served: Served, drain_s: float) -> None:
+        super().__init__(settings)
+        self._served = served
+        self._drain_s = drain_s
+        self._asked_s: float | None = None
+        self.num_cut = 0
+        """Requests that were running when drain_s was over."""
+        self.failure = ""
+        """Why the engine was given up; empty where it was not."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self._asked_s is not None:
+            if self._served.loaded is not None:
+                self._served.loaded.kill()
             os._exit(128 + sig)
-        log.info("%s: finishing what runs", signal.Signals(sig).name)
-        self.should_exit = True
+        log.info("%s: finishing what runs, for at most %g s", signal.Signals(sig).name, self._drain_s)
+        self._asked_s = time.monotonic()
+        self._served.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._is_over()
+
+    def _is_over(self) -> bool:
+        client = self._served.loaded
+        if client is not None and client.state == "failed":
+            self.failure = client.reason
+            return True
+        if self._asked_s is None:
+            return False
+        if client is None:
+            return True
+        client.drain()
+        if client.num_requests == 0:
+            return True
+        if client.is_alive and time.monotonic() - self._asked_s < self._drain_s:
+            return False
+        self.num_cut = client.cut()
+        log.warning("%d requests are cut off", self.num_cut)
+        return True

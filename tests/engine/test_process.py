@@ -1,0 +1,300 @@
+"""The engine in a process of its own: what crosses, and what happens when it dies, hangs or does not start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sensorium.config import EngineConfig
+from sensorium.engine import process_link
+from sensorium.engine.client import EngineClient
+from sensorium.engine.link import Supervision
+from sensorium.engine.stream import Stream
+from sensorium.errors import CheckpointError, EngineDeadError, RequestError
+from sensorium.types import (
+    ChatOptions,
+    Event,
+    Failed,
+    Finished,
+    Media,
+    MediaItem,
+    Message,
+    Prompt,
+    SamplingParams,
+    Span,
+    TextDelta,
+)
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="engine processes need socket pairs that can be inherited")
+QUICK = Supervision(stall_s=0.5, kill_s=4.0, first_delay_s=0.05, longest_delay_s=0.1, failed_starts=3)
+ENDLESS = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
+
+
+def config(model: Path) -> EngineConfig:
+    return EngineConfig(model=str(model), max_model_len=2048, kv_cache_bytes=64 << 20, max_num_seqs=2)
+
+
+@pytest.fixture(scope="module")
+def client(any_model: Path) -> Iterator[EngineClient]:
+    with EngineClient(config(any_model), kind="process", supervision=QUICK) as made:
+        yield made
+    assert not running(made.engine_pid)
+
+
+@pytest.fixture
+def ready(client: EngineClient) -> EngineClient:
+    """The client once its engine is there: an earlier test may have killed it."""
+    assert eventually(lambda: client.state == "ready" and client.num_requests == 0)
+    return client
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def prompt(client: EngineClient, text: str) -> Prompt:
+    return Prompt(tuple(client.tokenizer.encode(text)))
+
+
+def tokens(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, TextDelta) for token in event.token_ids]
+
+
+def begun(client: EngineClient, text: str) -> Stream:
+    """A request that runs until the context is full, and has its first token."""
+    stream = client.submit(prompt(client, text), ENDLESS)
+    assert isinstance(next(iter(stream)), TextDelta)
+    return stream
+
+
+def picture() -> Media:
+    pixels = np.random.default_rng(5).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    return Media("image", pixels, b"a picture")
+
+
+# ---- what crosses ----
+
+
+def test_it_answers_as_an_engine_in_a_thread_does(any_model: Path, ready: EngineClient):
+    message = Message("user", (picture(), "What is this?"))
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, logprobs=2)
+    with EngineClient(config(any_model)) as other:
+        seen, expected = (
+            list(client.submit(client.prepare_chat([message], ChatOptions()), sampling)) for client in (ready, other)
+        )
+        facts = other.facts
+    assert tokens(seen) == tokens(expected)
+    assert [event.logprobs for event in seen if isinstance(event, TextDelta)] == [
+        event.logprobs for event in expected if isinstance(event, TextDelta)
+    ]
+    assert isinstance(seen[-1], Finished)
+    assert seen[-1].usage.media_tokens == expected[-1].usage.media_tokens
+    assert ready.facts.plan == facts.plan
+    assert ready.facts.default_sampling == facts.default_sampling
+    assert ready.facts.modalities == facts.modalities
+
+
+def test_the_callers_process_imports_no_torch(any_model: Path):
+    script = """
+import sys
+from sensorium.config import EngineConfig, ServerConfig
+from sensorium.engine.client import EngineClient
+from sensorium.server.app import build_app
+from sensorium.types import Message, SamplingParams
+
+config = EngineConfig(model=sys.argv[1], max_model_len=512, kv_cache_bytes=16 << 20)
+with EngineClient(config, kind="process") as client:
+    build_app(client, ServerConfig())
+    events = list(client.submit(client.prepare_chat([Message("user", ("Hi",))]), SamplingParams(max_tokens=2)))
+    assert events and "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(any_model)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_and_log_lines_cross(any_model: Path, caplog: pytest.LogCaptureFixture):
+    phases: dict[str, float] = {}
+    with EngineClient(config(any_model), phases.__setitem__, kind="process", supervision=QUICK) as client:
+        assert phases == {"weights": 1.0, "warm-up": 1.0}
+        broken = MediaItem("image", b"broken", 4, {"nothing": np.zeros(3)})
+        stream = client.submit(Prompt((5, 6, 7, 8, 9), (Span(0, 4, 0),), (broken,)), ENDLESS)
+        with caplog.at_level(logging.INFO):
+            assert [type(event) for event in stream] == [Failed]
+            assert eventually(lambda: "encoding a media item failed" in caplog.text)
+    assert "KeyError" in caplog.text
+
+
+def test_what_cannot_cross_fails_alone(ready: EngineClient):
+    fine = begun(ready, "Go on.")
+    odd = ready.submit(Prompt((5, 6, 7), text=object()), ENDLESS)
+    assert [type(event) for event in odd] == [Failed]
+    fine.abort()
+    assert list(fine)[-1].reason == "abort"
+
+
+# ---- death ----
+
+
+def test_f009_a_killed_engine_ends_what_had_begun_and_does_the_rest(ready: EngineClient):
+    one, two = begun(ready, "One."), begun(ready, "Two.")
+    queued = ready.submit(prompt(ready, "Three."), SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True))
+    before, restarts = ready.engine_pid, ready.stats().restarts
+    killed = time.monotonic()
+    os.kill(before, signal.SIGKILL)
+    for stream in (one, two):
+        events = list(stream)
+        assert [event.code for event in events if isinstance(event, Failed)] == ["engine_restarted"]
+        assert events[-1].status == 503
+    assert time.monotonic() - killed < 1
+    assert ready.state == "restarting"
+    with pytest.raises(EngineDeadError, match="starting again"):
+        ready.submit(prompt(ready, "Four."), ENDLESS)
+    events = list(queued)
+    assert len(tokens(events)) == 5
+    assert isinstance(events[-1], Finished)
+    assert ready.state == "ready"
+    assert ready.engine_pid != before
+    assert not running(before)
+    assert ready.stats().restarts == restarts + 1
+    assert len(tokens(list(ready.submit(prompt(ready, "Five."), SamplingParams(max_tokens=3, ignore_eos=True))))) == 3
+
+
+def test_an_abort_while_the_engine_is_away_is_kept(ready: EngineClient):
+    streams = [begun(ready, "One more."), begun(ready, "And one more.")]
+    queued, wanted = (ready.submit(prompt(ready, text), ENDLESS) for text in ("Unwanted.", "Wanted."))
+    os.kill(ready.engine_pid, signal.SIGKILL)
+    queued.abort()
+    assert [event.reason for event in queued] == ["abort"]
+    assert all(isinstance(list(stream)[-1], Failed) for stream in streams)
+    assert isinstance(next(iter(wanted)), TextDelta)
+    wanted.abort()
+    assert list(wanted)[-1].reason == "abort"
+
+
+def test_f016_a_request_present_at_two_deaths_is_refused(ready: EngineClient):
+    for _ in range(2):
+        stream = begun(ready, "A request that kills.")
+        os.kill(ready.engine_pid, signal.SIGKILL)
+        assert isinstance(list(stream)[-1], Failed)
+        assert eventually(lambda: ready.state == "ready")
+    with pytest.raises(RequestError, match="died twice"):
+        ready.submit(prompt(ready, "A request that kills."), ENDLESS)
+    other = begun(ready, "A request that does not.")
+    other.abort()
+    assert list(other)[-1].reason == "abort"
+
+
+def test_f011_a_pause_is_told_and_survived_a_hang_is_ended(ready: EngineClient):
+    pid = ready.engine_pid
+    stream = begun(ready, "Slow down.")
+    os.kill(pid, signal.SIGSTOP)
+    assert eventually(lambda: ready.state == "stalled")
+    os.kill(pid, signal.SIGCONT)
+    assert eventually(lambda: ready.state == "ready")
+    os.kill(pid, signal.SIGSTOP)
+    events = list(stream)
+    assert (events[-1].code, ready.engine_pid == pid) == ("engine_restarted", True)
+    assert eventually(lambda: ready.state == "ready")
+    assert ready.engine_pid != pid
+    assert not running(pid)
+
+
+def test_f011_an_idle_engine_is_not_taken_for_a_hung_one(ready: EngineClient):
+    pid = ready.engine_pid
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(QUICK.stall_s * 2)
+    assert ready.state == "ready"
+    stream = ready.submit(prompt(ready, "Awake?"), SamplingParams(max_tokens=2, ignore_eos=True))
+    assert ready.state == "ready"
+    os.kill(pid, signal.SIGCONT)
+    assert len(tokens(list(stream))) == 2
+
+
+# ---- starts that fail, and the end ----
+
+
+def test_f015_an_engine_that_never_starts_is_given_up(
+    any_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(process_link, "host_command", lambda descriptor: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(EngineDeadError, match=r"did not start 3 times in a row.*exit code 3"):
+        EngineClient(config(any_model), kind="process", supervision=QUICK)
+    assert caplog.text.count("starting again") == 2
+
+
+def test_f015_an_engine_that_does_not_come_back_fails_what_waits(any_model: Path, monkeypatch: pytest.MonkeyPatch):
+    with EngineClient(config(any_model), kind="process", supervision=QUICK) as client:
+        streams = [begun(client, "One."), begun(client, "Two.")]
+        queued = client.submit(prompt(client, "Three."), ENDLESS)
+        monkeypatch.setattr(process_link, "host_command", lambda descriptor: [sys.executable, "-c", "exit(3)"])
+        os.kill(client.engine_pid, signal.SIGKILL)
+        assert [list(stream)[-1].code for stream in (*streams, queued)] == [
+            *["engine_restarted"] * 2,
+            "engine_dead",
+        ]
+        assert client.state == "failed"
+        assert "did not start" in client.reason
+
+
+def test_a_model_that_cannot_be_loaded_is_said_at_once(any_model: Path):
+    with pytest.raises(CheckpointError, match="init_tts"):
+        EngineClient(EngineConfig(model=str(any_model), init_tts=True), kind="process")
+    with pytest.raises(CheckpointError, match="no model folder"):
+        EngineClient(EngineConfig(model="./none"), kind="process")
+
+
+def test_closing_leaves_nothing_behind(any_model: Path):
+    files = len(os.listdir("/dev/fd"))
+    threads = threading.active_count()
+    client = EngineClient(config(any_model), kind="process", supervision=QUICK)
+    stream = begun(client, "Go on.")
+    pid = client.engine_pid
+    client.close()
+    client.close()
+    assert list(stream)[-1].code == "engine_dead"
+    assert client.state == "closed"
+    assert not running(pid)
+    assert threading.active_count() == threads
+    assert len(os.listdir("/dev/fd")) == files
+    with pytest.raises(EngineDeadError):
+        client.submit(Prompt((1, 2)), ENDLESS)
+
+
+def test_f010_the_engine_ends_with_a_caller_that_is_killed(any_model: Path):
+    script = """
+import sys, time
+from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
+client = EngineClient(EngineConfig(model=sys.argv[1], max_model_len=512), kind="process")
+print(client.engine_pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(any_model)], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        pid = int(caller.stdout.readline())
+        assert running(pid)
+        caller.kill()
+    assert eventually(lambda: not running(pid), 5)
