@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 Modality = Literal["image", "audio", "video"]
-Role = Literal["system", "user", "assistant", "tool"]
+Role = str
+"""system, user, assistant, tool, or whatever else the chat template knows."""
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 

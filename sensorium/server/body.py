@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import re
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
@@ -15,11 +16,14 @@ from starlette.types import Receive, Scope
 from sensorium.errors import RequestError, TooLargeError, UnsupportedError
 from sensorium.server.errors import ClientGone, HttpError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 GRACE_S = 10.0
 """A body may take this long, and then as long as MIN_RATE allows for what has arrived."""
 MIN_RATE = 16 * 1024 / 10.0
+MAX_UNKNOWN = 100
+"""Unknown fields of one request that may be ignored, where they are at all."""
 
 _MISPLACED = re.compile(r"Object (contains unknown|missing required) field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
 _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)", re.DOTALL)
@@ -67,16 +71,19 @@ async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenera
             return
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str]) -> T:
+def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str], *, lenient: bool = False) -> T:
     """The typed request. Raises RequestError naming the path of the first fault.
 
-    unsupported: top-level fields of the API that this server does not offer -> what they would do.
+    unsupported: top-level fields of the API that this server does not offer -> what they would do. lenient: fields that
+    are not known are left out with a warning.
     """
     try:
         return decoder.decode(body)
     except RecursionError:
         raise RequestError("the JSON is nested too deeply") from None
     except msgspec.ValidationError as error:
+        if lenient and _misplaced(str(error), "contains unknown"):
+            return _without_unknown(msgspec.json.decode(body), decoder.type, unsupported)
         raise _invalid(str(error), decoder.type, unsupported) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(str(error), body) from None
@@ -88,6 +95,32 @@ def decode_fields(fields: dict[str, Any], kind: type[T], unsupported: dict[str, 
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), kind, unsupported) from None
+
+
+def _without_unknown(tree: Any, kind: type[T], unsupported: dict[str, str]) -> T:
+    """The typed request from decoded JSON, once every field that is not known has been taken out of it."""
+    for _ in range(MAX_UNKNOWN):
+        try:
+            return msgspec.convert(tree, kind, str_keys=True)
+        except msgspec.ValidationError as error:
+            place = _misplaced(str(error), "contains unknown")
+            if place is None or re.split(r"[.\[]", place[1] + place[0], maxsplit=1)[0] in unsupported:
+                raise _invalid(str(error), kind, unsupported) from None
+            name, path = place
+            log.warning("the unknown field %.200s is ignored", f"{path}.{name}".lstrip("."))
+            inner = tree
+            for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+                inner = inner[key] if key else inner[int(index)]
+            del inner[name]
+    raise RequestError(f"the body: more than {MAX_UNKNOWN} unknown fields")
+
+
+def _misplaced(text: str, problem: str) -> tuple[str, str] | None:
+    """The field and its path, where that is what msgspec complains about."""
+    match = _MISPLACED.fullmatch(text)
+    if match is None or match[1] != problem or "..." in (match[3] or ""):
+        return None
+    return match[2], match[3] or ""
 
 
 def _invalid(text: str, kind: type, unsupported: dict[str, str]) -> RequestError:

@@ -2,125 +2,107 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Sequence
-
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import RequestError
+from sensorium.parsers.reasoning import reasoning_marks
+from sensorium.parsers.tools import tool_parser
 from sensorium.server.body import decode, read_body
-from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, prepare_chat, unless_gone
-from sensorium.server.metrics import Metrics
-from sensorium.server.openai import (
-    Answer,
-    Heading,
-    TokenBytes,
+from sensorium.server.chat_codec import ChatCodec, Heading
+from sensorium.server.chat_plan import (
+    ReasoningPlan,
     check,
-    report_usage,
-    to_choice,
-    to_chunk_choice,
+    plan_answer,
+    plan_sampling,
+    room_for_prompt,
     to_messages,
     to_options,
-    to_sampling,
 )
-from sensorium.server.schema import (
-    CHAT_REQUEST,
-    UNSUPPORTED,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    StreamOptions,
-    UsageReport,
-)
+from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
+from sensorium.server.generation import Generation, Job, Origin, prepare_chat, unless_gone
+from sensorium.server.metrics import Metrics
+from sensorium.server.prompts import truncate
+from sensorium.server.schema import StreamOptions
 from sensorium.server.served import Served
-from sensorium.server.sse import DONE, frame
-from sensorium.types import Prompt, PromptScored
+from sensorium.server.tools import plan_tools
+from sensorium.types import Message
 
 
 class ChatCompletions:
     """The endpoint, as raw ASGI: a stream is written event by event, and a client that leaves ends its work."""
 
     def __init__(self, served: Served, config: ServerConfig, metrics: Metrics) -> None:
+        """Raises RequestError for parsers that do not exist."""
         self._served = served
         self._config = config
         self._metrics = metrics
+        if config.reasoning_parser is not None:
+            reasoning_marks(config.reasoning_parser)
+        if config.tool_call_parser is not None:
+            tool_parser(config.tool_call_parser, ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = self._served.client()
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, CHAT_REQUEST, UNSUPPORTED)
+        request = decode(body, CHAT_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
-        check(request)
         self._served.check_name(request.model)
-        if (request.min_tokens or 0) >= client.max_model_len:
-            raise RequestError("min_tokens: larger than the context", param="min_tokens")
-        await unless_gone(receive, self._answer(request, scope, send))
+        check(request, client, self._config)
+        await unless_gone(receive, self.answer(request, scope, send))
 
-    async def _answer(self, request: ChatRequest, scope: Scope, send: Send) -> None:
-        client = self._served.client()
-        origin = Origin.of(scope, "chatcmpl-", salt=request.cache_salt, priority=request.priority or 0)
-        if request.user:
-            origin.facts["user"] = request.user
-        messages, options = to_messages(request), to_options(request)
+    async def answer(self, request: ChatRequest, scope: Scope, send: Send) -> None:
+        """Answer a request that was checked."""
+        client, config = self._served.client(), self._config
+        tools = plan_tools(
+            request.tools, request.tool_choice, parallel=request.parallel_tool_calls is not False, config=config
+        )
+        origin = Origin.of(
+            scope,
+            "chatcmpl-",
+            request_id=request.request_id,
+            salt=request.cache_salt,
+            priority=request.priority or 0,
+        )
+        for name in ("user", "session_id"):
+            if value := getattr(request, name):
+                origin.facts[name] = value
+        messages, options = to_messages(request, config), to_options(request, config, tools.in_prompt)
         request.messages.clear()  # inline media would otherwise stay in memory as text until the answer is done
+        last = messages[-1]
         prompt = await prepare_chat(client, messages, options)
         del messages
-        jobs = [Job(prompt, to_sampling(request, client.default_sampling, index)) for index in range(request.n or 1)]
+        if (room := room_for_prompt(request, client)) is not None:
+            prompt = truncate(prompt, room, request.truncation_side or "left")
+        reasoning = ReasoningPlan.of(config, prompt, last if options.continue_final_message else None)
+        jobs = [Job(prompt, sampling) for sampling in plan_sampling(request, client, tools, reasoning)]
         generation = Generation(client, self._metrics, origin, jobs)
-        heading = Heading(
-            id=origin.id,
-            created=int(time.time()),
-            model=self._served.name,
-            system_fingerprint=self._served.fingerprint,
-        )
-        codec = _Codec(request, heading, prompt, generation.tallies, client.tokenizer.token_bytes)
+        heading = self._heading(request, origin.id, last, new_turn=options.add_generation_prompt)
+        plan = plan_answer(request, tools, reasoning)
+        codec = ChatCodec(heading, plan, prompt, generation.tallies, client.tokenizer.token_bytes)
         if request.stream:
-            await generation.stream(codec, send, self._config.sse_keep_alive_interval)
+            await generation.stream(codec, send, config.sse_keep_alive_interval)
         else:
             await generation.reply(codec, send)
 
-
-class _Codec:
-    """Chat completions and their chunks."""
-
-    def __init__(
-        self, request: ChatRequest, heading: Heading, prompt: Prompt, tallies: Sequence[Tally], token_bytes: TokenBytes
-    ) -> None:
-        self._heading = heading
-        self._metadata = request.metadata
-        self._options = request.stream_options or StreamOptions()
-        self._prompt_tokens, self._media_tokens = len(prompt.ids), prompt.media_tokens()
-        self._tallies = tallies
-        self._token_bytes = token_bytes
-        self._answers = [Answer(number) for number in range(len(tallies))]
-
-    def take(self, number: int, event: Progress) -> None:
-        if not isinstance(event, PromptScored):
-            self._answers[number].add(event)
-
-    def reply(self) -> bytes:
-        choices = [to_choice(answer, answer.finished, self._token_bytes) for answer in self._answers if answer.finished]
-        return msgspec.json.encode(self._heading.completion(choices, self._usage(), self._metadata))
-
-    def opening(self) -> list[bytes]:
-        delta = Delta(role="assistant", content="")
-        return [self._chunk(ChunkChoice(index=answer.index, delta=delta)) for answer in self._answers]
-
-    def news(self, numbers: Collection[int]) -> list[bytes]:
-        choices = [to_chunk_choice(self._answers[number], self._token_bytes) for number in numbers]
-        return [self._chunk(choice) for choice in choices if choice is not None]
-
-    def ending(self) -> list[bytes]:
-        if not self._options.include_usage:
-            return [DONE]
-        return [frame(msgspec.json.encode(self._heading.chunk(usage=self._usage()))), DONE]
-
-    def _chunk(self, choice: ChunkChoice) -> bytes:
-        without = None if self._options.include_usage else msgspec.UNSET
-        usage = self._usage() if self._options.continuous_usage_stats else without
-        return frame(msgspec.json.encode(self._heading.chunk(choice, usage=usage)))
-
-    def _usage(self) -> UsageReport:
-        return report_usage(self._tallies, self._prompt_tokens, self._media_tokens)
+    def _heading(self, request: ChatRequest, ident: str, last: Message, *, new_turn: bool) -> Heading:
+        config = self._config
+        role = config.response_role if new_turn else last.role
+        begun = "".join(part for part in last.parts if isinstance(part, str))
+        usage = request.stream_options or StreamOptions()
+        if config.enable_force_include_usage:
+            usage = StreamOptions(include_usage=True, continuous_usage_stats=True)
+        as_ids = request.return_tokens_as_token_ids
+        return Heading(
+            id=ident,
+            model=self._served.name,
+            system_fingerprint=self._served.fingerprint,
+            role=role,
+            prefix=begun if request.echo and last.role == role else "",
+            service_tier=request.service_tier,
+            metadata=request.metadata,
+            usage=usage,
+            prompt_details=config.enable_prompt_tokens_details,
+            token_ids=bool(request.return_token_ids),
+            tokens_as_ids=config.return_tokens_as_token_ids if as_ids is None else as_ids,
+            prompt_text=bool(request.return_prompt_text),
+        )

@@ -16,8 +16,9 @@ from sensorium.errors import RequestError
 from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.openai import TokenBytes, to_sampling
 from sensorium.server.prompts import MAX_PROMPTS, PromptInput, prepare_all, split_prompts
+from sensorium.server.reports import TokenBytes
+from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import Key, Label, PromptTokensDetails, SamplingFields, StreamOptions, UsageReport
 from sensorium.server.served import Served
 from sensorium.server.sse import DONE, frame
@@ -245,7 +246,7 @@ class _Codec:
         completion = 0 if self._only_scores else sum(tally.tokens for tally in self._tallies)
         ends = [tally.finished for tally in self._tallies[:: self._request.many]]
         cached = sum(end.usage.cached_tokens for end in ends if end)
-        return UsageReport(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+        return UsageReport(prompt, completion, prompt + completion, PromptTokensDetails(cached, text_tokens=prompt))
 
 
 def report_logprobs(

@@ -11,7 +11,7 @@ import msgspec
 from sensorium.errors import AuthenticationError, OverloadedError, SensoriumError
 from sensorium.types import Failed
 
-MAX_MESSAGE, MAX_PARAM = 600, 200
+MAX_MESSAGE, MAX_PARAM = 1000, 200
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

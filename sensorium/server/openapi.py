@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from sensorium import __version__
+from sensorium.server.chat_schema import ChatChunk, ChatCompletion, ChatRequest
 from sensorium.server.errors import ErrorBody
-from sensorium.server.schema import ChatChunk, ChatCompletion, ChatRequest, ModelCard, ModelList
+from sensorium.server.schema import ModelCard, ModelList
 
 _ERRORS = {
     "400": "The request is wrong; param names the field",

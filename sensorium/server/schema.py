@@ -1,4 +1,4 @@
-"""The chat completions API as types: what is not written here is refused, with the path of what was wrong.
+"""What the endpoints have in common as types: what is not written here is refused, with the path of what was wrong.
 
 Bounds are those of the OpenAI API where it has any. `X | None = None` means that null is the same as leaving it out.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 Label = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]*$")]
 Key = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]*$")]
+Salt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00-\x1f\x7f]*$")]
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 TokenCount = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -19,119 +20,11 @@ StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Url = Annotated[str, Meta(min_length=1)]
 Scalar = bool | int | float | Annotated[str, Meta(max_length=1024)] | None
 Groups = Annotated[list[Annotated[list[int], Meta(max_length=256)]], Meta(max_length=1024)]
-
-UNSUPPORTED = {
-    "tools": "calling tools",
-    "tool_choice": "calling tools",
-    "parallel_tool_calls": "calling tools",
-    "functions": "calling functions",
-    "function_call": "calling functions",
-    "response_format": "an answer format other than text",
-    "structured_outputs": "structured output",
-    "guided_json": "structured output",
-    "guided_regex": "structured output",
-    "guided_choice": "structured output",
-    "guided_grammar": "structured output",
-    "modalities": "an answer in anything but text",
-    "audio": "an answer in speech",
-    "prediction": "predicted output",
-    "web_search_options": "web search",
-    "reasoning_effort": "an effort setting (chat_template_kwargs may switch thinking)",
-    "store": "storing answers",
-    "service_tier": "a service tier",
-    "best_of": "best_of",
-    "use_beam_search": "beam search",
-    "prompt_logprobs": "prompt_logprobs",
-    "bad_words": "bad_words",
-    "allowed_token_ids": "allowed_token_ids",
-    "truncate_prompt_tokens": "truncating the prompt",
-    "echo": "echo",
-    "chat_template": "a template chosen by the client",
-    "documents": "documents",
-}
-"""Fields of OpenAI's or vLLM's API that this server does not offer, and what it would have to do for them."""
+TopCount = Annotated[int, Meta(ge=-1, le=1_000_000)]
 
 
 class Input(Struct, forbid_unknown_fields=True):
     """What clients write: strict, so that a misspelt field is an error and not a surprise."""
-
-
-# ---- messages -----------------------------------------------------------------------------------------------------
-
-
-class ImageUrl(Input, kw_only=True):
-    url: Url
-    detail: Literal["auto", "low", "high"] | None = None
-
-
-class VideoUrl(Input, kw_only=True):
-    url: Url
-
-
-class AudioUrl(Input, kw_only=True):
-    url: Url
-
-
-class InputAudio(Input, kw_only=True):
-    data: Url
-    """Base64. The format is recognised from the bytes; `format` is only a hint."""
-    format: Key | None = None
-
-
-class TextPart(Input, kw_only=True, tag_field="type", tag="text"):
-    text: str
-
-
-class ImagePart(Input, kw_only=True, tag_field="type", tag="image_url"):
-    image_url: ImageUrl
-
-
-class AudioPart(Input, kw_only=True, tag_field="type", tag="input_audio"):
-    input_audio: InputAudio
-
-
-class AudioUrlPart(Input, kw_only=True, tag_field="type", tag="audio_url"):
-    audio_url: AudioUrl
-
-
-class VideoPart(Input, kw_only=True, tag_field="type", tag="video_url"):
-    video_url: VideoUrl
-
-
-Part = TextPart | ImagePart | AudioPart | AudioUrlPart | VideoPart
-Parts = Annotated[list[str | Part], Meta(min_length=1, max_length=256)]
-Texts = Annotated[list[str | TextPart], Meta(min_length=1, max_length=256)]
-
-
-class SystemMessage(Input, kw_only=True, tag_field="role", tag="system"):
-    content: str | Parts
-
-
-class DeveloperMessage(Input, kw_only=True, tag_field="role", tag="developer"):
-    content: str | Parts
-
-
-class UserMessage(Input, kw_only=True, tag_field="role", tag="user"):
-    content: str | Parts
-
-
-class AssistantMessage(Input, kw_only=True, tag_field="role", tag="assistant"):
-    """An earlier answer. The null fields are those of our own replies, so that they can be sent back as they came."""
-
-    content: str | Texts
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-
-
-class ToolMessage(Input, kw_only=True, tag_field="role", tag="tool"):
-    content: str | Texts
-    tool_call_id: Label | None = None
-
-
-ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 # ---- request ------------------------------------------------------------------------------------------------------
@@ -142,17 +35,33 @@ class StreamOptions(Input, kw_only=True):
     continuous_usage_stats: bool = False
 
 
+class JsonSchema(Input, kw_only=True):
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Input, kw_only=True):
-    type: Literal["text"] = "text"
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchema | None = None
+    format: dict[str, Any] | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
 
 
-class VideoOptions(Input, kw_only=True):
-    num_frames: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    fps: Annotated[float, Meta(gt=0, le=60)] | None = None
+class StructuredFields(Input, kw_only=True):
+    """The rule of an answer, as vLLM writes it; exactly one of the first six."""
 
-
-class MediaIoOptions(Input, kw_only=True):
-    video: VideoOptions | None = None
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 class SamplingFields(Input, kw_only=True):
@@ -165,7 +74,8 @@ class SamplingFields(Input, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    """-1 is the same as none."""
     logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
@@ -176,39 +86,23 @@ class SamplingFields(Input, kw_only=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-
-
-class ChatRequest(SamplingFields, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)]
-    model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=32)] | None = None
-    mm_processor_kwargs: Annotated[dict[str, Scalar | Groups], Meta(max_length=32)] | None = None
-    """How media become rows, e.g. max_slice_nums; which options there are is the model's matter."""
-    media_io_kwargs: MediaIoOptions | None = None
-    user: Label | None = None
-    """Written to the access log."""
-    metadata: Annotated[dict[Key, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None = None
-    """Sent back with the answer."""
-    cache_salt: Key | None = None
-    """Requests with different salts share no cached work."""
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
-    """Larger numbers wait behind smaller ones."""
-    # What the OpenAI SDK and others send of features that are not here, as long as they ask for nothing.
+    spaces_between_special_tokens: bool | None = None
+    bad_words: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=128)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=1 << 18)] | None = None
+    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=128)] | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Meta(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    structured_outputs: StructuredFields | None = None
+    guided_json: str | dict[str, Any] | None = None
+    """The guided_ fields are older names of those in structured_outputs."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopCount | None = None
 
 
 # ---- response -----------------------------------------------------------------------------------------------------
@@ -218,6 +112,12 @@ class TopLogprob(Struct):
     token: str
     logprob: float
     bytes: list[int]
+
+
+class PromptLogprob(Struct):
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class ContentLogprob(Struct):
@@ -232,65 +132,28 @@ class ChoiceLogprobs(Struct):
 
 
 class PromptTokensDetails(Struct):
+    """Both naming schemes: OpenAI's, and below it vLLM's."""
+
     cached_tokens: int = 0
     image_tokens: int = 0
     audio_tokens: int = 0
     video_tokens: int = 0
+    text_tokens: int = 0
+    cache_write_tokens: int = 0
+    multimodal_tokens: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    created_cache_tokens: int = 0
+
+
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int = 0
 
 
 class UsageReport(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class AssistantReply(Struct):
-    content: str
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-
-
-class Choice(Struct, kw_only=True):
-    index: int
-    message: AssistantReply
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: str
-    stop_reason: int | str | None = None
-
-
-class ChatCompletion(Struct, kw_only=True):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: UsageReport
-    system_fingerprint: str
-    metadata: dict[str, str] | UnsetType = UNSET
-
-
-class Delta(Struct):
-    role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-
-
-class ChunkChoice(Struct, kw_only=True):
-    index: int
-    delta: Delta
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | UnsetType | None = UNSET
-
-
-class ChatChunk(Struct, kw_only=True):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: UsageReport | UnsetType | None = UNSET
-    system_fingerprint: str
+    prompt_tokens_details: PromptTokensDetails | None
+    completion_tokens_details: CompletionTokensDetails = msgspec.field(default_factory=CompletionTokensDetails)
 
 
 class ModelCard(Struct, kw_only=True):
@@ -307,6 +170,3 @@ class ModelCard(Struct, kw_only=True):
 class ModelList(Struct):
     data: list[ModelCard]
     object: Literal["list"] = "list"
-
-
-CHAT_REQUEST = msgspec.json.Decoder(ChatRequest)

@@ -10,10 +10,11 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
+from sensorium.server.chat_plan import to_messages, to_options
+from sensorium.server.chat_schema import ChatRequest, MediaOptions, Messages, ProcessorOptions, TemplateVariables
 from sensorium.server.door import JsonDoor, State
-from sensorium.server.openai import to_messages, to_options
 from sensorium.server.prompts import prepare_text
-from sensorium.server.schema import ChatMessage, ChatRequest, Groups, Input, MediaIoOptions, Scalar, TokenId
+from sensorium.server.schema import Input, TokenId
 from sensorium.server.served import Served
 from sensorium.types import Prompt
 
@@ -34,15 +35,15 @@ class TokenizeRequest(Input, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     """Whether a prompt gets the tokens that this model's prompts begin with; a conversation has its template's."""
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=32)] | None = None
-    mm_processor_kwargs: Annotated[dict[str, Scalar | Groups], Meta(max_length=32)] | None = None
-    media_io_kwargs: MediaIoOptions | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
 
 
 class Tokenized(Struct, kw_only=True):
@@ -68,7 +69,7 @@ class Detokenized(Struct):
 def tokenize_routes(served: Served, config: ServerConfig) -> list[Route]:
     async def tokenize(request: TokenizeRequest, state: State) -> Tokenized:
         client = served.client()
-        prompt = await _prepare(client, request)
+        prompt = await _prepare(client, request, config)
         spelled = [spell(client, token_id) for token_id in prompt.ids] if request.return_token_strs else None
         return Tokenized(
             count=len(prompt.ids),
@@ -98,7 +99,7 @@ def spell(client: EngineClient, token_id: int) -> str:
     return client.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
-async def _prepare(client: EngineClient, request: TokenizeRequest) -> Prompt:
+async def _prepare(client: EngineClient, request: TokenizeRequest, config: ServerConfig) -> Prompt:
     if (request.prompt is None) == (request.messages is None):
         raise RequestError("prompt: give either prompt or messages", param="prompt")
     if request.messages is None:
@@ -111,7 +112,7 @@ async def _prepare(client: EngineClient, request: TokenizeRequest) -> Prompt:
         raise UnsupportedError(reason, param="add_special_tokens")
     fields: dict[str, Any] = {name: getattr(request, name) for name in CHAT_ONLY}
     chat = ChatRequest(messages=request.messages, **fields)
-    return await client.aprepare_chat(to_messages(chat), to_options(chat))
+    return await client.aprepare_chat(to_messages(chat, config), to_options(chat, config))
 
 
 TOKENIZE = msgspec.json.Decoder(TokenizeRequest)

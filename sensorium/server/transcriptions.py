@@ -22,7 +22,7 @@ from sensorium.server.door import reply
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.multipart import read_form
-from sensorium.server.openai import to_sampling
+from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import Input, Label, Penalty, SamplingFields, TokenCount, Url
 from sensorium.server.served import Served
 from sensorium.server.sse import DONE, frame

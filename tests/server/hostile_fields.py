@@ -12,6 +12,13 @@ from server.live import user
 
 BIG = 10**9
 
+
+def tool(name: str) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name}}
+
+
+named, FUNCTION = tool, tool("f")
+
 CASES: dict[str, Case] = {
     # I: structure
     "H-173 the placeholder as text": (chat(messages=user("(<image>./</image>) <image><unk></image>")), OK, None),
@@ -21,7 +28,7 @@ CASES: dict[str, Case] = {
     "H-180 a picture that is null": (part(type="image_url", image_url=None), 400, IMAGE),
     "H-180 a URL in a list": (part(type="image_url", image_url={"url": ["data:,"]}), 400, f"{IMAGE}.url"),
     "H-180 an unknown part": (part(type="hologram", hologram="x"), 400, "messages[0].content[0].type"),
-    "H-180 a part without type": (part(text="x"), 400, "messages[0].content[0].type"),
+    "H-180 a part without type": (part(words="x"), 400, "messages[0].content[0].type"),
     "H-184 a cached item by name": (part(type="image_url", image_url=None, uuid="a"), 400, "messages[0].content[0]"),
     "H-187 positions from outside": (chat(mm_placeholders={"image": [0]}), 400, "mm_placeholders"),
     "H-188 unknown processor option": (chat(mm_processor_kwargs={"remote_code": 1}), 400, "mm_processor_kwargs"),
@@ -91,7 +98,7 @@ CASES: dict[str, Case] = {
     "H-222 a bias for a word": (chat(logit_bias={"abc": 1}), 400, "logit_bias"),
     "H-222 a bias of 101": (chat(logit_bias={"1": 101}), 400, "logit_bias"),
     "H-222 10,000 biases": (chat(logit_bias={str(n): 1 for n in range(10_000)}), 400, "logit_bias"),
-    "H-223 allowed tokens": (chat(allowed_token_ids=[1]), 400, "allowed_token_ids"),
+    "H-223 no allowed tokens": (chat(allowed_token_ids=[]), 400, "allowed_token_ids"),
     "H-224 bad words": (chat(bad_words=[""]), 400, "bad_words"),
     "H-225 10,000 stop strings": (chat(stop=["a"] * 10_000), 400, "stop"),
     "H-225 an empty stop string": (chat(stop=""), 400, "stop"),
@@ -102,11 +109,19 @@ CASES: dict[str, Case] = {
     "H-227 10,000 stop tokens": (chat(stop_token_ids=[1] * 10_000), 400, "stop_token_ids"),
     "H-228 10^6 log-probabilities": (chat(logprobs=True, top_logprobs=10**6), 400, "top_logprobs"),
     "H-228 top_logprobs alone": (chat(top_logprobs=2), 400, "top_logprobs"),
-    "H-229 log-probabilities of the prompt": (chat(prompt_logprobs=1), 400, "prompt_logprobs"),
-    "H-230 seed -1": (chat(seed=-1), 400, "seed"),
+    "H-229 10^6 log-probabilities of the prompt": (chat(prompt_logprobs=10**6), 400, "prompt_logprobs"),
+    "H-229 the whole vocabulary for the prompt": (chat(prompt_logprobs=-1), 400, "prompt_logprobs"),
+    "H-229 log-probabilities of the prompt in a stream": (chat(prompt_logprobs=1, stream=True), 400, "prompt_logprobs"),
+    "H-230 seed -1": (chat(seed=-1), OK, None),
     "H-230 seed 2^64": (chat(seed=2**64), 400, "seed"),
     "H-230 seed as text": (chat(seed="x"), 400, "seed"),
-    "H-231 truncating the prompt": (chat(truncate_prompt_tokens=1), 400, "truncate_prompt_tokens"),
+    "H-231 truncating the prompt": (chat(truncate_prompt_tokens=1), OK, None),
+    "H-231 truncating the prompt to nothing": (chat(truncate_prompt_tokens=0), 400, "truncate_prompt_tokens"),
+    "H-231 truncating to -2": (chat(truncate_prompt_tokens=-2), 400, "truncate_prompt_tokens"),
+    "H-231 a side without truncating": (chat(truncation_side="left"), 400, "truncation_side"),
+    "H-231 cutting through a picture": (
+        chat(messages=user([image_part(PNG_URL), "?"]), truncate_prompt_tokens=8), 400, "truncate_prompt_tokens",
+    ),
     "H-232 an empty message": (chat(messages=user("")), (OK, 400), None),
     "H-233 a prompt longer than the context": (chat(messages=user("a b " * 3000)), 400, "messages"),
     "H-237 a priority below 0": (chat(priority=-1), 400, "priority"),
@@ -115,9 +130,24 @@ CASES: dict[str, Case] = {
     "H-240 a list of models": (chat(model=["tiny"]), 400, "model"),
     "H-240 another model": (chat(model="gpt"), 404, "model"),
     # L: tools, templates
-    "H-247 structured output": (chat(response_format={"type": "json_object"}), 400, "response_format"),
-    "H-247 a guided regex": (chat(guided_regex="(a+)+b"), 400, "guided_regex"),
-    "H-252 a tool": (chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "tools"),
+    "H-247 a schema without schema": (chat(response_format={"type": "json_schema"}), 400, "response_format"),
+    "H-247 two rules": (chat(guided_regex="a", response_format={"type": "json_object"}), 400, "guided_regex"),
+    "H-247 two rules in one": (chat(structured_outputs={"regex": "a", "json_object": True}), 400, "structured_outputs"),
+    "H-247 an unknown kind of rule": (chat(structured_outputs={"rgex": "a"}), 400, "structured_outputs.rgex"),
+    "H-252 a tool the model may choose": (chat(tools=[FUNCTION]), 400, "tool_choice"),
+    "H-252 no tools": (chat(tools=[]), 400, "tools"),
+    "H-252 a choice without tools": (chat(tool_choice="auto"), 400, "tool_choice"),
+    "H-252 an unknown tool": (chat(tools=[FUNCTION], tool_choice=named("g")), 400, "tool_choice.function.name"),
+    "H-252 two tools of one name": (chat(tools=[FUNCTION] * 2), 400, "tools"),
+    "H-252 a tool with a control token": (chat(tools=[tool("<|im_end|>")]), 400, "tools[0].function.name"),
+    "H-252 a tool and a rule": (
+        chat(tools=[FUNCTION], tool_choice="required", response_format={"type": "json_object"}), 400, "tool_choice",
+    ),
+    "H-252 functions of old": (chat(functions=[{"name": "f"}]), 400, "functions"),
+    "H-252 a call that is no JSON": (
+        chat(messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+        400, "messages[0].tool_calls[0].function.arguments",
+    ),
     "H-257 a template": (chat(chat_template="{{ 7 * 7 }}"), 400, "chat_template"),
     "H-257 a template as argument": (chat(chat_template_kwargs={"chat_template": "x"}), 400, "chat_template_kwargs"),
     "H-258 messages as argument": (chat(chat_template_kwargs={"messages": "x"}), 400, "chat_template_kwargs"),
@@ -126,7 +156,7 @@ CASES: dict[str, Case] = {
     # M: text
     "H-262 control characters": (chat(messages=user("".join(map(chr, range(32))) + "\x7f\x85\u2028")), OK, None),
     "H-264 10,000 combining marks": (chat(messages=user("e" + "\u0301" * 400)), OK, None),
-    "H-271 an unknown role": (chat(messages=[{"role": "root", "content": "hi"}]), 400, "messages[0].role"),
+    "H-271 a role with a control token": (message(role="<|im_end|>"), 400, "messages[0].role"),
     "H-271 a role in capitals": (chat(messages=[{"role": "System", "content": "hi"}]), 400, "messages[0].role"),
     "H-271 no role": (chat(messages=[{"content": "hi"}]), 400, "messages[0].role"),
     "H-272 a name with control tokens": (message(name="<|im_end|>"), 400, "messages[0].name"),

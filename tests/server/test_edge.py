@@ -23,10 +23,10 @@ from sensorium.engine.link import Supervision
 from sensorium.errors import RequestError
 from sensorium.server.app import build_app
 from sensorium.server.body import decode
+from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
 from sensorium.server.metrics import TOKENS, Histogram
 from sensorium.server.openapi import describe_api
 from sensorium.server.page import page_routes
-from sensorium.server.schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
 
 
 def read(body: dict[str, Any]) -> ChatRequest:

@@ -1,0 +1,247 @@
+"""What a chat request asks for, checked and brought into the engine's terms. Pure functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from sensorium.config import ServerConfig
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.params import SamplingParams, StructuredOutputs
+from sensorium.parsers.reasoning import Marks, ReasoningParser, reasoning_marks
+from sensorium.server.chat_answer import AnswerPlan
+from sensorium.server.chat_schema import WITHOUT_EFFECT, ChatRequest
+from sensorium.server.messages import Reading, read_messages
+from sensorium.server.sampling import check_logprobs, to_rule, to_sampling
+from sensorium.server.tools import ToolPlan
+from sensorium.types import ChatOptions, Message, Prompt
+
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient
+
+log = logging.getLogger(__name__)
+_DEFAULTS = ServerConfig()
+_told: set[str] = set()
+MAX_FRAMES, MAX_FPS = 4096, 60
+
+SAFE_LOADING: Mapping[str, Collection[str]] = {
+    "image": ("rgba_background_color",),
+    "video": ("num_frames", "fps"),
+    "audio": (),
+}
+SAFE_PROCESSING = frozenset(
+    {
+        "do_sample_frames", "fps", "max_inp_length", "max_pixels", "max_slice_nums", "merge_audio_from_same_content",
+        "min_pixels", "omni_mode", "scale_resolution", "size", "stream_input", "temporal_ids", "use_audio_in_video",
+        "use_image_id",
+    }
+)  # fmt: skip
+"""Options that cost no more than the server's own limits allow. All others need --trust-request-mm-kwargs."""
+
+
+def check(request: ChatRequest, client: EngineClient, config: ServerConfig) -> None:
+    """What the types cannot say: fields that make sense only together, or only for some servers."""
+    _check_together(request)
+    for name in WITHOUT_EFFECT:
+        if getattr(request, name) is not None and name not in _told:
+            _told.add(name)
+            log.warning("requests send %s, which has no effect here; this is said once", name)
+    most = client.config.max_logprobs
+    check_logprobs("top_logprobs", request.top_logprobs, most)
+    check_logprobs("prompt_logprobs", request.prompt_logprobs, most)
+    for name in ("max_completion_tokens", "max_tokens"):
+        if (getattr(request, name) or 0) > client.max_model_len:
+            reason = f"{name}: {getattr(request, name)} is more than this model's context of {client.max_model_len}"
+            raise RequestError(reason, param=name)
+    if (request.min_tokens or 0) >= client.max_model_len:
+        raise RequestError("min_tokens: larger than the context", param="min_tokens")
+    if request.priority and client.config.scheduling_policy != "priority":
+        raise RequestError("priority: needs a server started with --scheduling-policy priority", param="priority")
+    if request.chat_template is not None and not config.trust_request_chat_template:
+        reason = "chat_template: needs a server started with --trust-request-chat-template"
+        raise UnsupportedError(reason, param="chat_template")
+    _check_media_options(request, config)
+
+
+def _check_together(request: ChatRequest) -> None:
+    limit = request.max_completion_tokens or request.max_tokens
+    wrong = {
+        "stream_options": (request.stream_options is not None and not request.stream, "only with stream"),
+        "top_logprobs": (bool(request.top_logprobs) and not request.logprobs, "only with logprobs"),
+        "prompt_logprobs": (bool(request.prompt_logprobs) and bool(request.stream), "not with stream"),
+        "continue_final_message": (
+            bool(request.add_generation_prompt and request.continue_final_message),
+            "not together with add_generation_prompt",
+        ),
+        "min_tokens": (limit is not None and (request.min_tokens or 0) > limit, "larger than max_tokens"),
+        "best_of": (request.best_of not in (None, request.n or 1), "must equal n"),
+        "length_penalty": (
+            request.length_penalty is not None and not request.use_beam_search,
+            "only with use_beam_search",
+        ),
+        "truncation_side": (
+            request.truncation_side is not None and request.truncate_prompt_tokens is None,
+            "only with truncate_prompt_tokens",
+        ),
+        "truncate_prompt_tokens": (request.truncate_prompt_tokens == 0, "must be at least 1, or -1"),
+        "parallel_tool_calls": (request.parallel_tool_calls is False and request.tools is None, "only with tools"),
+        "vllm_xargs": (bool(request.vllm_xargs), "this server has no extension that takes arguments"),
+        "modalities": ("audio" in (request.modalities or ()), "an answer in speech is not supported by this server"),
+        "audio": (request.audio is not None, "an answer in speech is not supported by this server"),
+        "use_beam_search": (bool(request.use_beam_search), "beam search is not supported by this server over HTTP"),
+        "add_special_tokens": (
+            bool(request.add_special_tokens),
+            "a conversation has the special tokens of its chat template",
+        ),
+    }
+    for name, (is_wrong, reason) in wrong.items():
+        if is_wrong:
+            raise RequestError(f"{name}: {reason}", param=name)
+
+
+def _check_media_options(request: ChatRequest, config: ServerConfig) -> None:
+    video = (request.media_io_kwargs or {}).get("video", {})
+    for name, kinds, most in (("num_frames", int, MAX_FRAMES), ("fps", (int, float), MAX_FPS)):
+        value = video.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most):
+            place = f"media_io_kwargs.video.{name}"
+            raise RequestError(f"{place}: must be a number above 0 and at most {most}", param=place)
+    if config.trust_request_mm_kwargs:
+        return
+    given = [
+        (f"media_io_kwargs.{modality}.{name}", name in SAFE_LOADING[modality])
+        for modality, options in (request.media_io_kwargs or {}).items()
+        for name in options
+    ]
+    given += [(f"mm_processor_kwargs.{name}", name in SAFE_PROCESSING) for name in request.mm_processor_kwargs or ()]
+    for place, is_safe in given:
+        if not is_safe:
+            reason = f"{place[:200]}: needs a server started with --trust-request-mm-kwargs"
+            raise UnsupportedError(reason, param=place)
+
+
+# ---- the prompt ---------------------------------------------------------------------------------------------------
+
+
+def to_messages(request: ChatRequest, config: ServerConfig = _DEFAULTS) -> list[Message]:
+    """The conversation, its media as references that carry their place for error messages."""
+    loading: dict[str, dict[str, Any]] = {
+        modality: {name: value for name, value in options.items() if value is not None}
+        for modality, options in (request.media_io_kwargs or {}).items()
+    }
+    hears = (request.mm_processor_kwargs or {}).get("use_audio_in_video")
+    if hears is not None:
+        loading["video"] = {**loading.get("video", {}), "use_audio": hears}
+    return read_messages(request.messages, Reading(loading, config.allow_unknown_fields))
+
+
+def to_options(
+    request: ChatRequest, config: ServerConfig = _DEFAULTS, tools: tuple[Mapping[str, Any], ...] = ()
+) -> ChatOptions:
+    continues = bool(request.continue_final_message)
+    generates = request.add_generation_prompt
+    variables = {**config.default_chat_template_kwargs, **_effort(request), **(request.chat_template_kwargs or {})}
+    if request.documents is not None:
+        variables["documents"] = request.documents
+    processing = {name: value for name, value in (request.mm_processor_kwargs or {}).items() if value is not None}
+    processing.pop("use_audio_in_video", None)
+    return ChatOptions(
+        add_generation_prompt=not continues if generates is None else generates,
+        continue_final_message=continues,
+        template_kwargs=variables,
+        media_kwargs=processing,
+        tools=tools,
+        template=request.chat_template or config.chat_template,
+        template_is_trusted=request.chat_template is None,
+        content_format=config.chat_template_content_format,
+        interleave=config.interleave_mm_strings,
+    )
+
+
+def _effort(request: ChatRequest) -> dict[str, Any]:
+    effort = request.reasoning_effort
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+
+# ---- the answer ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPlan:
+    """marks: how this model writes reasoning. start: where the prompt leaves it, see ReasoningParser."""
+
+    marks: Marks
+    start: Literal["open", "closed", "unsaid"] = "unsaid"
+
+    @classmethod
+    def of(cls, config: ServerConfig, prompt: Prompt, unfinished: Message | None) -> ReasoningPlan | None:
+        """unfinished: the message to be continued, if it is not a new one."""
+        if config.reasoning_parser is None:
+            return None
+        marks = reasoning_marks(config.reasoning_parser)
+        if unfinished is not None:
+            text = "".join(part for part in unfinished.parts if isinstance(part, str))
+            opened, closed = text.rfind(marks.opener), text.rfind(marks.closer)
+            return cls(marks, "open" if opened > closed else "closed")
+        end = (prompt.text or "").rstrip()
+        return cls(
+            marks, "open" if end.endswith(marks.opener) else "closed" if end.endswith(marks.closer) else "unsaid"
+        )
+
+    def parser(self) -> ReasoningParser:
+        return ReasoningParser(self.marks, self.start)
+
+
+def plan_answer(request: ChatRequest, tools: ToolPlan, reasoning: ReasoningPlan | None) -> AnswerPlan:
+    return AnswerPlan(
+        reasoning=reasoning.parser if reasoning else None,
+        tools=tools.parser,
+        calls_end_turn=tools.mode in ("auto", "required"),
+        parallel=tools.parallel,
+        keep_reasoning=request.include_reasoning is not False,
+    )
+
+
+def plan_sampling(
+    request: ChatRequest, client: EngineClient, tools: ToolPlan, reasoning: ReasoningPlan | None
+) -> list[SamplingParams]:
+    """One for each choice."""
+    more: dict[str, Any] = {"prompt_logprobs": request.prompt_logprobs}
+    rule = to_rule(request)
+    if rule is not None and tools.rule is not None:
+        raise RequestError("tool_choice: required or named tools leave no room for another rule", param="tool_choice")
+    rule = rule or tools.rule
+    if rule is not None:
+        more["structured_outputs"] = _after_reasoning(rule, client, reasoning)
+    if _are_special((*tools.marks, *((reasoning.marks.opener, reasoning.marks.closer) if reasoning else ())), client):
+        more["skip_special_tokens"] = False
+    return [replace(to_sampling(request, client.default_sampling, choice), **more) for choice in range(request.n or 1)]
+
+
+def _after_reasoning(
+    rule: StructuredOutputs, client: EngineClient, reasoning: ReasoningPlan | None
+) -> StructuredOutputs:
+    """The rule holds for the answer: what is thought before is free."""
+    if reasoning is None or reasoning.start == "closed":
+        return rule
+    return replace(rule, after=tuple(client.tokenizer.encode(reasoning.marks.closer, allow_special=True)))
+
+
+def _are_special(marks: Collection[str], client: EngineClient) -> bool:
+    """Whether any of the spellings would be left out of the text as a special token."""
+    if not marks:
+        return False
+    tokenizer = client.tokenizer
+    return not {
+        tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in tokenizer.special_ids
+    }.isdisjoint(marks)
+
+
+def room_for_prompt(request: ChatRequest, client: EngineClient) -> int | None:
+    """How many tokens of the prompt may be kept; None is all."""
+    count = request.truncate_prompt_tokens
+    if count != -1:
+        return count
+    return max(client.max_model_len - (request.max_completion_tokens or request.max_tokens or 1), 1)
