@@ -42,8 +42,8 @@ from sensorium.server.body import decode, read_body
 from sensorium.server.door import JsonDoor, State
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.openai import to_sampling
 from sensorium.server.pieces import Piece, Splitter, Thought, ToolUse, splitter
+from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import SamplingFields
 from sensorium.server.served import Served
 from sensorium.server.sse import frame

@@ -20,7 +20,6 @@ from sensorium.errors import NotFoundError, OverloadedError, RequestError
 from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.openai import to_sampling
 from sensorium.server.pieces import ToolUse, splitter
 from sensorium.server.responses_schema import (
     RESPONSES_REQUEST,
@@ -35,6 +34,7 @@ from sensorium.server.responses_schema import (
     to_messages,
 )
 from sensorium.server.responses_stream import ResponseCodec, Silent
+from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import SamplingFields
 from sensorium.server.served import Served
 from sensorium.types import ChatOptions, Message, SamplingParams, StructuredOutputs

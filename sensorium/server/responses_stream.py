@@ -12,8 +12,8 @@ import msgspec
 from sensorium.parsers.writing import CallDelta
 from sensorium.server.errors import describe
 from sensorium.server.generation import Progress, Tally
-from sensorium.server.openai import TokenBytes, report_logprobs
 from sensorium.server.pieces import Piece, Splitter, Thought
+from sensorium.server.reports import TokenBytes, report_logprobs
 from sensorium.server.responses_schema import InputDetails, OutputDetails, Response, ResponseUsage
 from sensorium.server.sse import frame
 from sensorium.types import TextDelta, TokenLogprob
