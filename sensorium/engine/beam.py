@@ -58,7 +58,7 @@ class BeamSearch:
         return best <= self._score(self._ended[self._params.beam_width - 1])
 
     def num_wanted(self, path: _Path) -> int:
-        """How many of the likeliest tokens decide a step. Tokens that repetition_penalty lowers may have to give way."""
+        """How many of the likeliest tokens decide a step: those that repetition_penalty lowers may have to give way."""
         lowered = len(set(path.ids)) if self._params.repetition_penalty != 1 else 0
         return 2 * self._params.beam_width + lowered
 
@@ -90,7 +90,9 @@ class BeamSearch:
 class _Search:
     """A search for one prompt through one client: what the two drivers below share."""
 
-    def __init__(self, client: EngineClient, prompt: Prompt, params: BeamSearchParams, options: dict[str, object]):
+    def __init__(
+        self, client: EngineClient, prompt: Prompt, params: BeamSearchParams, options: dict[str, object]
+    ) -> None:
         if params.temperature not in (0, 1):
             reason = f"temperature: beams are ranked by the model's own probabilities; {params.temperature} must be 0"
             raise UnsupportedError(reason, param="temperature")
@@ -151,7 +153,11 @@ async def abeam_search(client: EngineClient, prompt: Prompt, params: BeamSearchP
     while not run.search.is_over:
         streams = run.submit()
         try:
-            run.search.advance([_ranked([event async for event in stream]) for stream in streams])
+            ranked: list[Ranked] = []
+            for stream in streams:
+                events = [event async for event in stream]
+                ranked.append(_ranked(events))
+            run.search.advance(ranked)
         finally:
             for stream in streams:
                 stream.abort()
