@@ -31,6 +31,14 @@ class MediaLimits:
     max_video_s: float = 3600.0
     max_video_frames: int = 64
     max_items: int = 64
+    max_request_bytes: int = 512 << 20
+    """All media of a request once preprocessed."""
+    max_embeds_bytes: int = 512 << 20
+    """Embeddings of one item, as float32."""
+    decode_timeout_s: float = 10.0
+    video_decode_timeout_s: float = 60.0
+    decode_memory_bytes: int = 1 << 30
+    """What decoding and preprocessing one item may take beside its own bytes."""
     fetch_timeout_s: float = 30.0
     connect_timeout_s: float = 5.0
     allowed_domains: tuple[str, ...] = ()

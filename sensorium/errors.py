@@ -6,6 +6,8 @@ SensoriumError                  code                     HTTP
 |   +-- ContextLengthError      context_length_exceeded  400
 |   +-- MediaError              invalid_media            400   bytes that do not decode, or break a limit
 |   |   +-- MediaFetchError     media_fetch_failed       400   an address refused, unreachable or too slow
+|   |   +-- DecodeTimeoutError  decode_timeout           400   bytes that take too long to decode
+|   |   +-- CacheMissError      mm_cache_miss            400   a media uuid without data that is not in the cache
 |   +-- TooLargeError           request_too_large        413
 +-- AuthenticationError         invalid_api_key          401
 +-- NotFoundError               not_found                404
@@ -53,6 +55,14 @@ class MediaError(RequestError):
 
 class MediaFetchError(MediaError):
     code = "media_fetch_failed"
+
+
+class DecodeTimeoutError(MediaError):
+    code = "decode_timeout"
+
+
+class CacheMissError(MediaError):
+    code = "mm_cache_miss"
 
 
 class TooLargeError(RequestError):

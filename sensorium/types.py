@@ -78,6 +78,15 @@ class Embeds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """Media as the model's processor took it apart: `content` is the family's own."""
+
+    modality: Modality
+    content: Any
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MediaItem:
     """Media preprocessed for one model: `arrays` is what Model.encode reads, `rows` how many embeddings it returns.
 
@@ -113,18 +122,22 @@ class Message:
     """One chat message. `parts` mixes text with media in the order written."""
 
     role: Role
-    parts: tuple[str | MediaRef | Media | Embeds, ...]
+    parts: tuple[str | MediaRef | Media | Embeds | Prepared, ...]
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How messages become a prompt. `template_kwargs` reach the chat template; `media_kwargs` the processor."""
+    """How messages become a prompt. `template_kwargs` reach the chat template; `media_kwargs` the processor.
+
+    `media_io_kwargs`, by modality, reach the decoders: what the request adds to the server's own.
+    """
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     media_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    media_io_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     tools: tuple[Mapping[str, Any], ...] = ()
     template: str | None = None
     """A Jinja template instead of the checkpoint's own."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sensorium.config import EngineConfig
@@ -21,7 +20,7 @@ from sensorium.engine.admission import Admission
 from sensorium.engine.checkpoint import Progress
 from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.link import Kind, Link, Supervision
-from sensorium.engine.prepare import Preparer
+from sensorium.engine.prepare import MediaStats, Part, Preparer
 from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, RefuseWaiting
 from sensorium.engine.stream import Stream, hand_out
 from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
@@ -32,7 +31,6 @@ from sensorium.types import (
     Event,
     Failed,
     Finished,
-    Media,
     MediaRef,
     Message,
     PoolingParams,
@@ -80,9 +78,7 @@ class EngineClient:
         self.default_sampling: SamplingParams = self.facts.default_sampling
         self._admission = Admission(self.facts, self.tokenizer, self.config)
         self._grammars = GrammarChecker(self.tokenizer)
-        threads = self.config.media_threads or max((os.cpu_count() or 2) // 2, 1)
-        self._preparer = Preparer(self.processor, self.modalities, self.config.limits)
-        self._media_pool = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-media")
+        self._preparer = Preparer(self.processor, self.modalities, self.config)
 
     @property
     def loaded(self) -> Loaded:
@@ -92,20 +88,20 @@ class EngineClient:
     # ---- preparing -------------------------------------------------------------------------------------------------
 
     def prepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt:
-        """Fetch, decode and preprocess in a media thread; wait for it."""
+        """Fetch, decode and preprocess; wait for it."""
         return self._prepare(self._preparer.chat, messages, options or ChatOptions()).result()
 
     async def aprepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt:
         return await asyncio.wrap_future(self._prepare(self._preparer.chat, messages, options or ChatOptions()))
 
     def prepare_raw(
-        self, text: str | Sequence[int], media: Sequence[MediaRef | Media] = (), options: ChatOptions | None = None
+        self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None
     ) -> Prompt:
         """A prompt in the model's own notation, control tokens included (offline use only)."""
         return self._prepare(self._preparer.raw, text, media, options or ChatOptions()).result()
 
     async def aprepare_raw(
-        self, text: str | Sequence[int], media: Sequence[MediaRef | Media] = (), options: ChatOptions | None = None
+        self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None
     ) -> Prompt:
         return await asyncio.wrap_future(self._prepare(self._preparer.raw, text, media, options or ChatOptions()))
 
@@ -113,17 +109,17 @@ class EngineClient:
         """A recording cut into clips with the question what is said; see Preparer.speech."""
         return await asyncio.wrap_future(self._prepare(self._preparer.speech, recording, instruction, hint))
 
-    def _prepare(self, call: Callable[..., T], *args: object) -> Future[T]:
+    def _prepare(self, call: Callable[..., Future[T]], *args: object) -> Future[T]:
         self._refuse_if_ending()
         with self._lock:
             if self._num_preparing >= self.config.max_waiting:
                 raise OverloadedError(f"{self._num_preparing} requests are being prepared already; try again later")
             self._num_preparing += 1
         try:
-            future = self._media_pool.submit(call, *args)
-        except RuntimeError:
+            future = call(*args)
+        except BaseException:
             self._prepared()
-            raise EngineDeadError("the engine is closed") from None
+            raise
         future.add_done_callback(self._prepared)
         return future
 
@@ -257,6 +253,14 @@ class EngineClient:
     def stats(self) -> EngineStats:
         return self._link.stats()
 
+    def media_stats(self) -> MediaStats:
+        """Of the processor cache and the decoding processes."""
+        return self._preparer.stats()
+
+    def reset_mm_cache(self) -> None:
+        """Forget preprocessed media."""
+        self._preparer.reset_cache()
+
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -285,7 +289,7 @@ class EngineClient:
         self._link.close()
         self._deliver([Failed(rid, "engine_dead", "the engine is closed", 503) for rid in list(self._streams)])
         self._grammars.close()
-        self._media_pool.shutdown(wait=True, cancel_futures=True)
+        self._preparer.close()
 
     def __enter__(self) -> EngineClient:
         return self

@@ -1,50 +1,174 @@
-"""From messages as a caller wrote them to a Prompt: fetch, decode, preprocess. Runs in media threads; no torch."""
+"""From messages as a caller wrote them to a Prompt: look up, fetch, decode, preprocess. No torch.
+
+Fetching and waiting happen in an event loop of its own, decoding in worker processes, the rest in a few threads.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sensorium.config import MediaLimits
-from sensorium.errors import RequestError, UnsupportedError
-from sensorium.media import audio, image, video
-from sensorium.media.fetch import fetch_blocking
+import aiohttp
+
+from sensorium.config import EngineConfig
+from sensorium.engine.media_pool import MediaPool, PoolStats
+from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
+from sensorium.errors import CacheMissError, EngineDeadError, MediaError, RequestError, TooLargeError, UnsupportedError
+from sensorium.media import embeds
+from sensorium.media.fetch import fetch, open_session
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
-from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message, Prompt
+from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message, Prepared, Prompt
 
+log = logging.getLogger(__name__)
+Part = MediaRef | Media | Embeds | Prepared
+MAX_UUID = 2048
 CUT_WITHIN_S = 1.0
-_DECODERS = {"image": image.from_bytes, "audio": audio.from_bytes, "video": video.from_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaStats:
+    """Totals since the start, and what is there now."""
+
+    cache: CacheStats
+    pool: PoolStats
 
 
 class Preparer:
-    """Turns messages or a raw prompt into what the engine takes. Safe to call from several threads."""
+    """Turns messages or a raw prompt into what the engine takes. Safe to call from several threads. Close it."""
 
-    def __init__(self, processor: Processor, modalities: Sequence[str], limits: MediaLimits) -> None:
+    def __init__(self, processor: Processor, modalities: Sequence[str], config: EngineConfig) -> None:
         self._processor = processor
         self._modalities = modalities
-        self._limits = limits
+        self._config = config
+        self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
+        threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")
+        self._pool = MediaPool(
+            processor,
+            config.limits,
+            workers=config.media_threads,
+            video_workers=config.video_decode_workers,
+            max_waiting=config.max_waiting,
+        )
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self._warned = False
 
-    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
-        self._check([part for message in messages for part in message.parts if not isinstance(part, str)])
-        loaded = [
-            replace(message, parts=tuple(part if isinstance(part, str) else self._load(part) for part in message.parts))
-            for message in messages
-        ]
-        return self._processor.chat(loaded, options)
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Future[Prompt]:
+        """Cancelling the future ends its fetches and decodes."""
 
-    def raw(self, text: str | Sequence[int], media: Sequence[MediaRef | Media], options: ChatOptions) -> Prompt:
-        self._check(media)
-        return self._processor.raw(text, [self._load(part) for part in media], options)
+        def finish(ready: Sequence[Prepared]) -> Prompt:
+            waiting = iter(ready)
+            loaded = [
+                replace(m, parts=tuple(part if isinstance(part, str) else next(waiting) for part in m.parts))
+                for m in messages
+            ]
+            return self._processor.chat(loaded, options)
 
-    def speech(self, recording: MediaRef, instruction: str, hint: str = "") -> list[Clip]:
+        options = self._with_defaults(options)
+        parts = [part for message in messages for part in message.parts if not isinstance(part, str)]
+        return self._start(parts, options, finish)
+
+    def raw(self, text: str | Sequence[int], media: Sequence[Part], options: ChatOptions) -> Future[Prompt]:
+        options = self._with_defaults(options)
+        return self._start(media, options, lambda ready: self._processor.raw(text, ready, options))
+
+    def speech(self, recording: MediaRef, instruction: str, hint: str = "") -> Future[list[Clip]]:
         """A recording in clips that a model hears at once, cut where it is quiet.
 
         instruction: see Processor.speech_instructions. hint: what the model should know beforehand, if anything.
         """
+        return asyncio.run_coroutine_threadsafe(self._speech(recording, instruction, hint), self._running_loop())
+
+    def stats(self) -> MediaStats:
+        return MediaStats(replace(self._cache.stats), replace(self._pool.stats))
+
+    def reset_cache(self) -> None:
+        """Forget all preprocessed media."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._cache.clear)
+
+    def close(self) -> None:
+        """Ends what is being prepared, and the processes. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+            loop, self._loop = self._loop, None
+        if loop:
+            asyncio.run_coroutine_threadsafe(self._leave(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+        self._pool.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    # ---- in the caller's thread ------------------------------------------------------------------------------------
+
+    def _start(
+        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[[Sequence[Prepared]], Prompt]
+    ) -> Future[Prompt]:
+        try:
+            if not parts:
+                return self._threads.submit(finish, ())
+            return asyncio.run_coroutine_threadsafe(self._prepare(parts, options, finish), self._running_loop())
+        except RuntimeError:
+            raise EngineDeadError("the engine is closed") from None
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise EngineDeadError("the engine is closed")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), name="sensorium-media-loop", daemon=True).start()
+            return self._loop
+
+    def _with_defaults(self, options: ChatOptions) -> ChatOptions:
+        if not self._config.mm_processor_kwargs:
+            return options
+        return replace(options, media_kwargs={**self._config.mm_processor_kwargs, **options.media_kwargs})
+
+    # ---- in the loop -----------------------------------------------------------------------------------------------
+
+    async def _prepare(
+        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[[Sequence[Prepared]], Prompt]
+    ) -> Prompt:
+        self._check(parts)
+        work: dict[Any, Coroutine[Any, Any, Prepared]] = {}
+        identities = [_identity(part) for part in parts]
+        indices: dict[str, int] = {}
+        for identity, part in zip(identities, parts, strict=True):
+            index = indices.get(part.modality, 0)
+            indices[part.modality] = index + 1
+            if identity not in work:  # equal items of one request are prepared once
+                work[identity] = self._item(part, index, options)
+        found = dict(zip(work, await _together(list(work.values())), strict=True))
+        size = sum(array_bytes(prepared.content) for prepared in found.values())
+        if size > self._config.limits.max_request_bytes:
+            raise TooLargeError(
+                f"the request's media take {size} bytes once decoded; at most {self._config.limits.max_request_bytes} "
+                "are allowed (max_request_bytes)",
+                param="messages",
+            )
+        ready = [replace(found[key], part=part.part) for key, part in zip(identities, parts, strict=True)]
+        return await asyncio.get_running_loop().run_in_executor(self._threads, finish, ready)
+
+    async def _speech(self, recording: MediaRef, instruction: str, hint: str) -> list[Clip]:
         self._check([recording])
-        media = self._load(recording)
+        options = self._with_defaults(ChatOptions())
+        media = await self._pool.decode(await self._fetched(recording, 0, self._io_options(recording, options)))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._clips, media, instruction, hint, options
+        )
+
+    def _clips(self, media: Media, instruction: str, hint: str, options: ChatOptions) -> list[Clip]:
         rate = media.rate or 1
         before, _, after = instruction.partition("{audio}")
         opening = [Message("system", (hint,))] if hint else []
@@ -53,33 +177,157 @@ class Preparer:
         for samples in split_audio(media.data, rate, longest_s, CUT_WITHIN_S, rate // 10):
             digest = hashlib.blake2b(media.digest, digest_size=32, salt=start.to_bytes(8, "little")).digest()
             part = replace(media, data=samples, digest=digest)
-            question = Message(
-                "user", tuple(item for item in (before, part, after) if not isinstance(item, str) or item)
-            )
-            prompt = self._processor.chat([*opening, question], ChatOptions())
+            parts = (before, part, after)
+            question = Message("user", tuple(item for item in parts if not isinstance(item, str) or item))
+            prompt = self._processor.chat([*opening, question], options)
             clips.append(Clip(prompt, start / rate, (start + len(samples)) / rate))
             start += len(samples)
         return clips
 
-    def _check(self, media: Sequence[MediaRef | Media | Embeds]) -> None:
+    def _check(self, parts: Sequence[Part]) -> None:
         """Refuse by kind and count before a byte is fetched."""
-        if len(media) > self._limits.max_items:
-            raise RequestError(
-                f"{len(media)} media items in one request; at most {self._limits.max_items} are allowed",
-                param="messages",
-            )
-        for part in media:
+        most = self._config.limits.max_items
+        if len(parts) > most:
+            raise RequestError(f"{len(parts)} media items in one request; at most {most} are allowed", param="messages")
+        raw = [part for part in parts if not _is_embeds(part)]
+        for part in parts:
             if part.modality not in self._modalities:
                 known = ", ".join(self._modalities) or "text only"
                 raise UnsupportedError(f"this model takes no {part.modality} input ({known})", param=part.part or None)
+            if not isinstance(part, Prepared) and part.uuid is not None:
+                _check_uuid(part.uuid, part.part)
+        for modality, given in self._config.limit_mm_per_prompt.items():
+            limit: int = given.get("count", most) if isinstance(given, Mapping) else given  # pyright: ignore
+            # A limit of 0 switches the encoder off, which embeddings do not need.
+            counted = raw if limit == 0 and self._config.enable_mm_embeds is not False else parts
+            if sum(part.modality == modality for part in counted) > limit:
+                raise RequestError(
+                    f"At most {limit} {modality}(s) may be provided in one prompt. "
+                    f"Set --limit-mm-per-prompt to raise this limit (limit_mm_per_prompt).",
+                    param=modality,
+                )
+        if len(raw) < len(parts):
+            self._check_embeds(next(part for part in parts if _is_embeds(part)))
 
-    def _load(self, part: MediaRef | Media | Embeds) -> Media:
-        if isinstance(part, Embeds) or (isinstance(part, MediaRef) and part.form == "embeds"):
-            raise UnsupportedError("this version takes no embeddings as input", param=part.part or None)
-        if isinstance(part, Media):
+    def _check_embeds(self, part: Part) -> None:
+        if self._config.enable_mm_embeds is False:
+            raise UnsupportedError(
+                f"You must set `--enable-mm-embeds` to input `{part.modality}_embeds`", param=part.part or None
+            )
+        if self._config.enable_mm_embeds is None and not self._warned:
+            self._warned = True
+            log.warning(
+                "embeddings are taken as media; set enable_mm_embeds to say so (True) or to refuse them (False)"
+            )
+
+    async def _item(self, part: Part, index: int, options: ChatOptions) -> Prepared:
+        if isinstance(part, Prepared):
             return part
-        data, options = fetch_blocking(part, self._limits), part.options
-        if part.modality == "video":
-            # A family that chooses frames in its own way says how, for what the request leaves open.
-            options = getattr(self._processor, "video_options", dict)(options)
-        return _DECODERS[part.modality](data, part.part, self._limits, options)
+        io_options = self._io_options(part, options)
+        settings = {"io": io_options, "kwargs": options.media_kwargs}
+        form = "embeds" if _is_embeds(part) else "media"
+        uuid_key = None
+        if part.uuid is not None and self._cache.capacity_bytes:
+            uuid_key = cache_key(options.namespace, f"uuid {part.modality} {form}", part.uuid.encode(), settings)
+            if (hit := self._cache.get(uuid_key)) is not None:
+                return hit
+        if isinstance(part, MediaRef):
+            part = await self._fetched(part, index, io_options)
+        digest = _digest(part)
+        key = uuid_key or cache_key(options.namespace, f"content {part.modality} {form}", digest, settings)
+        if uuid_key is None and (hit := self._cache.get(key)) is not None:
+            return hit
+        if isinstance(part, MediaRef):
+            prepared = await self._pool.prepare(part, options.media_kwargs)
+        else:
+            part = replace(part, options=io_options) if isinstance(part, Media) else part
+            prepare = self._processor.prepare
+            prepared = await asyncio.get_running_loop().run_in_executor(
+                self._threads, prepare, part, options.media_kwargs
+            )
+        self._cache.put(key, prepared)
+        return prepared
+
+    async def _fetched(self, ref: MediaRef, index: int, io_options: Mapping[str, Any]) -> MediaRef:
+        if ref.source is None:
+            miss = f"Cache miss for {ref.modality} at index {index} but data is not provided."
+            if not self._cache.capacity_bytes:
+                raise CacheMissError(
+                    f"{miss} The processor cache is disabled (mm_processor_cache_gb=0).", param=ref.part
+                )
+            raise CacheMissError(f"{miss} Send the data of uuid {str(ref.uuid)[:200]!r} again.", param=ref.part or None)
+        if ref.form == "embeds":
+            source = embeds.payload(ref, self._config.limits)
+        else:
+            if self._session is None:
+                self._session = open_session(self._config.limits)
+            source = await fetch(ref, self._config.limits, self._session)
+        return replace(ref, source=source, options=io_options)
+
+    def _io_options(self, part: MediaRef | Media | Embeds, options: ChatOptions) -> dict[str, Any]:
+        """The server's defaults, the request's, and the part's own."""
+        if isinstance(part, Embeds) or _is_embeds(part):
+            return {}
+        default = self._config.media_io_kwargs.get(part.modality, {})
+        asked = {**options.media_io_kwargs.get(part.modality, {}), **part.options}
+        if isinstance(part, Media):
+            return dict(part.options)
+        # Of the two ways to choose frames, a request's own clears the default other one.
+        for name, other in (("fps", "num_frames"), ("num_frames", "fps")):
+            if asked.get(name) is not None and other not in asked:
+                default = {key: value for key, value in default.items() if key != other}
+        return {**default, **asked}
+
+    async def _leave(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._session:
+            await self._session.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, Prepared]]) -> list[Prepared]:
+    """All results in order; the first failure ends the others."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return [task.result() for task in tasks if task.done()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_embeds(part: Part) -> bool:
+    return isinstance(part, Embeds) or (isinstance(part, MediaRef) and part.form == "embeds")
+
+
+def _check_uuid(uuid: str, part: str) -> None:
+    if not 1 <= len(uuid) <= MAX_UUID or not uuid.isprintable():
+        raise MediaError(f"a media uuid must be 1 to {MAX_UUID} printable characters", param=part or None)
+
+
+def _identity(part: Part) -> Any:
+    """Equal for parts that are sure to become the same item."""
+    if not isinstance(part, MediaRef) or not isinstance(part.source, str | bytes | None):
+        return id(part)
+    return part.modality, part.form, part.source, part.uuid, repr(part.options)
+
+
+def _digest(part: MediaRef | Media | Embeds) -> bytes:
+    if not isinstance(part, MediaRef):
+        return part.digest
+    digest = hashlib.blake2b(digest_size=32)
+    if isinstance(part.source, Mapping):
+        for name, value in part.source.items():
+            digest.update(f"{name} {len(value) if isinstance(value, bytes) else repr(value)}".encode())
+            digest.update(value if isinstance(value, bytes) else b"")
+    elif isinstance(part.source, bytes):
+        digest.update(part.source)
+    return digest.digest()

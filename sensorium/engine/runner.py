@@ -33,7 +33,7 @@ class Runner:
         self.model = model
         self._threads = torch.get_num_threads()
         self._plan_class = paged_attention(device, dtype).implementation
-        self.device = device
+        self.device, self._dtype = device, dtype
         self.block_size = block_size
         self.readout = readout or Readout(model)
         shape = (2, num_blocks, block_size, model.num_kv_heads, model.head_dim)
@@ -45,6 +45,11 @@ class Runner:
         """Compute media rows. Returns what failed, per key; one bad item does not take the others along."""
         failed: dict[bytes, Exception] = {}
         self._use_threads(_SMALL_STEP)
+        for item in items:
+            if "embeds" in item.arrays:
+                given = torch.from_numpy(item.arrays["embeds"])
+                self._store([item], [given.to(self.device, self._dtype)])
+        items = [item for item in items if item.key not in self.rows]
         for modality in sorted({item.modality for item in items}):
             group = [item for item in items if item.modality == modality]
             try:

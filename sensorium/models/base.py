@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sensorium.types import ChatOptions, Media, MediaItem, Message, ModelInputs, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, ModelInputs, Prepared, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +39,24 @@ class Processor(Protocol):
     """
 
     tokenizer: Tokenizer
+    origin: tuple[Path, Mapping[str, Any]]
+    """The folder and configuration it was loaded with, so that media workers can load the same."""
+    piece_types: tuple[type, ...]
+    """The dataclasses that the content of its Prepared media is made of, besides arrays and plain values."""
 
     def __init__(self, folder: Path, config: Any) -> None: ...
 
-    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
-        """Render the chat template and expand media. Every MediaRef has become Media by now."""
+    def prepare(self, media: Media | Embeds, options: Mapping[str, Any]) -> Prepared:
+        """All that can be done to one item on its own. options: ChatOptions.media_kwargs. Runs in media workers too."""
         ...
 
-    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        """Render the chat template and expand media. No MediaRef is left by now."""
+        ...
+
+    def raw(
+        self, text: str | Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions
+    ) -> Prompt:
         """A prompt written by the caller, control tokens and media placeholders included (offline use)."""
         ...
 

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from sensorium.errors import CheckpointError, UnsupportedError
+from sensorium.models.given_rows import one_tensor, rows_item
 from sensorium.models.llava_config import Config
 from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Media, MediaItem, Message, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt
 
 PREPROCESSING = b"llava-1"
 """Part of every content key; changed whenever the arrays below change their meaning."""
@@ -34,9 +35,11 @@ TEMPLATE = (
 class Processor:
     """Keeps no state between calls, so threads may share it."""
 
+    piece_types = (MediaItem,)
+
     def __init__(self, folder: Path, config: Config) -> None:
         self.tokenizer = Tokenizer(folder)
-        self._rows = config.rows
+        self._rows, self._width = config.rows, config.decoder.width
         settings = read_json(folder / "preprocessor_config.json")
         self._pictures = PictureSettings.from_hf(settings)
         self._edge, self._crop = _edge(settings), _side(settings)
@@ -59,16 +62,27 @@ class Processor:
         page = self._writer.render(messages, options)
         return self._writer.expand(page.ids, self._items(page.media, options), page.text)
 
-    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+    def raw(
+        self, text: str | Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions
+    ) -> Prompt:
         """A prompt with one <image> per picture, or with all its placeholders."""
         ids = self._writer.read(text, media)
         return self._writer.expand(ids, self._items(media, options), text if isinstance(text, str) else None)
 
-    def _items(self, media: Sequence[Media], options: ChatOptions) -> list[MediaItem]:
-        if options.media_kwargs:
-            name = min(map(str, options.media_kwargs))
-            raise UnsupportedError(f"unknown media option {name[:64]}; this model takes none", param="media_kwargs")
-        return [self._item(picture) for picture in media]
+    def prepare(self, media: Media | Embeds, options: Mapping[str, Any]) -> Prepared:
+        """One picture as the MediaItem it becomes."""
+        _refuse(options)
+        item = self._embeds(media) if isinstance(media, Embeds) else self._item(media)
+        return Prepared("image", item, media.part)
+
+    def _items(self, media: Sequence[Media | Embeds | Prepared], options: ChatOptions) -> list[MediaItem]:
+        _refuse(options.media_kwargs)
+        ready = [item if isinstance(item, Prepared) else self.prepare(item, options.media_kwargs) for item in media]
+        return [item.content for item in ready]
+
+    def _embeds(self, embeds: Embeds) -> MediaItem:
+        rows = one_tensor(embeds, "image_embeds")
+        return rows_item(embeds, rows, self._width, PREPROCESSING, expected=self._rows)
 
     def _item(self, media: Media) -> MediaItem:
         if media.modality != "image":
@@ -89,6 +103,12 @@ class Processor:
         size = (int(width * self._edge / short), int(height * self._edge / short))
         resized = np.asarray(Image.fromarray(pixels).resize(size, self._pictures.resample))
         return _middle(resized, self._crop, self._crop).copy()
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    if options:
+        name = min(map(str, options))
+        raise UnsupportedError(f"unknown media option {name[:64]}; this model takes none", param="media_kwargs")
 
 
 def _middle(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

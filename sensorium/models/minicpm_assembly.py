@@ -9,14 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sensorium.errors import RequestError
-from sensorium.models.minicpm_mel import RATE, log_mel, mel_frames, pooled_rows, split_clips, total_rows
-from sensorium.models.minicpm_pieces import Picture, Sound, Variant
-from sensorium.models.minicpm_slices import SlicePlan, plan_slices, slice_image, to_patches
+from sensorium.models.minicpm_mel import RATE
+from sensorium.models.minicpm_pieces import Picture, Variant
+from sensorium.models.minicpm_sound import PREPROCESSING, Sound, recording, recording_key
 from sensorium.models.tokenizer import Tokenizer
 from sensorium.types import MediaItem, Prompt, Span
-
-PREPROCESSING = b"minicpm-1"
-"""Part of every content key; changed whenever the arrays below change their meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,6 @@ class Assembly:
     tokenizer: Tokenizer
     variant: Variant
     marks: Marks
-    scale: int
     per_second: bool = False
     _ids: list[int] = field(default_factory=list)
     _spans: list[Span] = field(default_factory=list)
@@ -65,17 +61,17 @@ class Assembly:
     def add_pictures(self, pictures: Sequence[Picture]) -> None:
         """One picture, or the frames of one packed group: they share the placeholder of the first."""
         first = pictures[0]
-        plans = [plan_slices(p.pixels.shape[1], p.pixels.shape[0], p.max_slices, self.scale) for p in pictures]
-        if any(plan.count != plans[0].count for plan in plans):
+        plan = first.plan
+        if any(picture.plan.count != plan.count for picture in pictures):
             raise RequestError("pictures packed together must have the same number of slices", param="temporal_ids")
-        media = self._picture_item(pictures, plans)
+        media = self._picture_item(pictures)
         if first.numbered:
             self._ids += self.tokenizer.encode(f"<image_id>{self._pictures}</image_id>", allow_special=True)
         self._pictures += len(pictures)
         self._wrap(self.marks.image, media, 0)
-        if plans[0].grid is None:
+        if plan.grid is None:
             return
-        columns, rows = plans[0].grid
+        columns, rows = plan.grid
         nested = self.variant.nested_slices
         if nested:
             self._ids.append(self.marks.slice[0])
@@ -94,7 +90,7 @@ class Assembly:
         recording = self._recordings.get(sound.group)
         if recording is None:
             recording = self._recordings[sound.group] = _Recording(self._recording_item(group))
-        rows = _rows(sound.samples, self.variant.pool)
+        rows = sound.rows(self.variant.pool)
         step = RATE // 320 // self.variant.pool if self.per_second else rows
         for start in range(0, rows, step):
             length = min(step, rows - start)
@@ -115,69 +111,40 @@ class Assembly:
         self._spans.append(Span(len(self._ids), length, media, row))
         self._ids += [self.marks.unk] * length
 
-    def _picture_item(self, pictures: Sequence[Picture], plans: Sequence[SlicePlan]) -> int:
+    def _picture_item(self, pictures: Sequence[Picture]) -> int:
+        first = pictures[0]
+        if first.embeds is not None:
+            if len(pictures) > 1:
+                raise RequestError("pictures given as embeddings cannot be packed", param="temporal_ids")
+            rows = MediaItem(first.modality, first.digest, len(first.embeds), {"embeds": first.embeds})
+            found = self._by_key.get(first.digest)
+            return self._keep(rows) if found is None else found
         packed = self.variant.packs_frames
-        key = hashlib.blake2b(PREPROCESSING + pictures[0].modality.encode(), digest_size=32)
-        for picture, plan in zip(pictures, plans, strict=True):
-            key.update(picture.digest + repr((plan, picture.time if len(pictures) > 1 else None)).encode())
+        key = hashlib.blake2b(PREPROCESSING + first.modality.encode(), digest_size=32)
+        for picture in pictures:
+            key.update(picture.digest + repr((picture.plan, picture.time if len(pictures) > 1 else None)).encode())
         found = self._by_key.get(key.digest())
         if found is not None:
             return found
-        cut = [slice_image(picture.pixels, plan) for picture, plan in zip(pictures, plans, strict=True)]
+        count = first.plan.count
         # Slot by slot, and within a slot frame by frame: slot k of every frame feeds the rows of group k.
-        slices = [frame[slot] for slot in range(plans[0].count) for frame in cut]
         arrays = {
-            "patches": np.concatenate([to_patches(pixels) for pixels in slices]),
-            "sizes": np.array([(pixels.shape[0] // 14, pixels.shape[1] // 14) for pixels in slices], dtype=np.int32),
+            "patches": np.concatenate([picture.patches[slot] for slot in range(count) for picture in pictures]),
+            "sizes": np.array(
+                [picture.plan.patch_sizes[slot] for slot in range(count) for picture in pictures], dtype=np.int32
+            ),
         }
         if packed:
             times = [picture.time for picture in pictures]
-            arrays["temporal_ids"] = np.array(times * plans[0].count, dtype=np.int32)
-            arrays["groups"] = np.repeat(np.arange(plans[0].count, dtype=np.int32), len(pictures))
-        return self._keep(MediaItem(pictures[0].modality, key.digest(), self.variant.queries * plans[0].count, arrays))
+            arrays["temporal_ids"] = np.array(times * count, dtype=np.int32)
+            arrays["groups"] = np.repeat(np.arange(count, dtype=np.int32), len(pictures))
+        return self._keep(MediaItem(first.modality, key.digest(), self.variant.queries * count, arrays))
 
     def _recording_item(self, group: Sequence[Sound]) -> int:
-        key = hashlib.blake2b(PREPROCESSING + b"audio", digest_size=32)
-        key.update(repr((self.variant.pool, len(group))).encode())
-        for sound in group:
-            key.update(sound.digest)
-        found = self._by_key.get(key.digest())
-        if found is not None:
-            return found
-        clips = _clips([_audible(sound.samples, self.variant.pool) for sound in group], self.variant.pool)
-        arrays = {
-            "mel": np.concatenate([log_mel(clip) for clip in clips], axis=1),
-            "frames": np.array([mel_frames(len(clip)) for clip in clips], dtype=np.int32),
-        }
-        rows = sum(pooled_rows(len(clip), self.variant.pool) for clip in clips)
-        return self._keep(MediaItem("audio", key.digest(), rows, arrays))
+        found = self._by_key.get(recording_key(group, self.variant.pool))
+        return self._keep(recording(group, self.variant.pool)) if found is None else found
 
     def _keep(self, item: MediaItem) -> int:
         self._media.append(item)
         self._by_key[item.key] = len(self._media) - 1
         return len(self._media) - 1
-
-
-def _audible(samples: np.ndarray, pool: int) -> np.ndarray:
-    """Sounds too short for a single row are padded with silence to 0.1 s."""
-    return samples if total_rows(len(samples), pool) else np.pad(samples, (0, RATE // 10 - len(samples)))
-
-
-def _rows(samples: np.ndarray, pool: int) -> int:
-    return max(total_rows(len(samples), pool), RATE // 10 // 320 // pool)
-
-
-def _clips(sounds: Sequence[np.ndarray], pool: int) -> list[np.ndarray]:
-    """The sounds as one recording in clips of 30 s.
-
-    Each sound rounds its rows on its own, so together they may claim a few more than the recording has: silence at the
-    end makes up for them. A last clip too short for a row is left out.
-    """
-    wanted = sum(_rows(sound, pool) for sound in sounds)
-    length = sum(map(len, sounds))
-    padded = length
-    while total_rows(padded, pool) < wanted:
-        padded += 160
-    recording = np.zeros(padded, dtype=np.float32)
-    recording[:length] = np.concatenate(sounds)
-    return [clip for clip in split_clips(recording) if pooled_rows(len(clip), pool)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from sensorium.errors import RequestError, UnsupportedError
+from sensorium.errors import MediaError, RequestError, UnsupportedError
 from sensorium.media.sampling import cut_track, temporal_ids
 from sensorium.media.stack import concat_images
-from sensorium.types import Media, Modality
+from sensorium.models.given_rows import named, one_tensor, rows_item
+from sensorium.models.minicpm_slices import SlicePlan, plan_slices, slice_image, to_patches
+from sensorium.models.minicpm_sound import PREPROCESSING, Sound, recording
+from sensorium.types import Embeds, Media, Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +114,17 @@ _RANGES = {"max_slice_nums": (1, 36), "scale_resolution": (56, 1792)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """pixels [H, W, 3] uint8. time: tenths of a second if packed, else -1. follows: packed with the one before."""
+    """patches: per slice [R*C, 588] uint8. time: tenths of a second if packed, else -1. follows: packed with the one
+    before. embeds [rows, E] float32 stand for the patches of a picture that the caller encoded."""
 
-    pixels: np.ndarray
+    plan: SlicePlan
+    patches: tuple[np.ndarray, ...]
     digest: bytes
-    max_slices: int
     numbered: bool
     time: int = -1
     follows: bool = False
     modality: Modality = "image"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sound:
-    """samples [S] float32 at 16 kHz. Sounds of one group are encoded as one recording."""
-
-    samples: np.ndarray
-    digest: bytes
-    group: int
+    embeds: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,26 +137,57 @@ class PieceCutter:
     numbered: bool
     hears: bool
     """Whether the audio tower is there; without it videos are silent."""
+    scale: int
+    width: int
 
-    def cut(self, media: Media, group: int) -> list[Picture | Sound]:
+    def cut(self, media: Media | Embeds) -> list[Picture | Sound]:
         """One picture, one sound, or the frames (with their sound) of a video."""
+        if media.modality == "audio" and not self.hears:
+            raise UnsupportedError("this model does not take audio", param=media.part or None)
+        if isinstance(media, Embeds):
+            return [self._given(media)]
         if media.modality == "image":
             return [self._picture(media)]
         if media.modality == "video":
-            return list(self._video(media, group))
-        if not self.hears:
-            raise UnsupportedError("this model does not take audio", param=media.part or None)
-        return [Sound(media.data, media.digest, group)]
+            return list(self._video(media))
+        sound = Sound(media.data, media.digest)
+        return [replace(sound, alone=recording([sound], self.variant.pool))]
+
+    def _given(self, embeds: Embeds) -> Picture | Sound:
+        if embeds.modality == "audio":
+            rows = one_tensor(embeds, "audio_embeds")
+            item = rows_item(embeds, rows, self.width, PREPROCESSING)
+            return Sound(np.zeros(0, dtype=np.float32), item.key, embeds=item.arrays["embeds"])
+        if embeds.modality != "image":
+            raise UnsupportedError("this model takes embeddings of images and audio", param=embeds.part or None)
+        rows, size = named(embeds, ("image_embeds", "image_sizes"))
+        sides = size.reshape(-1).tolist() if size.dtype == np.int64 else []
+        if len(sides) != 2 or not 1 <= min(sides) <= max(sides) <= _MAX_SIDE:
+            raise MediaError("image_sizes must be two integers, width and height", param=embeds.part or None)
+        limit = _first(self.settings.max_slice_nums, self.max_slices)
+        plan = plan_slices(sides[0], sides[1], limit, self.settings.scale_resolution or self.scale)
+        wanted = plan.count * self.variant.queries
+        item = rows_item(embeds, rows, self.width, PREPROCESSING, expected=wanted)
+        return Picture(plan, (), item.key, self._is_numbered({}), embeds=item.arrays["embeds"])
+
+    def _is_numbered(self, own: Mapping[str, Any]) -> bool:
+        wanted = _first(own.get("use_image_id"), self.settings.use_image_id, self.numbered)
+        return wanted and not self.variant.nested_slices
+
+    def _sliced(self, pixels: np.ndarray, limit: int) -> tuple[SlicePlan, tuple[np.ndarray, ...]]:
+        scale = self.settings.scale_resolution or self.scale
+        plan = plan_slices(pixels.shape[1], pixels.shape[0], limit, scale)
+        return plan, tuple(to_patches(part) for part in slice_image(pixels, plan))
 
     def _picture(self, media: Media) -> Picture:
         if unknown := sorted(set(map(str, media.options)) - _PER_PICTURE):
             raise UnsupportedError(f"unknown image option {unknown[0][:64]}", param=media.part)
         own = Settings.read(media.options, media.part)
         limit = _first(own.max_slice_nums, self.settings.max_slice_nums, self.max_slices)
-        numbered = _first(own.use_image_id, self.settings.use_image_id, self.numbered)
-        return Picture(media.data, media.digest, limit, numbered and not self.variant.nested_slices)
+        numbered = self._is_numbered({"use_image_id": own.use_image_id})
+        return Picture(*self._sliced(media.data, limit), media.digest, numbered)
 
-    def _video(self, media: Media, group: int) -> Iterator[Picture | Sound]:
+    def _video(self, media: Media) -> Iterator[Picture | Sound]:
         """Frame, its second of sound, the frames between as one picture, next frame …"""
         times = media.times_s if media.times_s is not None else np.arange(len(media.data), dtype=np.float64)
         main = media.options.get("main_frames") or range(len(media.data))
@@ -170,7 +197,7 @@ class PieceCutter:
         if packing > 1 and not self.variant.packs_frames:
             raise UnsupportedError("this model does not pack video frames", param=media.part or None)
         tenths = temporal_ids([float(times[index]) for index in main], duration) if packing > 1 else None
-        sounds = self._sounds(media, [*moments, duration], group)
+        sounds = self._sounds(media, [*moments, duration])
         for position, index in enumerate(main):
             follows = packing > 1 and position % packing > 0
             yield self._frame(media.data[index], media.digest, str(index), tenths[position] if tenths else -1, follows)
@@ -185,20 +212,21 @@ class PieceCutter:
         limit = _first(self.settings.max_slice_nums, 1)
         numbered = bool(self.settings.use_image_id) and not self.variant.nested_slices
         key = hashlib.blake2b(name.encode(), digest_size=32, key=digest).digest()
-        return Picture(pixels, key, limit, numbered, time, follows, "video")
+        return Picture(*self._sliced(pixels, limit), key, numbered, time, follows, "video")
 
-    def _sounds(self, media: Media, times: Sequence[float], group: int) -> list[Sound] | None:
+    def _sounds(self, media: Media, times: Sequence[float]) -> list[Sound] | None:
         if media.audio is None or not self.hears:
             return None
         pieces = cut_track(media.audio.data, times)
         names = (f"{start!r}-{len(piece)}" for start, piece in zip(times, pieces, strict=False))
         key = media.audio.digest
         return [
-            Sound(piece, hashlib.blake2b(name.encode(), digest_size=32, key=key).digest(), group)
+            Sound(piece, hashlib.blake2b(name.encode(), digest_size=32, key=key).digest())
             for piece, name in zip(pieces, names, strict=True)
         ]
 
 
+_MAX_SIDE = 1 << 15
 _PER_PICTURE = frozenset({"max_slice_nums", "use_image_id"})
 
 

@@ -13,9 +13,11 @@ from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.chat_template import ChatTemplate, StandIns
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.minicpm_assembly import Assembly, Marks
-from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Sound, Variant
+from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Variant
+from sensorium.models.minicpm_slices import SlicePlan
+from sensorium.models.minicpm_sound import Sound
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Media, Message, Prompt, Span
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt, Span
 
 _CHARS_PER_TOKEN = 8
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -36,6 +38,8 @@ Piece = Picture | Sound
 class Processor:
     """Keeps no state between calls, so threads may share it."""
 
+    piece_types = (Picture, Sound, SlicePlan, MediaItem)
+
     def __init__(self, folder: Path, config: Any = None) -> None:
         """config: the family's own, which knows what towers are loaded; all else is in the folder's JSON files."""
         self.variant = Variant.of(read_json(folder / "config.json"))
@@ -51,9 +55,22 @@ class Processor:
         self.speech_instructions = self._instructions(preprocessor)
         self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
         self._numbered = bool(preprocessor.get("use_image_id", True))
-        self._max_chars = _CHARS_PER_TOKEN * int(
-            read_json(folder / "config.json").get("max_position_embeddings", 32_768)
+        config_json = read_json(folder / "config.json")
+        self._width = int(config_json.get("hidden_size", 0))
+        self._max_chars = _CHARS_PER_TOKEN * int(config_json.get("max_position_embeddings", 32_768))
+
+    def prepare(self, media: Media | Embeds, options: Mapping[str, Any]) -> Prepared:
+        """One item as its pictures and sounds."""
+        cutter = PieceCutter(
+            self.variant,
+            Settings.read(options),
+            self._max_slices,
+            self._numbered,
+            self._hears,
+            self._scale,
+            self._width,
         )
+        return Prepared(media.modality, tuple(cutter.cut(media)), media.part)
 
     def _instructions(self, preprocessor: Mapping[str, Any]) -> Mapping[str, str]:
         """How the checkpoint was trained to be asked what is said; the folder may say otherwise than the family."""
@@ -74,11 +91,13 @@ class Processor:
         )
         return self._assemble(segments, settings, stand_ins.literals, shown)
 
-    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+    def raw(
+        self, text: str | Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions
+    ) -> Prompt:
         """A prompt written by the caller: text with `<image>./</image>` and the like, or ids already expanded."""
         settings = Settings.read(options.media_kwargs)
         if not isinstance(text, str):
-            return self._from_ids(text, media, settings)
+            return self._from_ids(text, media, options)
         self._check_length(text, "prompt")
         text = with_own_placeholders(text, media, _PLACEHOLDERS, _OWN)
         waiting = {name: [item for item in media if item.modality == name] for name in ("image", "audio", "video")}
@@ -89,18 +108,19 @@ class Processor:
             if not waiting[modality]:
                 raise _miscounted(text, modality, media)
             segments.append(text[end : match.start()])
-            segments += self._cut(waiting[modality].pop(0), settings, group=len(segments))
+            segments += self._cut(waiting[modality].pop(0), options, group=len(segments))
             end = match.end()
         if left := [modality for modality, items in waiting.items() if items]:
             raise _miscounted(text, left[0], media)
         prompt = self._assemble([*segments, text[end:]], settings, {}, text)
         return self._checked(prompt)
 
-    def _from_ids(self, ids: Sequence[int], media: Sequence[Media], settings: Settings) -> Prompt:
+    def _from_ids(self, ids: Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions) -> Prompt:
         """Every run of placeholder ids takes the rows of the next picture or sound, whichever its wrapper asks for."""
         if any(type(token_id) is not int or not 0 <= token_id < self.tokenizer.vocab_size for token_id in ids):
             raise RequestError(f"token ids must be integers from 0 to {self.tokenizer.vocab_size - 1}", param="prompt")
-        cut = [piece for index, item in enumerate(media) for piece in self._cut(item, settings, group=index)]
+        settings = Settings.read(options.media_kwargs)
+        cut = [piece for index, item in enumerate(media) for piece in self._cut(item, options, group=index)]
         built = self._assemble(cut, settings, {}, None)
         waiting: dict[str, list[Span]] = {"image": [], "audio": []}
         for span in built.spans:
@@ -131,7 +151,7 @@ class Processor:
             if message.role not in _ROLES:
                 raise RequestError(f"unknown role {str(message.role)[:32]!r}", param=f"messages[{index}].role")
             extra = stand_ins.tree(dict(message.extra), special_only=message.role == "assistant")
-            content = self._content(index, message, settings, stand_ins, pieces)
+            content = self._content(index, message, options, stand_ins, pieces)
             drafts.append({**extra, "role": message.role, "content": content})
         unfinished = options.continue_final_message
         if unfinished:
@@ -157,9 +177,10 @@ class Processor:
         return rendered
 
     def _content(
-        self, index: int, message: Message, settings: Settings, stand_ins: StandIns, pieces: list[Piece]
+        self, index: int, message: Message, options: ChatOptions, stand_ins: StandIns, pieces: list[Piece]
     ) -> str:
         """A message as one string. Texts that meet are joined before the search for control tokens in them."""
+        settings = Settings.read(options.media_kwargs)
         segments: list[str | Piece] = []
         for part in message.parts:
             if segments:
@@ -167,8 +188,8 @@ class Processor:
             if isinstance(part, str):
                 self._check_length(part, f"messages[{index}]")
                 segments.append(part)
-            elif isinstance(part, Media):
-                segments += self._cut(part, settings, group=index)
+            elif isinstance(part, Media | Embeds | Prepared):
+                segments += self._cut(part, options, group=index)
             else:
                 raise RequestError("media must be fetched and decoded first", param=part.part or f"messages[{index}]")
         from_model = message.role == "assistant"
@@ -182,11 +203,12 @@ class Processor:
             run = ""
         return written + stand_ins.text(run, special_only=from_model)
 
-    def _cut(self, media: Media, settings: Settings, group: int) -> list[str | Piece]:
+    def _cut(self, media: Media | Embeds | Prepared, options: ChatOptions, group: int) -> list[str | Piece]:
         """Pictures and sounds of one part. Frames with their sound run on, all else is joined as the settings say."""
-        pieces = PieceCutter(self.variant, settings, self._max_slices, self._numbered, self._hears).cut(media, group)
-        has_sound = media.modality == "video" and any(isinstance(piece, Sound) for piece in pieces)
-        joint = "" if has_sound else settings.joint
+        prepared = media if isinstance(media, Prepared) else self.prepare(media, options.media_kwargs)
+        pieces = [replace(piece, group=group) if isinstance(piece, Sound) else piece for piece in prepared.content]
+        has_sound = prepared.modality == "video" and any(isinstance(piece, Sound) for piece in pieces)
+        joint = "" if has_sound else Settings.read(options.media_kwargs).joint
         return [segment for piece in pieces for segment in (joint, piece)][1:]
 
     def _assemble(
@@ -194,13 +216,12 @@ class Processor:
     ) -> Prompt:
         segments = self._packed(list(segments), settings)
         per_second = settings.stream_input or self.variant.per_second
-        scale = settings.scale_resolution or self._scale
-        assembly = Assembly(self.tokenizer, self.variant, self._marks, scale, per_second)
+        assembly = Assembly(self.tokenizer, self.variant, self._marks, per_second)
         groups: dict[int, list[Sound]] = {}
         for index, segment in enumerate(segments):
             if isinstance(segment, Sound):
-                if not settings.merge_audio_from_same_content:
-                    segments[index] = segment = replace(segment, group=index)
+                if segment.embeds is not None or not settings.merge_audio_from_same_content:
+                    segments[index] = segment = replace(segment, group=-1 - index)
                 groups.setdefault(segment.group, []).append(segment)
         for index, segment in enumerate(segments):
             if isinstance(segment, str):

@@ -15,7 +15,7 @@ from sensorium.errors import CheckpointError, ContextLengthError, RequestError
 from sensorium.models.chat_template import ChatTemplate, StandIns
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.tokenizer import Tokenizer
-from sensorium.types import ChatOptions, Media, MediaItem, Message, Modality, Prompt, Span
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt, Span
 
 _CHARS_PER_TOKEN = 8
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -36,7 +36,7 @@ class Page:
     """A rendered conversation: ids with one placeholder per medium, and the media in the order written."""
 
     ids: list[int]
-    media: list[Media]
+    media: list[Media | Embeds | Prepared]
     text: str
 
 
@@ -83,7 +83,7 @@ class PromptWriter:
                 raise RequestError(
                     "the chat template cannot continue the final message", param="continue_final_message"
                 )
-        media = [part for message in messages for part in message.parts if isinstance(part, Media)]
+        media = [part for message in messages for part in message.parts if isinstance(part, Media | Embeds | Prepared)]
         ids = self.tokenizer.encode_mixed(rendered, stand_ins.literals)
         return Page(self._prefixed(ids), media, stand_ins.restore(rendered))
 
@@ -112,7 +112,7 @@ class PromptWriter:
             if isinstance(part, str):
                 self._check_length(part, where)
                 parts.append({"type": "text", "text": self._hidden(part, stand_ins, from_model)})
-            elif isinstance(part, Media):
+            elif isinstance(part, Media | Embeds | Prepared):
                 parts.append({"type": part.modality})
             else:
                 raise RequestError("media must be fetched and decoded first", param=part.part or where)

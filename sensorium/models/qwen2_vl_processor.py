@@ -14,17 +14,19 @@ from PIL import Image
 
 from sensorium.errors import CheckpointError, MediaError, RequestError, UnsupportedError
 from sensorium.models import mrope
+from sensorium.models.given_rows import named, rows_item
 from sensorium.models.mrope import Grid
 from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
 from sensorium.models.qwen2_vl_config import Config
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Media, MediaItem, Message, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt
 
 PREPROCESSING = b"qwen2-vl-1"
 """Part of every content key; changed whenever the arrays below change their meaning."""
 MAX_RATIO = 200
 VIDEO_FPS, MIN_FRAMES = 2.0, 4
+_MAX_GRID = 1 << 16
 # Placeholder tokens that the frames of one video share where the checkpoint caps them.
 VIDEO_TOKENS = 0.9 * 128_000
 
@@ -86,9 +88,11 @@ def smart_resize(height: int, width: int, factor: int, limits: PixelLimits) -> t
 class Processor:
     """Keeps no state between calls, so threads may share it."""
 
+    piece_types = (MediaItem,)
+
     def __init__(self, folder: Path, config: Config) -> None:
         self.tokenizer = Tokenizer(folder)
-        self._tower = config.tower
+        self._tower, self._width = config.tower, config.decoder.width
         self._factor = config.tower.patch_size * config.tower.merge
         self._tokens_per_second = config.tokens_per_second
         settings = read_json(folder / "preprocessor_config.json")
@@ -116,7 +120,9 @@ class Processor:
         page = self._writer.render(messages, options)
         return self._placed(self._writer.expand(page.ids, self._items(page.media, options), page.text))
 
-    def raw(self, text: str | Sequence[int], media: Sequence[Media], options: ChatOptions) -> Prompt:
+    def raw(
+        self, text: str | Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions
+    ) -> Prompt:
         """A prompt with one <|image_pad|> or <|video_pad|> per medium, or with all its placeholders."""
         ids = self._writer.read(text, media)
         shown = text if isinstance(text, str) else None
@@ -132,19 +138,53 @@ class Processor:
         return replace(prompt, positions=mrope.positions(len(prompt.ids), prompt.spans, grids))
 
     def _grid(self, item: MediaItem) -> Grid:
-        frames, height, width, _ = item.arrays["frames"].shape
-        grid = Grid(-(-frames // self._tower.temporal), height // self._factor, width // self._factor)
+        if "embeds" in item.arrays:
+            grid = Grid(*item.arrays["grid"].tolist())
+        else:
+            frames, height, width, _ = item.arrays["frames"].shape
+            grid = Grid(-(-frames // self._tower.temporal), height // self._factor, width // self._factor)
         if self._tokens_per_second is None:
             return grid
         return replace(grid, seconds=float(item.arrays["seconds"][0]), per_second=self._tokens_per_second)
 
     # ---- media ----------------------------------------------------------------------------------------------------
 
-    def _items(self, media: Sequence[Media], options: ChatOptions) -> list[MediaItem]:
-        wishes = self._wishes(options.media_kwargs)
-        return [
-            self._picture(item, wishes) if item.modality == "image" else self._video(item, wishes) for item in media
-        ]
+    def prepare(self, media: Media | Embeds, options: Mapping[str, Any]) -> Prepared:
+        """One picture or video as the MediaItem it becomes."""
+        wishes = self._wishes(options)
+        if isinstance(media, Embeds):
+            item = self._embeds(media, wishes)
+        else:
+            item = self._picture(media, wishes) if media.modality == "image" else self._video(media, wishes)
+        return Prepared(media.modality, item, media.part)
+
+    def _items(self, media: Sequence[Media | Embeds | Prepared], options: ChatOptions) -> list[MediaItem]:
+        self._wishes(options.media_kwargs)
+        ready = [item if isinstance(item, Prepared) else self.prepare(item, options.media_kwargs) for item in media]
+        return [item.content for item in ready]
+
+    def _embeds(self, embeds: Embeds, wishes: Mapping[str, Any]) -> MediaItem:
+        """Rows of the tower with their grid (time, height, width) in patches, as the reference names them."""
+        kind, merge = embeds.modality, self._tower.merge
+        rows, grid = named(embeds, (f"{kind}_embeds", f"{kind}_grid_thw"), optional=("second_per_grid_ts",))
+        sides = grid.reshape(-1).tolist() if grid.dtype == np.int64 else []
+        bad = len(sides) != 3 or min(sides) < 1 or max(sides) > _MAX_GRID or sides[1] % merge or sides[2] % merge
+        if bad or (kind == "image" and sides[0] != 1):
+            raise MediaError(
+                f"{kind}_grid_thw must be three integers, time, height and width in patches, the last two multiples of "
+                f"{merge}" + (", and time 1 for a picture" if kind == "image" else ""),
+                param=embeds.part or None,
+            )
+        merged = (sides[0], sides[1] // merge, sides[2] // merge)
+        seconds = embeds.tensors.get("second_per_grid_ts")
+        if seconds is not None and (seconds.size != 1 or not 0 <= float(seconds.reshape(-1)[0]) <= 3600):
+            raise MediaError("second_per_grid_ts must be one number of seconds", param=embeds.part or None)
+        default = self._tower.temporal / float(wishes.get("fps") or VIDEO_FPS) if kind == "video" else 0.0
+        extra = {
+            "grid": np.array(merged, dtype=np.int64),
+            "seconds": np.array([default if seconds is None else float(seconds.reshape(-1)[0])], dtype=np.float64),
+        }
+        return rows_item(embeds, rows, self._width, PREPROCESSING, expected=math.prod(merged), extra=extra)
 
     def _wishes(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The media_kwargs of a request, checked."""

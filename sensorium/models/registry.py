@@ -24,7 +24,9 @@ FAMILIES = {
 def load_processor(folder: Path, hf_config: Mapping[str, Any]) -> Processor:
     """The family's processor. Raises CheckpointError with what to do."""
     config, _, processor = find_family(hf_config)
-    return family_module(processor).Processor(folder, family_module(config).Config.from_hf(hf_config))
+    loaded: Processor = family_module(processor).Processor(folder, family_module(config).Config.from_hf(hf_config))
+    loaded.origin = (folder, hf_config)
+    return loaded
 
 
 def find_family(hf_config: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What is asked of a video's decoder when a family chooses frames in its own way."""
+"""From media as callers give them to prompts: who chooses frames, limits, uuids and what the cache answers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 from small import ByteTokenizer
 
 from sensorium.config import MediaLimits
-from sensorium.engine.prepare import Preparer
-from sensorium.types import ChatOptions, Media, MediaRef, Prompt
+from sensorium.engine.media_worker import prepare_item
+from sensorium.types import Media, MediaRef, Prepared
 
 
 class FrameCounter:
-    """A processor whose prompt says how many frames it was given."""
+    """A processor that says how many frames it was given."""
 
     tokenizer = ByteTokenizer()
 
-    def raw(self, text: str, media: list[Media], options: ChatOptions) -> Prompt:
-        return Prompt((len(media[0].data),))
+    def prepare(self, media: Media, options: Mapping[str, Any]) -> Prepared:
+        return Prepared("video", len(media.data))
 
 
 class Picky(FrameCounter):
@@ -51,5 +51,5 @@ def film() -> bytes:
     ids=["one a second", "the family's", "the request's"],
 )
 def test_who_chooses_the_frames(film: bytes, processor: Any, options: dict[str, int], frames: int):
-    preparer = Preparer(processor, ("video",), MediaLimits())
-    assert preparer.raw("", [MediaRef("video", film, "video", options)], ChatOptions()).ids == (frames,)
+    ref = MediaRef("video", film, "video", options)
+    assert prepare_item(processor, ref, MediaLimits(), {}).content == frames

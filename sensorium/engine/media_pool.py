@@ -1,0 +1,318 @@
+"""Worker processes that decode media: started clean, one item at a time each, killed when an item takes too long.
+
+What a decoder can do to its process (crash, hang, fill the memory) ends with that process and that item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sensorium import errors
+from sensorium.config import MediaLimits
+from sensorium.errors import DecodeTimeoutError, EngineError, MediaError, OverloadedError, SensoriumError
+from sensorium.media import wire
+from sensorium.models.base import Processor
+from sensorium.types import Media, MediaRef, Prepared
+
+log = logging.getLogger(__name__)
+_START_S, _FORK_S = 60.0, 10.0
+_GRACE_S = 0.5
+_CPU_SHARE = 2.0  # video decoders have two threads
+_KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+
+class _Lost(Exception):
+    """The worker went away in the middle of an item."""
+
+
+@dataclass(slots=True)
+class PoolStats:
+    items: int = 0
+    replaced: int = 0
+    """Workers that crashed or were killed for taking too long."""
+    timeouts: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    pid: int
+    connection: socket.socket
+
+
+class _Nursery:
+    """The first process: has loaded everything, and forks a worker whenever one is asked for."""
+
+    def __init__(self, processor: Processor, limits: MediaLimits) -> None:
+        folder, hf_config = processor.origin
+        root = limits.allowed_local_path
+        limits = replace(limits, allowed_local_path=None if root is None else str(root))  # pyright: ignore - for the wire
+        self._setup = {"folder": str(folder), "hf_config": hf_config, "limits": limits}
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def fork(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self._lock:
+                return _Worker(self._forked(theirs), ours)
+        except BaseException:
+            ours.close()
+            raise
+
+    def _forked(self, connection: socket.socket) -> int:
+        for attempt in (1, 2):
+            control = self._started()
+            try:
+                socket.send_fds(control, [b"f" + bytes(8)], [connection.fileno()])
+                pid = control.recv(8)
+                if len(pid) == 8:
+                    return int.from_bytes(pid, "little")
+            except OSError:
+                pass
+            self._stop()
+            log.warning("the first media process ended; starting another (attempt %d)", attempt)
+        raise EngineError("the media workers cannot be started; see the server log")
+
+    def kill(self, worker: _Worker) -> None:
+        with contextlib.suppress(OSError):
+            worker.connection.shutdown(socket.SHUT_RDWR)
+        with self._lock, contextlib.suppress(OSError):
+            if self._control:
+                self._control.sendall(b"k" + worker.pid.to_bytes(8, "little"))
+
+    def close(self) -> None:
+        self._closed = True
+        with self._lock:
+            self._stop()
+
+    def _started(self) -> socket.socket:
+        if self._closed:
+            raise EngineError("the media workers are closed")
+        if self._control:
+            return self._control
+        ours, theirs = socket.socketpair()
+        env = {name: os.environ[name] for name in _KEPT_ENV if name in os.environ}
+        env |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"}
+        env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        env |= {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sensorium.engine.media_worker"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=env,
+                start_new_session=True,
+            )
+        ours.settimeout(_START_S)
+        try:
+            wire.send(ours, self._setup)
+            trouble, _ = wire.receive(ours)
+        except (OSError, EOFError, ValueError):
+            trouble = "it ended while loading"
+        if trouble:
+            ours.close()
+            self._stop()
+            raise EngineError(f"the media workers cannot be started: {trouble}")
+        ours.settimeout(_FORK_S)
+        self._control = ours
+        return ours
+
+    def _stop(self) -> None:
+        if self._control:
+            self._control.close()
+            self._control = None
+        if self._process:
+            try:
+                self._process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    ref: MediaRef
+    options: dict[str, Any] | None
+    worker: _Worker | None = None
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Workers for one kind of media. Idle ones are taken last in, first out, so that few processes stay warm."""
+
+    size: int
+    threads: ThreadPoolExecutor
+    idle: list[_Worker] = field(default_factory=list[_Worker])
+    pending: int = 0
+
+
+class MediaPool:
+    """Decodes and prepares media of any kind, videos in a lane of their own. Close it, or its processes stay."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        limits: MediaLimits,
+        *,
+        workers: int = 0,
+        video_workers: int = 0,
+        max_waiting: int = 256,
+    ) -> None:
+        """processor: the workers load the same.
+
+        workers: for pictures and sounds; 0 is half the cores, at most eight. video_workers: 0 is half of that.
+        """
+        workers = workers or max(min((os.cpu_count() or 2) // 2, 8), 1)
+        self.limits = limits
+        self.stats = PoolStats()
+        self._known = (Media, *processor.piece_types)
+        self._max_waiting = max_waiting
+        self._nursery = _Nursery(processor, limits)
+        self._alive: set[int] = set()
+        self._lock = threading.Lock()
+        sizes = {"media": workers, "video": video_workers or max(workers // 2, 1)}
+        self._lanes = {
+            name: _Lane(size, ThreadPoolExecutor(size, thread_name_prefix=f"sensorium-{name}"))
+            for name, size in sizes.items()
+        }
+
+    def pids(self) -> list[int]:
+        """Processes alive: the first one, then the workers."""
+        first = [self._nursery.pid] if self._nursery.pid else []
+        return first + sorted(self._alive)
+
+    async def prepare(self, ref: MediaRef, options: Mapping[str, Any]) -> Prepared:
+        """ref.source holds bytes. Raises what the item is to blame for, or OverloadedError. Cancelling it stops the
+        work at once."""
+        return Prepared(ref.modality, await self._work(_Job(ref, dict(options))), ref.part)
+
+    async def decode(self, ref: MediaRef) -> Media:
+        """As prepare, without the processor's part."""
+        return await self._work(_Job(ref, None))
+
+    async def _work(self, job: _Job) -> Any:
+        ref = job.ref
+        lane = self._lanes["video" if ref.modality == "video" and ref.form == "media" else "media"]
+        if lane.pending >= self._max_waiting + lane.size:
+            self.stats.refused += 1
+            raise OverloadedError(f"{lane.pending} media items are waiting to be decoded; try again later")
+        lane.pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(lane.threads, self._run, lane, job)
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+        finally:
+            lane.pending -= 1
+
+    def close(self) -> None:
+        """Ends the processes; items being decoded fail."""
+        self._nursery.close()
+        for lane in self._lanes.values():
+            lane.threads.shutdown(wait=True, cancel_futures=True)
+            for worker in lane.idle:
+                worker.connection.close()
+            lane.idle.clear()
+        self._alive.clear()
+
+    # ---- in the lane's threads -------------------------------------------------------------------------------------
+
+    def _run(self, lane: _Lane, job: _Job) -> Any:
+        with self._lock:
+            if job.cancelled:
+                raise MediaError("cancelled")
+            worker = lane.idle.pop() if lane.idle else None
+        worker = worker or self._nursery.fork()
+        with self._lock:
+            self._alive.add(worker.pid)
+            job.worker = worker
+            if job.cancelled:
+                lane.idle.append(worker)
+                raise MediaError("cancelled")
+        wall_s = self.limits.video_decode_timeout_s if job.ref.modality == "video" else self.limits.decode_timeout_s
+        try:
+            answer = self._ask(worker, job, wall_s)
+        except (_Lost, TimeoutError) as error:
+            self._bury(worker)
+            raise self._blame(job.ref, error, wall_s) from None
+        with self._lock:
+            self.stats.items += 1
+            job.worker = None
+            keep = not answer["retire"] and not job.cancelled
+            if keep:
+                lane.idle.append(worker)
+        if not keep:
+            self._bury(worker)
+        if "error" in answer:
+            raise _error(answer)
+        return answer["content"]
+
+    def _ask(self, worker: _Worker, job: _Job, wall_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + wall_s
+        watch = threading.Timer(wall_s + _GRACE_S, self._nursery.kill, (worker,))
+        watch.daemon = True
+        watch.start()
+        try:
+            wire.send(worker.connection, {"ref": job.ref, "options": job.options, "cpu_s": _CPU_SHARE * wall_s})
+            return wire.receive(worker.connection, self._known)[0]
+        except TypeError as error:
+            self._bury(worker)
+            raise MediaError(f"an option of this {job.ref.modality}: {error}", param=job.ref.part or None) from None
+        except (OSError, EOFError, ValueError):
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
+            raise _Lost from None
+        finally:
+            watch.cancel()
+
+    def _blame(self, ref: MediaRef, error: Exception, wall_s: float) -> MediaError:
+        self.stats.replaced += 1
+        if isinstance(error, TimeoutError):
+            self.stats.timeouts += 1
+            return DecodeTimeoutError(
+                f"this {ref.modality} takes more than {wall_s:g} seconds to decode", param=ref.part or None
+            )
+        return MediaError(f"this {ref.modality} is damaged: its decoder stopped", param=ref.part or None)
+
+    def _bury(self, worker: _Worker) -> None:
+        with self._lock:
+            self._alive.discard(worker.pid)
+        self._nursery.kill(worker)
+        worker.connection.close()
+
+    def _cancel(self, job: _Job) -> None:
+        with self._lock:
+            job.cancelled = True
+            if job.worker:
+                with contextlib.suppress(OSError):
+                    job.worker.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _error(answer: Mapping[str, Any]) -> SensoriumError:
+    """The error that a worker answered with, of a kind that media can cause."""
+    kind = getattr(errors, str(answer["error"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.RequestError)):
+        kind = MediaError
+    return kind(str(answer["message"]), param=answer["param"])

@@ -1,0 +1,84 @@
+"""Preprocessed media kept for reuse, by content or by the caller's uuid, least recently used first out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from sensorium.types import Prepared
+
+
+@dataclass(slots=True)
+class CacheStats:
+    queries: int = 0
+    hits: int = 0
+    items: int = 0
+    bytes: int = 0
+
+
+class ProcessorCache:
+    """Bounded by bytes. Not for several threads at once: its owner calls it from one event loop."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.stats = CacheStats()
+        self._items: OrderedDict[bytes, tuple[Prepared, int]] = OrderedDict()
+
+    def get(self, key: bytes) -> Prepared | None:
+        """Counts as a query, and as a use of the entry."""
+        self.stats.queries += 1
+        found = self._items.get(key)
+        if found is None:
+            return None
+        self.stats.hits += 1
+        self._items.move_to_end(key)
+        return found[0]
+
+    def put(self, key: bytes, prepared: Prepared) -> None:
+        """Keeps the item unless it is larger than the whole cache."""
+        size = array_bytes(prepared.content)
+        if size > self.capacity_bytes or key in self._items:
+            return
+        self._items[key] = (prepared, size)
+        self.stats.bytes += size
+        while self.stats.bytes > self.capacity_bytes:
+            _, (_, dropped) = self._items.popitem(last=False)
+            self.stats.bytes -= dropped
+        self.stats.items = len(self._items)
+
+    def clear(self) -> None:
+        self._items.clear()
+        self.stats.items = self.stats.bytes = 0
+
+
+def cache_key(namespace: str, kind: str, identity: bytes, settings: Mapping[str, Any]) -> bytes:
+    """kind tells uuids, contents and modalities apart; settings are all options that shape the result."""
+    key = hashlib.blake2b(digest_size=32, person=b"processor")
+    for part in (namespace.encode(), kind.encode(), identity, repr(_ordered(settings)).encode()):
+        key.update(len(part).to_bytes(8, "little") + part)
+    return key.digest()
+
+
+def array_bytes(value: Any) -> int:
+    """The bytes of all arrays in a tree of dataclasses, mappings and sequences."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(array_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(array_bytes, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(array_bytes(getattr(value, field.name)) for field in fields(value))
+    return 0
+
+
+def _ordered(value: Any) -> Any:
+    """Equal for mappings that differ in order only."""
+    if isinstance(value, Mapping):
+        return sorted((str(name), _ordered(item)) for name, item in value.items())
+    return tuple(map(_ordered, value)) if isinstance(value, list | tuple) else value
