@@ -160,6 +160,8 @@ class Server:
         given = self._config.served_model_name or client.model_name
         names = (given,) if isinstance(given, str) else given
         log.info("Served model names: %s", ", ".join(names))
+        if client.engine_pid != os.getpid():
+            log.info("the engine is process %d", client.engine_pid)
         log.info("ready after %.1f s: %s on %s", self._seconds(), client.model_name, self._address)
         log.info("Application startup complete.")
         if not self._engine.disable_log_stats:
