@@ -17,7 +17,7 @@ from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, Control, Engin
 from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
 from sensorium.engine.runner import Runner
 from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampled
-from sensorium.engine.scheduler import Batch, Scheduler
+from sensorium.engine.scheduler import Batch, Scheduler, Work
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.engine.session import Session
 from sensorium.errors import SensoriumError
@@ -124,7 +124,7 @@ class Engine:
             elif isinstance(message, Request) and message.sampling.structured_outputs is not None:
                 self._compiling.add(message, self._end_ids(message))
             elif isinstance(message, Request):
-                self._add(message)
+                self._enter(message, None, events)
         for seq_id in aborted:
             seq = self._sequences.get(seq_id)
             if seq is not None:
@@ -144,7 +144,7 @@ class Engine:
             return
         for request, result in self._compiling.take(wait=not self.scheduler.has_work):
             if isinstance(result, Matcher):
-                self._add(request, matcher=result)
+                self._enter(request, result, events)
             else:
                 events.append(Failed(request.id, result.code, result.message, result.status, result.param))
 
@@ -180,15 +180,24 @@ class Engine:
         except SensoriumError as error:
             self._fail(session.sequence, error.message, events, error.code)
 
+    def _enter(self, request: Request, matcher: Matcher | None, events: list[Event]) -> None:
+        """Take a request; one that cannot be taken fails alone."""
+        try:
+            self._add(request, matcher=matcher)
+        except Exception as error:
+            log.exception("a request could not be taken")
+            events.append(Failed(request.id, "engine_error", _explain(error)))
+
     def _add(self, request: Request, *, resident: bool = False, matcher: Matcher | None = None) -> Sequence:
         seq = Sequence(request, self.max_model_len, resident=resident)
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
         eos: frozenset[int] = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        self._outputs[seq.id] = _Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
-        self._sequences[seq.id] = seq
+        output = _Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
         self.runner.readout.open(seq, self._state(request, matcher))
+        # Nothing below fails: a request is known everywhere or nowhere.
+        self._outputs[seq.id], self._sequences[seq.id] = output, seq
         self.scheduler.add(seq)
         return seq
 
@@ -225,23 +234,30 @@ class Engine:
     def _advance(self, batch: Batch, tokens: dict[str, Sampled | Unsampled], events: list[Event]) -> None:
         now = self.clock()
         for work in batch.works:
-            seq = work.seq
-            if seq.status is Status.FINISHED:
+            if work.seq.status is Status.FINISHED:
                 continue
-            self.scheduler.complete(work)
-            if work.start < seq.prompt_len:
-                self._prompt_tokens += min(work.count, seq.prompt_len - work.start)
-            if not work.sample:
-                if seq.request.pooling is not None and seq.computed == seq.prompt_len:
-                    self._pool(seq, now, events)
-                continue
-            sampled = tokens[seq.id]
-            if isinstance(sampled, Unsampled):
-                self._fail(seq, sampled.message, events, sampled.code, sampled.status)
-                continue
-            if (scores := self.runner.readout.take_scores(seq)) is not None:
-                events.append(PromptScored(seq.id, scores))
-            self._append(seq, sampled, now, events)
+            try:
+                self._advance_one(work, tokens, now, events)
+            except Exception as error:
+                log.exception("what a step made of one request could not be told; it ends")
+                self._fail(work.seq, _explain(error), events)
+
+    def _advance_one(self, work: Work, tokens: dict[str, Sampled | Unsampled], now: float, events: list[Event]) -> None:
+        seq = work.seq
+        self.scheduler.complete(work)
+        if work.start < seq.prompt_len:
+            self._prompt_tokens += min(work.count, seq.prompt_len - work.start)
+        if not work.sample:
+            if seq.request.pooling is not None and seq.computed == seq.prompt_len:
+                self._pool(seq, now, events)
+            return
+        sampled = tokens[seq.id]
+        if isinstance(sampled, Unsampled):
+            self._fail(seq, sampled.message, events, sampled.code, sampled.status)
+            return
+        if (scores := self.runner.readout.take_scores(seq)) is not None:
+            events.append(PromptScored(seq.id, scores))
+        self._append(seq, sampled, now, events)
 
     def _pool(self, seq: Sequence, now: float, events: list[Event]) -> None:
         data = self.runner.readout.take_pooled(seq)

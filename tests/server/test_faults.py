@@ -165,6 +165,7 @@ def test_f046_a_term_signal_lets_running_requests_finish_and_refuses_the_rest(an
         assert live.process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_f046_what_does_not_finish_in_time_is_cut_and_said_so(any_model: Path):
     with service(any_model, "--shutdown-timeout", "0.2") as live:
         stream = Streaming(live)
@@ -197,6 +198,7 @@ def test_f048_a_signal_while_the_model_loads_or_comes_back_ends_it_soon(any_mode
         assert live.process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_f048_a_signal_while_the_engine_hangs_ends_it_when_the_time_is_over(any_model: Path):
     with service(any_model, "--shutdown-timeout", "1") as live:
         stream = Streaming(live)
@@ -207,6 +209,7 @@ def test_f048_a_signal_while_the_engine_hangs_ends_it_when_the_time_is_over(any_
         assert live.process.wait(6) == 75
 
 
+@pytest.mark.slow
 def test_f049_other_signals_do_nothing(any_model: Path):
     with service(any_model) as live:
         for _ in range(20):
