@@ -53,6 +53,9 @@ REFUSED: dict[str, Foreign] = {
     "video_pruning_rate": Foreign("float", None, "video tokens are not pruned; lower num_frames or fps", (0, 0.0)),
     "mm_processor_device": Foreign("str", "auto", "media is preprocessed on the CPU; leave it at auto", ("cpu",)),
     "mm_processor_cache_type": Foreign("str", "lru", "there is one cache, of type lru"),
+    "attention_backend": Foreign(
+        "str", None, "the fastest that the device supports is taken; `sensorium doctor` tells"
+    ),
     "mm_encoder_attn_backend": Foreign("str", None, "the towers choose their kernels themselves; leave it out"),
     "enable_logging_iteration_details": Foreign("bool", False, "steps are not logged; /metrics counts them"),
     "otlp_traces_endpoint": Foreign("str", None, "no traces are exported; there are /metrics and request ids"),

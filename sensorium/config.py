@@ -90,8 +90,6 @@ class EngineConfig:
     """Longest prompt plus answer. None is the checkpoint's; FIT (-1) the largest that fits the memory."""
     enforce_eager: bool = False
     """Neither CUDA graphs nor compilation."""
-    attention_backend: Literal["triton", "reference"] | None = None
-    """Kernels for attention over the paged KV cache; None is the fastest that the device supports."""
     block_size: int = 16
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.92
@@ -170,8 +168,16 @@ class EngineConfig:
         _check_media_counts(self.limit_mm_per_prompt)
         if self.encoder_cache_bytes is not None and self.encoder_cache_tokens is not None:
             raise ConfigError("encoder_cache_bytes and encoder_cache_tokens exclude each other; give one")
+        if not self.enable_chunked_prefill and self.long_prefill_token_threshold:
+            raise ConfigError("long_prefill_token_threshold needs enable_chunked_prefill")
         if self.convert == "embed" and self.runner == "generate":
             raise ConfigError("convert=embed needs runner=pooling")
+
+    def takes(self, *modalities: str) -> bool:
+        """Whether one of them may come as media to be encoded."""
+        counts: list[Any] = [self.limit_mm_per_prompt.get(name, 1) for name in modalities]
+        off = [count == 0 or getattr(count, "get", {}.get)("count", 1) == 0 for count in counts]
+        return not self.language_model_only and not all(off)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,11 +107,12 @@ def _devices() -> list[Finding]:
 
 def _model(config: EngineConfig) -> list[Finding]:
     """Where a model would run and what it would take, worked out from its config.json; no weight is read."""
-    from sensorium.engine.loading import pick_device, pick_dtype, read_config, resolve_folder
+    from sensorium.engine.checkpoint import open_checkpoint
+    from sensorium.engine.loading import pick_device, pick_dtype
     from sensorium.models.build import outline
 
     try:
-        hf_config = read_config(resolve_folder(config.model))
+        _, hf_config = open_checkpoint(config)
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, hf_config)
         return [*_kernels(device, dtype), _memory(outline(hf_config, config), config, device, dtype)]
@@ -133,7 +134,7 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> list[Finding]:
 
 
 def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Finding:
-    from sensorium.engine.loading import encoder_cache_bytes, plan_memory
+    from sensorium.engine.loading import encoder_cache_bytes, longest_context, plan_memory
 
     about = config.model or PACKAGED
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
@@ -144,7 +145,7 @@ def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch
         return Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")
     left = _room(device, config) - weights - encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
     text += f", {token} bytes of KV cache a token, {max(left, 0) / 1e9:.2f} GB left for it and activations"
-    fits = left >= token * (config.max_model_len or model.max_model_len)
+    fits = left >= token * (longest_context(config, model))
     return Finding(about, text, fits, "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device")
 
 

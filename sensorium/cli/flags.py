@@ -46,7 +46,6 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "dtype": _flag("type of weights and activations; auto is the checkpoint's, float32 on a CPU"),
         "max_model_len": _flag("longest prompt plus answer; auto or -1 is the largest that fits", read=context_length),
         "enforce_eager": _flag("neither CUDA graphs nor compilation"),
-        "attention_backend": _flag("kernels for the KV cache; by default the fastest the device supports"),
         "max_logprobs": _flag("most logprobs a request may ask for; -1 is the vocabulary"),
         "logprobs_mode": _flag("before (raw) or after (processed) penalties and temperature"),
         "structured_outputs_config": _flag("JSON: backend, disable_any_whitespace, enable_in_reasoning"),

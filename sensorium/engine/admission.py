@@ -63,6 +63,13 @@ class Admission:
         if not prompt.ids:
             raise RequestError("the prompt is empty", param="prompt")
         self._check_range("prompt", prompt.ids, self._facts.vocab_size)
+        longest = max((span.length for span in prompt.spans), default=0)
+        if self._config.disable_chunked_mm_input and longest > self._config.max_num_batched_tokens:
+            raise RequestError(
+                f"a media item of {longest} tokens exceeds max_num_batched_tokens "
+                f"({self._config.max_num_batched_tokens}), and disable_chunked_mm_input forbids to split it",
+                param="messages",
+            )
         size = sum({item.key: item.rows for item in prompt.media}.values()) * self._facts.row_bytes
         room = self._facts.encoder_cache_bytes
         if size > room:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sensorium.config import EngineConfig
@@ -64,6 +66,8 @@ class EngineClient:
         self.config = config or EngineConfig()
         self.supervision = supervision or Supervision()
         self._streams: dict[str, Stream] = {}
+        self._unstarted: dict[str, int] = {}
+        self._seeds = random.Random(self.config.seed)
         self._lock = threading.Lock()
         self._draining = self._closing = False
         self._ids = itertools.count()
@@ -158,7 +162,7 @@ class EngineClient:
         request = Request(
             request_id,
             prompt,
-            sampling,
+            self._bounded(sampling),
             namespace=namespace,
             priority=priority,
             arrival_s=time.monotonic(),
@@ -168,14 +172,15 @@ class EngineClient:
         with self._lock:
             if request_id in self._streams:
                 raise RequestError(f"request id {request_id!r} is in use", param="request_id")
-            if len(self._streams) >= self.config.max_num_seqs + self.config.max_waiting:
-                raise OverloadedError(f"the queue is full ({len(self._streams)} requests); try again later")
+            self._refuse_if_full(len(prompt.ids))
             self._streams[request_id] = stream
+            self._unstarted[request_id] = len(prompt.ids)
         try:
             self._link.send(request)
         except BaseException:
             with self._lock:
                 self._streams.pop(request_id, None)
+                self._unstarted.pop(request_id, None)
             raise
         return stream
 
@@ -185,6 +190,24 @@ class EngineClient:
 
     async def acheck_structured(self, wanted: StructuredOutputs) -> None:
         await asyncio.to_thread(self._grammars.check, wanted)
+
+    def _refuse_if_full(self, num_tokens: int) -> None:
+        config = self.config
+        most = config.max_num_queued_reqs or config.max_num_seqs + config.max_waiting
+        if len(self._streams) >= most:
+            raise OverloadedError(f"the queue is full ({len(self._streams)} requests); try again later")
+        queued = sum(self._unstarted.values())
+        if config.max_num_queued_tokens is not None and queued and queued + num_tokens > config.max_num_queued_tokens:
+            raise OverloadedError(f"the queue is full ({queued} prompt tokens wait); try again later")
+
+    def _bounded(self, sampling: SamplingParams) -> SamplingParams:
+        """With the operator's bound on answers, and a seed of the engine's where the request has none."""
+        longest, asked = self.config.override_generation_config.get("max_new_tokens"), sampling.max_tokens
+        if longest is not None and (asked is None or asked > int(longest)):
+            sampling = replace(sampling, max_tokens=int(longest))
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=self._seeds.getrandbits(63))
+        return sampling
 
     def _refuse_if_ending(self) -> None:
         if self._closing:
@@ -199,6 +222,7 @@ class EngineClient:
         pairs: list[tuple[Stream, Event]] = []
         for event in events:
             ends = isinstance(event, Finished | Failed)
+            self._unstarted.pop(event.request_id, None)
             with self._lock:
                 stream = (self._streams.pop if ends else self._streams.get)(event.request_id, None)
             if stream is not None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sensorium.config import EngineConfig
+from sensorium.config import FIT, EngineConfig
 from sensorium.engine.blocks import BlockPool
-from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, read_config, resolve_folder
-from sensorium.engine.defaults import read_default_sampling
+from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
+from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
@@ -26,7 +26,6 @@ from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
 from sensorium.models.build import load_model
-from sensorium.models.registry import load_processor
 from sensorium.types import ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -98,19 +97,20 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         raise CheckpointError("init_tts: this version loads no speech output; leave it out", param="init_tts")
     seconds: dict[str, float] = {}
     report = progress or (lambda phase, share: None)
-    folder = resolve_folder(config.model)
+    folder, hf_config = open_checkpoint(config)
+    sampling = default_sampling(folder, config)
     started = time.perf_counter()
-    hf_config = read_config(folder)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, hf_config)
     if device.type == "cuda" and dtype == torch.float32:
         # float32 was asked for: convolutions would otherwise round their operands to tf32, 1e-4 in the sound tower.
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] - not in the stubs
-    processor = load_processor(folder, hf_config)
+    processor = open_processor(folder, hf_config, config)
     seconds["processor"] = time.perf_counter() - started
 
     started = time.perf_counter()
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
+    check_budget(config, longest_context(config, model))
     if device.type == "cpu":
         tune_cpu(model)
     seconds["weights"] = time.perf_counter() - started
@@ -122,7 +122,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
-    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, read_default_sampling(folder), pooler)
+    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, sampling, pooler)
 
 
 @torch.inference_mode()
@@ -136,7 +136,9 @@ def tune_cpu(model: Model) -> None:
 
 
 def encoder_cache_bytes(config: EngineConfig, row_bytes: int) -> int:
-    return _ENCODER_CACHE_ROWS * row_bytes if config.encoder_cache_bytes is None else config.encoder_cache_bytes
+    if config.encoder_cache_bytes is not None:
+        return config.encoder_cache_bytes
+    return (_ENCODER_CACHE_ROWS if config.encoder_cache_tokens is None else config.encoder_cache_tokens) * row_bytes
 
 
 def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
@@ -159,8 +161,11 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
             f"only {max(kv, 0) / 2**20:.0f} MiB are left for the KV cache, less than {2 * config.block_size} tokens of "
             f"{token_bytes} bytes; raise gpu_memory_utilization, lower max_num_batched_tokens, or use a larger device"
         )
+    if config.num_gpu_blocks_override is not None:
+        tokens = config.num_gpu_blocks_override * config.block_size
+        return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens)
     # More blocks than the largest load can fill would only be memory nobody uses.
-    most = config.max_num_seqs * (config.max_model_len or model.max_model_len)
+    most = config.max_num_seqs * longest_context(config, model)
     tokens = min(tokens, -(-most // config.block_size) * config.block_size)
     return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens)
 
@@ -168,7 +173,7 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
 @torch.inference_mode()
 def _measure_activations(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
     """Peak bytes of one full step beyond the weights, from running it on a small throw-away cache."""
-    count = min(config.max_num_batched_tokens, config.max_model_len or model.max_model_len)
+    count = min(config.max_num_batched_tokens, longest_context(config, model))
     blocks = -(-count // config.block_size)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -186,6 +191,39 @@ def _measure_activations(model: Model, config: EngineConfig, device: torch.devic
     torch.cuda.empty_cache()
     # Encoders run before the forward pass and are bounded by max_encoder_rows; half a step's peak again covers them.
     return peak + peak // 2
+
+
+def longest_context(config: EngineConfig, model: Model) -> int:
+    """The context asked for, before memory has a say."""
+    asked = model.max_model_len if config.max_model_len in (None, FIT) else config.max_model_len
+    return min(asked, model.max_model_len)
+
+
+def served_context(config: EngineConfig, model: Model, plan: MemoryPlan) -> int:
+    """The longest prompt plus answer. A length that was asked for must fit the KV cache; else it is what fits."""
+    longest = longest_context(config, model)
+    if longest <= plan.kv_tokens:
+        return longest
+    if config.max_model_len not in (None, FIT):
+        raise CheckpointError(
+            f"max_model_len {longest} needs {plan.kv_cache * longest / plan.kv_tokens / 2**30:.2f} GiB of KV cache, "
+            f"but {plan.kv_cache / 2**30:.2f} GiB are there: the largest that fits is {plan.kv_tokens}. Lower it, use "
+            "auto, or raise gpu_memory_utilization or kv_cache_memory_bytes",
+            param="max_model_len",
+        )
+    if config.max_model_len is None:
+        log.warning("the context is %d tokens, what the KV cache holds, not the model's %d", plan.kv_tokens, longest)
+    return plan.kv_tokens
+
+
+def check_budget(config: EngineConfig, longest: int) -> None:
+    """Raises CheckpointError where a step could never hold what has to be computed at once."""
+    if not config.enable_chunked_prefill and config.max_num_batched_tokens < longest:
+        raise CheckpointError(
+            f"without chunked prefill a step must hold a whole prompt: raise max_num_batched_tokens "
+            f"({config.max_num_batched_tokens}) to max_model_len ({longest}), or leave chunked prefill on",
+            param="max_num_batched_tokens",
+        )
 
 
 def build_engine(
@@ -208,8 +246,11 @@ def build_engine(
         max_encoder_rows=config.max_encoder_rows,
         row_bytes=model.hidden_size * dtype.itemsize,
         enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        split_media=not config.disable_chunked_mm_input,
+        long_prefill_tokens=config.long_prefill_token_threshold,
     )
-    longest = min(config.max_model_len or model.max_model_len, model.max_model_len, plan.kv_tokens)
+    longest = served_context(config, model, plan)
     return Engine(runner, scheduler, processor.tokenizer, longest)
 
 

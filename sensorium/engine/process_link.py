@@ -20,12 +20,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from sensorium.config import EngineConfig
-from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, read_config, resolve_folder
+from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
 from sensorium.engine.link import Deliver, LinkState, Supervision
 from sensorium.engine.protocol import Abort, Control, EngineFacts, EngineStats, OpenSession, RefuseWaiting
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
-from sensorium.models.registry import load_processor
 from sensorium.types import Event, Failed, Finished, Request, Timings, Usage
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class ProcessLink:
     def __init__(
         self, config: EngineConfig, deliver: Deliver, progress: Progress | None, supervision: Supervision
     ) -> None:
-        folder = resolve_folder(config.model)
+        folder, hf_config = open_checkpoint(config)
         self._config = replace(config, model=str(folder))
         self._deliver = deliver
         self._progress = progress or (lambda phase, share: None)
@@ -122,7 +121,7 @@ class ProcessLink:
         self._thread = threading.Thread(target=self._run, name="sensorium-engine-watch", daemon=True)
         self._thread.start()
         try:
-            self.processor = load_processor(folder, read_config(folder))
+            self.processor = open_processor(folder, hf_config, config)
             self.facts = replace(self._first.result(), model_name=config.model or PACKAGED_MODEL)
         except BaseException:
             self.close()

@@ -57,7 +57,11 @@ class Scheduler:
         max_encoder_rows: int,
         row_bytes: int,
         enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        split_media: bool = True,
+        long_prefill_tokens: int = 0,
     ) -> None:
+        """split_media: whether a step may end inside a media item. long_prefill_tokens: EngineConfig's threshold."""
         self.pool = pool
         self.encoder_cache = encoder_cache
         self.max_num_seqs = max_num_seqs
@@ -65,6 +69,9 @@ class Scheduler:
         self.max_encoder_rows = max_encoder_rows
         self.row_bytes = row_bytes
         self.enable_prefix_caching = enable_prefix_caching
+        self.enable_chunked_prefill = enable_chunked_prefill
+        self.split_media = split_media
+        self.long_prefill_tokens = long_prefill_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.resident: list[Sequence] = []
@@ -229,11 +236,19 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, budget: _Budget) -> int:
         """Tokens this sequence may compute now: within the budget, and only where media rows are or will be there."""
-        count = min(len(seq.ids) - seq.computed, budget.tokens)
-        if not seq.span_starts or count == 0:
-            return count
-        for span in seq.spans_in(seq.computed, seq.computed + count):
-            if not self._encode(seq, seq.media[span.media], budget):
+        left = len(seq.ids) - seq.computed
+        count = min(left, budget.tokens)
+        if 0 < self.long_prefill_tokens < count and len(self.waiting) + len(self.running) > 1 and not seq.resident:
+            count = self.long_prefill_tokens
+        if seq.span_starts and count:
+            count = self._admit_media(seq, count, budget)
+        return count if self.enable_chunked_prefill or count == left or seq.resident else 0
+
+    def _admit_media(self, seq: Sequence, count: int, budget: _Budget) -> int:
+        stop = seq.computed + count
+        for span in seq.spans_in(seq.computed, stop):
+            cut = span.stop > stop and not self.split_media and not seq.resident
+            if cut or not self._encode(seq, seq.media[span.media], budget):
                 return max(span.start - seq.computed, 0)
         return count
 

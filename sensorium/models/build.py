@@ -26,6 +26,10 @@ def load_model(
     """Build the family's model and read its weights. Raises CheckpointError with what to do."""
     select.prefer_any_shape(device)
     model_class, parsed = _parse(hf_config, config)
+    if config.load_format == "dummy":
+        model = loader.build(model_class, parsed, device, dtype)
+        loader.init_random_(model, config.seed)
+        return model
     return loader.load(model_class, parsed, folder, device, dtype, progress)
 
 
@@ -40,6 +44,8 @@ def _parse(hf_config: Mapping[str, Any], config: EngineConfig) -> tuple[Any, Any
     """The family's Model class and its configuration."""
     config_module, model_module, _ = find_family(hf_config)
     parsed = family_module(config_module).Config.from_hf(
-        hf_config, init_vision=config.init_vision, init_audio=config.init_audio
+        hf_config,
+        init_vision=config.init_vision and config.takes("image", "video"),
+        init_audio=config.init_audio and config.takes("audio"),
     )
     return family_module(model_module).Model, parsed

@@ -7,7 +7,7 @@ import torch
 from vl_golden import Family, encode, needs_golden
 
 from sensorium.config import EngineConfig
-from sensorium.engine.loading import read_config
+from sensorium.engine.checkpoint import read_config
 from sensorium.kernels.reference import PackedPlan
 from sensorium.models import build, registry
 from sensorium.types import ChatOptions, ModelInputs
