@@ -175,9 +175,12 @@ class EngineConfig:
 
     def takes(self, *modalities: str) -> bool:
         """Whether one of them may come as media to be encoded."""
-        counts: list[Any] = [self.limit_mm_per_prompt.get(name, 1) for name in modalities]
-        off = [count == 0 or getattr(count, "get", {}.get)("count", 1) == 0 for count in counts]
+        off = [self._count(name) == 0 for name in modalities]
         return not self.language_model_only and not all(off)
+
+    def _count(self, modality: str) -> int | None:
+        value: Any = self.limit_mm_per_prompt.get(modality)
+        return value.get("count") if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, slots=True)
