@@ -178,9 +178,9 @@ class EngineConfig:
         off = [self._count(name) == 0 for name in modalities]
         return not self.language_model_only and not all(off)
 
-    def _count(self, modality: str) -> int | None:
+    def _count(self, modality: str) -> Any:
         value: Any = self.limit_mm_per_prompt.get(modality)
-        return value.get("count") if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownMemberType]
+        return value.get("count") if isinstance(value, Mapping) else value  # pyright: ignore
 
 
 @dataclass(frozen=True, slots=True)
