@@ -145,7 +145,7 @@ class ChatOptions:
     """False for a template that a remote client wrote: it is rendered in a process of its own, under limits."""
     content_format: Literal["auto", "string", "openai"] = "auto"
     """What the template is given as content: one string, or a list of parts; auto looks at the template."""
-    interleave: bool | None = None
+    interleave: bool | None = True
     """In a content string, media stay where they were written (True) or come first (False). None: first, unless text
     and media alternate."""
     namespace: str = ""

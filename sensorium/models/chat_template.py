@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sensorium.errors import CheckpointError, ContextLengthError, RequestError
+from sensorium.models import template_worker
+from sensorium.models.template_rendering import TemplateRefusal, TooLong, environment, generate, reads_parts
 from sensorium.models.tokenizer import Tokenizer, read_json
+from sensorium.types import ChatOptions, Message
 
 _RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "chat_template"}
 )
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_MISSING = "this model has no chat template; start the server with --chat-template, or send a raw prompt"
 
 
 class ChatTemplate:
@@ -31,15 +32,9 @@ class ChatTemplate:
         """config: the content of tokenizer_config.json."""
         self._sources = _sources(folder, config)
         self._globals = {name: _text(config[name]) for name in config if name.endswith("_token") and config[name]}
-        self._compiled: dict[str, jinja2.Template] = {}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
         try:
-            self._compiled = {name: environment.from_string(source) for name, source in self._sources.items()}
+            for source in self._sources.values():
+                _compiled(source)
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template does not compile: {error.message}") from error
 
@@ -51,33 +46,96 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
         max_chars: int = 8_000_000,
+        options: ChatOptions | None = None,
     ) -> str:
-        """The prompt as text. max_chars bounds the output while it is being produced."""
-        if not self._compiled:
-            raise RequestError("this model has no chat template; send a raw prompt", param="messages")
+        """The prompt as text. max_chars bounds the output while it is being produced.
+
+        options: whose template is taken instead, if it has one.
+        """
+        options = options or ChatOptions()
         variables = variables or {}
         if taken := _RESERVED & variables.keys():
             raise RequestError(f"{min(taken)} cannot be set from outside", param="chat_template_kwargs")
-        template = self._compiled["tool_use" if tools and "tool_use" in self._compiled else "default"]
-        pieces: list[str] = []
-        length = 0
+        source = self.source(options, with_tools=bool(tools))
+        drafts = [self._known_role(message, source) for message in messages]
+        context: dict[str, Any] = {
+            **self._globals,
+            **variables,
+            "messages": drafts,
+            "tools": list(tools) or None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        param = "messages" if options.template is None else "chat_template"
         try:
-            for piece in template.generate(
-                **{**self._globals, **variables},
-                messages=list(messages),
-                tools=list(tools) or None,
-                add_generation_prompt=add_generation_prompt,
-            ):
-                length += len(piece)
-                if length > max_chars:
-                    raise ContextLengthError("the prompt is far longer than the model's context", param="messages")
-                pieces.append(piece)
+            if options.template is not None and not options.template_is_trusted:
+                return template_worker.render(source, context, max_chars)
+            return generate(_compiled(source), context, max_chars)
+        except TooLong:
+            reason = "the prompt is far longer than the model's context"
+            raise ContextLengthError(reason, param="messages") from None
         except (RequestError, MemoryError):
             raise
+        except jinja2.TemplateSyntaxError as error:
+            raise RequestError(f"chat_template: {str(error.message)[:200]}", param=param) from error
         except Exception as error:  # template code raises anything: undefined fields, wrong types, its own messages
-            reason = error.message if isinstance(error, _TemplateRefusal) else "they do not fit what it expects"
-            raise RequestError(f"the chat template refused the messages: {reason}", param="messages") from error
-        return "".join(pieces)
+            reason = error.message if isinstance(error, TemplateRefusal) else "they do not fit what it expects"
+            raise RequestError(f"the chat template refused the messages: {reason}", param=param) from error
+
+    def source(self, options: ChatOptions, *, with_tools: bool = False) -> str:
+        """The text of the template for these options. Raises RequestError if there is none."""
+        if options.template is not None:
+            return options.template
+        if not self._sources:
+            raise RequestError(_MISSING, param="messages")
+        return self._sources["tool_use" if with_tools and "tool_use" in self._sources else "default"]
+
+    def takes_parts(self, options: ChatOptions) -> bool:
+        """Whether content is given to it as a list of parts, not as one string."""
+        if options.content_format != "auto":
+            return options.content_format == "openai"
+        try:
+            return _reads_parts(self.source(options))
+        except jinja2.TemplateError as error:
+            raise RequestError(f"chat_template: {str(error.message)[:200]}", param="chat_template") from error
+
+    @staticmethod
+    def _known_role(message: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+        """Developers speak as the system to templates that do not know them."""
+        if message["role"] == "developer" and "developer" not in source:
+            return {**message, "role": "system"}
+        return message
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> jinja2.Template:
+    return environment().from_string(source)
+
+
+@lru_cache(maxsize=32)
+def _reads_parts(source: str) -> bool:
+    return reads_parts(source)
+
+
+def check_role(message: Message, place: str) -> None:
+    """Roles stand in prompts as they are written: only plain words may be one."""
+    if not _ROLE.fullmatch(message.role):
+        raise RequestError(f"unknown role {str(message.role)[:32]!r}", param=f"{place}.role")
+
+
+def check_unfinished(messages: Sequence[Message]) -> None:
+    """What is to be continued must have begun."""
+    if not any(isinstance(part, str) and part for part in messages[-1].parts):
+        reason = "continue_final_message: the last message has no text to continue"
+        raise RequestError(reason, param="continue_final_message")
+
+
+def arranged(parts: Sequence[Any], interleave: bool | None) -> list[Any]:
+    """Parts in the order in which one string shows them: media first, unless they alternate with text."""
+    is_text = [isinstance(part, str) for part in parts]
+    alternates = sum(before != after for before, after in pairwise(is_text)) > 1
+    if interleave or (interleave is None and alternates):
+        return list(parts)
+    return sorted(parts, key=lambda part: isinstance(part, str))
 
 
 class StandIns:
@@ -135,30 +193,6 @@ class StandIns:
         mark = f"t{self._secret}n{self._count}e"
         self.literals[mark] = text
         return mark
-
-
-class _GenerationTag(Extension):
-    """{% generation %}…{% endgeneration %} marks what training learns from; for inference only the body matters."""
-
-    tags: set[str] = {"generation"}  # noqa: RUF012 - the base class declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _TemplateRefusal(jinja2.TemplateError):
-    """What a template says through raise_exception."""
-
-
-def _raise_exception(message: str) -> None:
-    raise _TemplateRefusal(str(message)[:200])
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _text(token: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
-from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.chat_template import ChatTemplate, StandIns, arranged, check_role, check_unfinished
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.minicpm_assembly import Assembly, Marks
 from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Variant
@@ -20,7 +20,6 @@ from sensorium.models.tokenizer import Tokenizer, read_json
 from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt, Span
 
 _CHARS_PER_TOKEN = 8
-_ROLES = frozenset({"system", "user", "assistant", "tool"})
 _WRITTEN = re.compile(r"\(<(image|audio|video)>\./</\1>\)|<(image|audio|video)>\./</\2>")
 
 SPEECH_INSTRUCTIONS = {
@@ -146,16 +145,19 @@ class Processor:
     ) -> str:
         if not messages:
             raise RequestError("there are no messages", param="messages")
+        takes_parts = self._template.takes_parts(options)
+        if options.continue_final_message:
+            check_unfinished(messages)
         drafts: list[dict[str, Any]] = []
         for index, message in enumerate(messages):
-            if message.role not in _ROLES:
-                raise RequestError(f"unknown role {str(message.role)[:32]!r}", param=f"messages[{index}].role")
+            check_role(message, f"messages[{index}]")
             extra = stand_ins.tree(dict(message.extra), special_only=message.role == "assistant")
             content = self._content(index, message, options, stand_ins, pieces)
-            drafts.append({**extra, "role": message.role, "content": content})
+            if options.continue_final_message and index == len(messages) - 1:
+                content += stand_ins.end()
+            written = [{"type": "text", "text": content}] if takes_parts else content
+            drafts.append({**extra, "role": message.role, "content": written})
         unfinished = options.continue_final_message
-        if unfinished:
-            drafts[-1]["content"] += stand_ins.end()
         variables = {"enable_thinking": False, "use_tts_template": False, **options.template_kwargs}
         if self.variant.omni and any(isinstance(piece, Sound) for piece in pieces):
             variables["use_tts_template"] = True  # as the reference does: spoken input asks for spoken output
@@ -165,6 +167,7 @@ class Processor:
             add_generation_prompt=options.add_generation_prompt and not unfinished,
             variables=stand_ins.tree(variables),
             max_chars=self._max_chars,
+            options=options,
         )
         if unfinished:
             rendered, found, _ = rendered.rpartition(stand_ins.end())
@@ -182,7 +185,7 @@ class Processor:
         """A message as one string. Texts that meet are joined before the search for control tokens in them."""
         settings = Settings.read(options.media_kwargs)
         segments: list[str | Piece] = []
-        for part in message.parts:
+        for part in arranged(message.parts, options.interleave):
             if segments:
                 segments.append(settings.joint)
             if isinstance(part, str):

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sensorium.errors import CheckpointError, ContextLengthError, RequestError
-from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.chat_template import ChatTemplate, StandIns, arranged, check_role, check_unfinished
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.tokenizer import Tokenizer
 from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt, Span
 
 _CHARS_PER_TOKEN = 8
-_ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,6 @@ class PromptWriter:
                 raise CheckpointError(f"the tokenizer has no control token {token_id}, which stands for an {modality}")
         self._spellings = tuple(spellings[token_id] for token_id in notation.ids.values())
         self._own = {name: re.compile(re.escape(spellings[token_id])) for name, token_id in notation.ids.items()}
-        self._takes_parts = self._probe()
 
     # ---- text to ids ----------------------------------------------------------------------------------------------
 
@@ -66,9 +64,16 @@ class PromptWriter:
         if not messages:
             raise RequestError("there are no messages", param="messages")
         stand_ins = StandIns(self.tokenizer)
+        takes_parts = self._template.takes_parts(options)
+        if not takes_parts:
+            arrange = options.interleave
+            messages = [replace(message, parts=tuple(arranged(message.parts, arrange))) for message in messages]
         drafts = [self._draft(index, message, stand_ins) for index, message in enumerate(messages)]
+        if not takes_parts:
+            drafts = [draft | {"content": self._joined(draft["content"])} for draft in drafts]
         unfinished = options.continue_final_message
         if unfinished:
+            check_unfinished(messages)
             drafts[-1]["content"] = self._with_end(drafts[-1]["content"], stand_ins.end())
         rendered = self._template.render(
             drafts,
@@ -76,6 +81,7 @@ class PromptWriter:
             add_generation_prompt=options.add_generation_prompt and not unfinished,
             variables=stand_ins.tree(dict(options.template_kwargs)),
             max_chars=self._max_chars,
+            options=options,
         )
         if unfinished:
             rendered, found, _ = rendered.rpartition(stand_ins.end())
@@ -104,8 +110,7 @@ class PromptWriter:
     def _draft(self, index: int, message: Message, stand_ins: StandIns) -> dict[str, Any]:
         """A message as templates read it, with user text that spells control tokens hidden from them."""
         where = f"messages[{index}]"
-        if message.role not in _ROLES:
-            raise RequestError(f"unknown role {str(message.role)[:32]!r}", param=f"{where}.role")
+        check_role(message, where)
         from_model = message.role == "assistant"
         parts: list[dict[str, str]] = []
         for part in message.parts:
@@ -117,16 +122,17 @@ class PromptWriter:
             else:
                 raise RequestError("media must be fetched and decoded first", param=part.part or where)
         extra = stand_ins.tree(dict(message.extra), special_only=from_model)
-        content = parts if self._takes_parts else "\n".join(self._written(part) for part in parts)
-        return {**extra, "role": message.role, "content": content}
+        return {**extra, "role": message.role, "content": parts}
 
     def _hidden(self, text: str, stand_ins: StandIns, from_model: bool) -> str:
         """What a model said may hold <think> and the like for its template to read, but never a placeholder."""
         hidden = stand_ins.text(text, special_only=from_model)
         return stand_ins.text(text) if any(spelling in hidden for spelling in self._spellings) else hidden
 
-    def _written(self, part: Mapping[str, str]) -> str:
-        return part["text"] if part["type"] == "text" else self.notation.written[part["type"]]
+    def _joined(self, parts: Sequence[Mapping[str, str]]) -> str:
+        return "\n".join(
+            part["text"] if part["type"] == "text" else self.notation.written[part["type"]] for part in parts
+        )
 
     @staticmethod
     def _with_end(content: str | list[dict[str, str]], end: str) -> str | list[dict[str, str]]:
@@ -135,15 +141,6 @@ class PromptWriter:
         if content and content[-1]["type"] == "text":
             return [*content[:-1], {"type": "text", "text": content[-1]["text"] + end}]
         return [*content, {"type": "text", "text": end}]
-
-    def _probe(self) -> bool:
-        """Whether the template reads content as a list of parts; the others take one string."""
-        parts = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
-        try:
-            rendered = self._template.render(parts, add_generation_prompt=False)
-        except RequestError:
-            return False
-        return "probe" in rendered and "'type'" not in rendered and '"type"' not in rendered
 
     def _check_length(self, text: str, param: str) -> None:
         if len(text) > self._max_chars:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
@@ -66,7 +68,8 @@ class ChatCompletions:
         for name in ("user", "session_id"):
             if value := getattr(request, name):
                 origin.facts[name] = value
-        messages, options = to_messages(request, config), to_options(request, config, tools.in_prompt)
+        messages = to_messages(request, config)
+        options = replace(to_options(request, config, tools.in_prompt), namespace=origin.namespace)
         request.messages.clear()  # inline media would otherwise stay in memory as text until the answer is done
         last = messages[-1]
         prompt = await prepare_chat(client, messages, options)

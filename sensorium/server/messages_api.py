@@ -107,6 +107,8 @@ async def _prepare(served: Served, config: ServerConfig, request: Conversation, 
         template_kwargs={**config.default_chat_template_kwargs, "enable_thinking": thinks},
         tools=use.shown(config),
         template=config.chat_template,
+        content_format=config.chat_template_content_format,
+        interleave=config.interleave_mm_strings,
     )
     messages = to_messages(request)
     if request.messages[-1].role == "assistant":  # its words are put in the model's mouth

@@ -236,6 +236,8 @@ def _options(request: ResponsesRequest, config: ServerConfig, use: ToolUse) -> C
         media_kwargs=request.mm_processor_kwargs or {},
         tools=use.shown(config),
         template=config.chat_template,
+        content_format=config.chat_template_content_format,
+        interleave=config.interleave_mm_strings,
     )
 
 

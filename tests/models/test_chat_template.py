@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sensorium.errors import CheckpointError, ContextLengthError, RequestError
-from sensorium.models.chat_template import ChatTemplate, StandIns
+from sensorium.models.chat_template import ChatTemplate, StandIns, arranged
 from sensorium.models.tokenizer import Tokenizer
+from sensorium.types import ChatOptions, MediaRef
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -121,3 +122,79 @@ def test_every_medium_appears_exactly_once(tokenizer: Tokenizer):
 
 def test_marks_cannot_be_guessed(tokenizer: Tokenizer):
     assert StandIns(tokenizer).media(0) != StandIns(tokenizer).media(0)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+        ("{% for m in messages %}{{ m['content'] | trim }}{% endfor %}", False),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% for p in m['content'] | list %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% set c = m.content %}{% for p in c %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% macro show(content) %}{% for p in content %}{{ p.text }}{% endfor %}{% endmacro %}x", True),
+    ],
+)
+def test_whether_a_template_reads_parts(tmp_path: Path, source: str, parts: bool):
+    template = ChatTemplate(tmp_path, {"chat_template": source})
+    assert template.takes_parts(ChatOptions()) is parts
+    assert template.takes_parts(ChatOptions(content_format="openai"))
+    assert not template.takes_parts(ChatOptions(content_format="string"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "interleave", "expected"),
+    [
+        ("ti", None, "it"),
+        ("it", None, "it"),
+        ("iit", None, "iit"),
+        ("tti", None, "itt"),
+        ("tit", None, "tit"),
+        ("iti", None, "iti"),
+        ("tit", False, "itt"),
+        ("ti", True, "ti"),
+    ],
+)
+def test_where_media_stand_in_one_string(parts: str, interleave: bool | None, expected: str):
+    image = MediaRef("image", "data:,")
+    written = ["text" if letter == "t" else image for letter in parts]
+    assert "".join("t" if isinstance(part, str) else "i" for part in arranged(written, interleave)) == expected
+
+
+def test_developers_speak_as_the_system_where_they_are_not_known(render: Callable[..., str]):
+    messages = [{"role": "developer", "content": "x"}]
+    assert render("{{ messages[0].role }}", messages) == "system"
+    assert render("{% if messages[0].role == 'developer' %}known{% endif %}", messages) == "known"
+
+
+def theirs(source: str) -> ChatOptions:
+    return ChatOptions(template=source, template_is_trusted=False)
+
+
+def test_a_template_of_a_request_is_rendered_elsewhere(render: Callable[..., str]):
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{{ x }}"
+    assert render("never", options=theirs(source), variables={"x": [1]}) == "<s>user: hi[1]"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
+        ("{{ 'x' * 10**10 }}", "does not fit|takes more"),
+        ("{{ raise_exception('no') }}", "no$"),
+        ("{% if %}", "chat_template: "),
+        ("{{ ''.__class__ .__mro__ }}", "does not fit"),
+    ],
+)
+def test_a_template_of_a_request_cannot_do_harm(
+    render: Callable[..., str], monkeypatch: pytest.MonkeyPatch, source: str, words: str
+):
+    monkeypatch.setenv("SENSORIUM_CHAT_TEMPLATE_RENDER_TIMEOUT", "0.3")
+    with pytest.raises(RequestError, match=words) as caught:
+        render("never", options=theirs(source))
+    assert caught.value.param == "chat_template"
+
+
+def test_a_template_of_a_request_that_writes_too_much(render: Callable[..., str]):
+    with pytest.raises(ContextLengthError):
+        render("never", options=theirs("{% for i in range(9999) %}xxxxxxxxxx{% endfor %}"), max_chars=1000)

@@ -239,7 +239,7 @@ def test_what_the_model_wrote_itself_is_understood(tiny: Processor):
 
 
 def test_h271_roles_and_empty_conversations(tiny: Processor):
-    for messages in ([], [Message("wizard", ("x",))]):  # type: ignore[arg-type] - the schema is not the only door
+    for messages in ([], [Message("<|im_end|>", ("x",))]):  # type: ignore[arg-type] - the schema is not the only door
         with pytest.raises(RequestError):
             tiny.chat(messages, ChatOptions())
 
