@@ -13,7 +13,7 @@ import torch
 from sensorium.bench.report import machine
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Engine
-from sensorium.engine.loading import build_engine, plan_memory, tune_cpu
+from sensorium.engine.loading import build_engine, plan_memory, tune
 from sensorium.models import loader
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import Prompt, Request, SamplingParams
@@ -98,7 +98,7 @@ def _model() -> tuple[Any, Timed]:
     config = Config.from_hf(MODEL, init_vision=False, init_audio=False)
     model = loader.build(Model, config, "cpu", torch.float32)
     loader.init_random_(model, seed=0, std=0.3)  # as peaked as a trained model's choices
-    tune_cpu(model)
+    tune(model, torch.device("cpu"), torch.float32)
     timed = Timed()
     for name in ("embed", "forward", "logits"):
         setattr(model, name, timed.wrap(getattr(model, name)))

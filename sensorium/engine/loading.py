@@ -111,14 +111,15 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     started = time.perf_counter()
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
     check_budget(config, longest_context(config, model))
-    if device.type == "cpu":
-        tune_cpu(model)
+    tune(model, device, dtype)
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
     plan = plan_memory(model, config, device, dtype)
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler)
+    if not config.enforce_eager:
+        engine.runner.record_graphs(config.max_num_seqs, engine.max_model_len)
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
@@ -126,9 +127,16 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
 
 @torch.inference_mode()
-def tune_cpu(model: Model) -> None:
-    """Keep matrices in the CPU's fastest layout too, where that copy costs little memory."""
+def tune(model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    """Let matrices be multiplied as the device does it best; on a CPU with packed copies where they are small."""
     linears = [module for module in model.modules() if isinstance(module, Linear)]  # pyright: ignore
+    make = paged_attention(device, dtype).implementation.ops.head_product
+    for linear in linears if make else ():
+        if linear.weight.shape[0] == model.vocab_size and (found := make(linear.weight)):
+            linear.weight = torch.nn.Parameter(found[0], requires_grad=False)
+            linear.use(found[1])
+    if device.type != "cpu":
+        return
     size = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
     if size <= _MAX_PACKED_BYTES:
         for linear in linears:

@@ -68,9 +68,15 @@ class Readout:
             elif (scores := self._scores.get(work.seq.id)) is not None:
                 self._score(work, rows, scores)
 
-    def choose(self, seqs: Seq[Sequence], logits: torch.Tensor) -> dict[str, Sampled | Unsampled]:
-        """Next tokens from logits [M, V], a row per sequence."""
-        results = sample(logits, [self.states[seq.id] for seq in seqs], self._mode)
+    def choose(
+        self, seqs: Seq[Sequence], logits: torch.Tensor, likeliest: torch.Tensor | None = None
+    ) -> dict[str, Sampled | Unsampled]:
+        """Next tokens from logits [M, V], a row per sequence; likeliest [M] as Graphs return them, if known."""
+        states = [self.states[seq.id] for seq in seqs]
+        if likeliest is not None and all(state.takes_likeliest for state in states):
+            results = [state.take(token) for state, token in zip(states, likeliest.tolist(), strict=True)]
+        else:
+            results = sample(logits, states, self._mode)
         return {seq.id: result for seq, result in zip(seqs, results, strict=True)}
 
     def take_scores(self, seq: Sequence) -> tuple[TokenLogprob | None, ...] | None:

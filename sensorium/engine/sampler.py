@@ -99,6 +99,13 @@ class SampleState:
             self._closed[torch.tensor(self.params.allowed_token_ids, device=row.device)] = False
         return self._closed
 
+    def take(self, token: int) -> Sampled | Unsampled:
+        """The likeliest token, found on the device; -1 stands for a NaN."""
+        if token < 0:
+            return NOT_A_NUMBER
+        self.record(token)
+        return token, None
+
     def record(self, token: int) -> None:
         self.counts[token] += 1
         self.num_generated += 1

@@ -6,8 +6,8 @@ E width · I hidden width of the feed-forward block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,16 +17,19 @@ import torch.nn.functional as F
 class Norm(Protocol):
     """The part of an RMSNorm layer that kernels read."""
 
-    weight: torch.Tensor
-    eps: float
+    @property
+    def weight(self) -> torch.Tensor: ...
+    @property
+    def eps(self) -> float: ...
 
 
 class Product(Protocol):
     """The part of a Linear layer that kernels read: y = x W^T + b."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
+    @property
+    def weight(self) -> torch.Tensor: ...
+    @property
+    def bias(self) -> torch.Tensor | None: ...
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -40,6 +43,16 @@ class HeadNorms(NamedTuple):
 
 class Ops:
     """What a decoder layer is made of besides attention. A plan names the set that goes with it."""
+
+    head_product: (
+        Callable[[torch.Tensor], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]] | None] | None
+    ) = None
+    """Makes a product for the tall weight of an output head; see kernels.triton_ops."""
+
+    @staticmethod
+    def norm(x: torch.Tensor, rms: Norm) -> torch.Tensor:
+        """x [N, E], normalised."""
+        return norm(x, rms.weight, rms.eps)
 
     @staticmethod
     def norm_linear(x: torch.Tensor, rms: Norm, product: Product) -> torch.Tensor:
@@ -68,6 +81,10 @@ class Attends:
     """attend_qkv for plans that can attend."""
 
     ops = Ops
+    decode_plan: Any = None
+    """The plan of a decode step that a CUDA graph can hold, where there is one; see kernels.triton_decode."""
+    chunk_plan: Any = None
+    """The same for a step with chunks of prompts; see kernels.triton_paged."""
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float

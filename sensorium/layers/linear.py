@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(n_out), requires_grad=False) if self.bias_parts else None
         self._packed: torch.Tensor | None = None
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def use(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Compute through `forward` from now on. Only for weights that change no more."""
+        self._instead = forward
 
     def pack(self) -> None:
         """Keep a second copy of the weight in the CPU's fastest layout. Only for weights that change no more."""
@@ -36,6 +41,8 @@ class Linear(nn.Module):
             self._packed = onednn.pack(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._instead is not None:
+            return self._instead(x)
         if self._packed is not None and x.shape[:-1].numel() >= onednn.MIN_ROWS:
             return onednn.linear(x, self._packed, self.bias)
         return F.linear(x, self.weight, self.bias)

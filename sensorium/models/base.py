@@ -71,6 +71,8 @@ class Model(Protocol):
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    position_axes: int
+    """Rows of ModelInputs.positions: 1, or 3 for M-RoPE."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[N] -> [N, E]."""

@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         cos, sin = self.rope(inputs.positions, x.dtype)
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, inputs, None if inputs.kv is None else inputs.kv[i])
-        return self.norm(x)
+        return inputs.plan.ops.norm(x, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[M, E] -> [M, V]."""
@@ -91,6 +91,7 @@ class TextModel(nn.Module):
         self.vocab_size, self.max_model_len = config.vocab_size, config.max_len
         self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
         self.hidden_size = config.width
+        self.position_axes = 3 if config.rope.sections else 1
         self.decoder = Decoder(config)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,179 @@
+"""MiniCPM-o 4.5 at full size with random weights on one GPU: the table of docs/performance.md in one call.
+
+    python3 benchmarks/h200.py [--golden FOLDER] [--only decode,prefill,media,load]
+
+Greedy, bfloat16. Every figure is a median over repetitions, with the lowest and highest beside it, of what a caller
+waits: the wall clock around engine steps (text) or around prepare and submit (media), host time included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gpu_check
+import numpy as np
+import torch
+from gpu_check import GOLDEN, H200_BYTES_PER_S, RATE, report
+from PIL import Image
+
+from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
+from sensorium.engine.engine import Engine
+from sensorium.engine.loading import load
+from sensorium.types import Finished, MediaRef, Message, Prompt, Request, SamplingParams, TextDelta
+
+BACKBONE = 8.19e9 - 151748 * 4096
+"""Parameters that a step multiplies with: those of the backbone but for the embedding table."""
+MATMUL_FLOPS = 792e12
+KV_BYTES = 36 * 2 * 8 * 128 * 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--golden", type=Path)
+    parser.add_argument("--only", default="decode,prefill,media")
+    args = parser.parse_args()
+    parts = args.only.split(",")
+    golden = next((f / "minicpmo45" for f in [args.golden, *GOLDEN] if f and (f / "minicpmo45").is_dir()), None)
+    report("machine", device=torch.cuda.get_device_name(), torch=torch.__version__)
+    with tempfile.TemporaryDirectory(dir=gpu_check.roomiest(), prefix="sensorium-full-") as name:
+        gpu_check.write_checkpoint(Path(name), golden, "cuda")
+        config = EngineConfig(
+            model=name, device="cuda", dtype="bfloat16", max_model_len=40960, max_num_seqs=256,
+            max_num_batched_tokens=8192, kv_cache_bytes=40 << 30,
+        )  # fmt: skip
+        if "decode" in parts or "prefill" in parts:
+            started = time.perf_counter()
+            loaded = load(config)
+            report("load", seconds=time.perf_counter() - started, phases=loaded.seconds)
+            if "decode" in parts:
+                for batch, context in ((1, 128), (8, 128), (32, 128), (128, 128), (256, 512), (1, 4096)):
+                    decode(loaded.engine, batch, context)
+            if "prefill" in parts:
+                for count, length in ((1, 128), (1, 4096), (256, 512)):
+                    prefill(loaded.engine, count, length)
+            gpu_check.free(loaded)
+            del loaded
+        if "media" in parts:
+            media(config)
+    return 0
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def random_prompt(rng: np.random.Generator, length: int) -> Prompt:
+    return Prompt(tuple(rng.integers(1000, 100_000, length).tolist()))
+
+
+def start(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    for i, prompt in enumerate(prompts):
+        engine.inbox.append(Request(f"{i}", prompt, sampling, arrival_s=engine.clock()))
+
+
+def decode(engine: Engine, batch: int, context: int, num_tokens: int = 48) -> None:
+    rng = np.random.default_rng(batch * context)
+    start(engine, [random_prompt(rng, context) for _ in range(batch)], num_tokens)
+    steps: list[float] = []
+    while engine.has_work:
+        before = time.perf_counter()
+        events = engine.step()
+        if sum(isinstance(event, TextDelta) for event in events) == batch:
+            steps.append(time.perf_counter() - before)
+    steps = steps[4:-1]
+    bytes_read = 2 * BACKBONE + batch * context * KV_BYTES
+    floor = max(bytes_read / H200_BYTES_PER_S, 2 * BACKBONE * batch / MATMUL_FLOPS)
+    report(
+        "decode step", batch=batch, context=context, ms={k: v * 1e3 for k, v in spread(steps).items()},
+        floor_ms=floor * 1e3, share_of_floor=floor / statistics.median(steps),
+    )  # fmt: skip
+
+
+def prefill(engine: Engine, count: int, length: int) -> None:
+    """Until the first tokens of all prompts."""
+    times = []
+    for repeat in range(2 if count > 1 else 6):
+        rng = np.random.default_rng(repeat)
+        prompts = [random_prompt(rng, length) for _ in range(count)]
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        start(engine, prompts, 1)
+        while engine.has_work:
+            engine.step()
+        times.append(time.perf_counter() - before)
+    layers = 2 * (BACKBONE - 151748 * 4096) * count * length
+    floor = (layers + 36 * 2 * count * length**2 * 4096) / MATMUL_FLOPS
+    times = times[1:]
+    report(
+        "prefill", prompts=count, tokens=length, ms={k: v * 1e3 for k, v in spread(times).items()},
+        floor_ms=floor * 1e3, share_of_floor=floor / statistics.median(times),
+    )  # fmt: skip
+
+
+def picture_file(rng: np.random.Generator, size: int) -> bytes:
+    """A JPEG with detail at every scale."""
+    small = Image.fromarray(rng.integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)).resize((size, size))
+    noise = rng.integers(-12, 13, (size, size, 3))
+    pixels = np.clip(np.asarray(small).astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def sound_file(rng: np.random.Generator, seconds: float) -> bytes:
+    import wave
+
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((rng.standard_normal(int(seconds * RATE)) * 3000).astype("<i2").tobytes())
+    return out.getvalue()
+
+
+def media(config: EngineConfig) -> None:
+    kinds: dict[str, tuple[str, Callable[[np.random.Generator], bytes], int]] = {
+        "picture 448": ("image", lambda rng: picture_file(rng, 448), 64),
+        "picture 1344": ("image", lambda rng: picture_file(rng, 1344), 32),
+        "sound 10 s": ("audio", lambda rng: sound_file(rng, 10.0), 32),
+    }
+    with EngineClient(config) as client:
+        for name, (modality, make, many) in kinds.items():
+            rng = np.random.default_rng(many)
+            first(client, [ref(modality, make(rng)) for _ in range(4)])  # compiles and records what it needs
+            alone = [first(client, [ref(modality, make(rng))]) for _ in range(7)]
+            report(f"{name}, to first token", ms={k: v * 1e3 for k, v in spread(alone).items()})
+            together = [first(client, [ref(modality, make(rng)) for _ in range(many)]) for _ in range(3)]
+            report(f"{many} x {name}", per_s=many / statistics.median(together), seconds=spread(together))
+
+
+def ref(modality: str, data: bytes) -> Message:
+    return Message("user", (MediaRef(modality, data), "What is this?"))  # type: ignore[arg-type]
+
+
+def first(client: EngineClient, messages: Sequence[Message]) -> float:
+    """Seconds until every message has its first token; all are handed over at once."""
+
+    def answer(message: Message) -> None:
+        stream = client.submit(client.prepare_chat([message]), SamplingParams(temperature=0.0, max_tokens=1))
+        assert any(isinstance(event, Finished) for event in stream)
+
+    with ThreadPoolExecutor(len(messages)) as pool:
+        before = time.perf_counter()
+        list(pool.map(answer, messages))
+        return time.perf_counter() - before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Steps as CUDA graphs, recorded once per size and replayed with new numbers in fixed memory.
+
+The numbers of a step travel in one int32 copy. Results live until the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sensorium.models.base import Model
+from sensorium.types import ModelInputs
+
+_SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
+# Above this many tokens the device is busy for longer than launching the kernels one by one takes.
+_CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
+_CHUNK_SEQUENCES = 8
+
+
+def ladder(most: int) -> list[int]:
+    """Batch sizes to record: close together where padding would show, at most 16 rows apart above."""
+    sizes = [size for size in _SMALL if size < most]
+    return [*sizes, *range(48, most, 16), most]
+
+
+class _Numbers:
+    """One int32 buffer on the device with its twin in pinned memory."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device = torch.zeros(size, dtype=torch.int32, device=device)
+        self._pinned = torch.zeros(size, dtype=torch.int32, pin_memory=True)
+        self.host = self._pinned.numpy()
+
+    def send(self, count: int) -> None:
+        self.device[:count].copy_(self._pinned[:count], non_blocking=True)
+
+
+class _Recorder:
+    """Records graphs that share memory: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(
+        self, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        compute()  # compiles kernels and grows what memory they keep
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits, greedy = compute()
+        return graph, logits, greedy
+
+
+def _pick(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, -1 where the row holds a NaN."""
+    best, greedy = logits.max(-1)
+    return torch.where(torch.isnan(best), -1, greedy)
+
+
+class DecodeGraphs:
+    """Steps in which every sequence adds one token.
+
+    Numbers: ids [b], positions [axes, b], lengths [b], the width of the block tables, the tables [b, width].
+    """
+
+    def __init__(
+        self, model: Model, kv: list[torch.Tensor], plans: Any, block_size: int, most: int, max_blocks: int
+    ) -> None:
+        self.most = most
+        self._model, self._kv, self._plans, self._block_size = model, kv, plans, block_size
+        self._axes = model.position_axes
+        self._numbers = _Numbers(most * (2 + self._axes + max_blocks) + 1, kv[0].device)
+        self._scratch = plans.scratch(kv[0].device)
+        self._sizes = ladder(most)
+        recorder = _Recorder()
+        # The largest first, so that the smaller ones fit into its memory.
+        self._graphs = {size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(self._sizes)}
+
+    def run(
+        self, ids: Sequence[int], positions: np.ndarray, lens: Sequence[int], tables: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [b, V] and likeliest tokens [b], -1 for NaN. positions [axes, b]; lens count the new token."""
+        count = len(ids)
+        size = next(size for size in self._sizes if size >= count)
+        width = max(map(len, tables))
+        host, stop = self._numbers.host, size * (2 + self._axes)
+        head = host[:stop].reshape(-1, size)
+        head[:] = 0
+        head[0, :count] = ids
+        head[1 : 1 + self._axes, :count] = positions
+        head[-1, :count] = lens
+        host[stop] = width
+        used = stop + 1 + count * width
+        for row, blocks in zip(host[stop + 1 : used].reshape(count, width), tables, strict=True):
+            row[: len(blocks)] = blocks
+        self._numbers.send(used)
+        graph, logits, greedy = self._graphs[size]
+        graph.replay()
+        return logits[:count], greedy[:count]
+
+    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, stop = self._numbers.device, size * (2 + self._axes)
+        ids, *positions, lens = numbers[:stop].view(-1, size).unbind()
+        plan = self._plans.decode_plan(lens, numbers[stop + 1 :], numbers[stop:], self._block_size, self._scratch)
+        at = positions[0] if self._axes == 1 else torch.stack(positions)
+        hidden = self._model.forward(self._model.embed(ids), ModelInputs(at, plan, self._kv))
+        logits = self._model.logits(hidden)
+        return logits, _pick(logits)
+
+
+class ChunkGraphs:
+    """Small steps with chunks of prompts. The caller writes the embeddings, as some are rows of media.
+
+    Numbers: positions [axes, n], slots [n], tiles [t, 4], last rows [b], the width of the tables, tables [b, width].
+    """
+
+    def __init__(self, model: Model, kv: list[torch.Tensor], plans: Any, block_size: int, max_blocks: int) -> None:
+        self.most = _CHUNK_TOKENS[-1]
+        self._model, self._kv, self._plans, self._block_size = model, kv, plans, block_size
+        self._axes, self._rows = model.position_axes, plans.chunk_plan.ROWS
+        device = kv[0].device
+        self.x = torch.zeros(self.most, model.hidden_size, dtype=kv[0].dtype, device=device)
+        """Embeddings [most, E] of the step's tokens."""
+        self._numbers = _Numbers(self._layout(self.most)[-1] + _CHUNK_SEQUENCES * max_blocks, device)
+        recorder = _Recorder()
+        self._graphs = {
+            size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(_CHUNK_TOKENS)
+        }
+
+    def fits(self, counts: Sequence[int]) -> bool:
+        return len(counts) <= _CHUNK_SEQUENCES and sum(counts) <= self.most
+
+    def run(
+        self, counts: Sequence[int], lens: Sequence[int], positions: np.ndarray, tables: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [b, V] and likeliest tokens [b] at each sequence's last row. counts[i] new tokens end at lens[i]."""
+        total = sum(counts)
+        size = next(size for size in _CHUNK_TOKENS if size >= total)
+        at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
+        host, width = self._numbers.host, max(map(len, tables))
+        host[:at_slots].reshape(self._axes, size)[:, :total] = positions
+        slots, tiles = host[at_slots:at_tiles], host[at_tiles:at_ends].reshape(-1, 4)
+        slots[total:] = -1
+        host[at_tiles:at_width] = 0
+        host[at_width] = width
+        first = tile = 0
+        for i, (count, length, table) in enumerate(zip(counts, lens, tables, strict=True)):
+            host[stop + i * width : stop + i * width + len(table)] = table
+            where = np.arange(length - count, length)
+            slots[first : first + count] = np.asarray(table)[where // self._block_size] * self._block_size
+            slots[first : first + count] += (where % self._block_size).astype(np.int32)
+            for offset in range(0, count, self._rows):
+                rows = min(self._rows, count - offset)
+                tiles[tile] = first + offset, rows, length - count + offset, i
+                tile += 1
+            first += count
+            host[at_ends + i] = first - 1
+        self._numbers.send(stop + len(tables) * width)
+        graph, logits, greedy = self._graphs[size]
+        graph.replay()
+        return logits[: len(counts)], greedy[: len(counts)]
+
+    def _layout(self, size: int) -> tuple[int, int, int, int, int]:
+        """Where slots, tiles, last rows, the tables' width and the tables begin."""
+        slots = self._axes * size
+        tiles = slots + size
+        ends = tiles + 4 * (size // self._rows + _CHUNK_SEQUENCES)
+        width = ends + _CHUNK_SEQUENCES
+        return slots, tiles, ends, width, width + 1
+
+    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
+        numbers = self._numbers.device
+        positions = numbers[:at_slots].view(self._axes, size)
+        tiles = numbers[at_tiles:at_ends].view(-1, 4)
+        plan = self._plans.chunk_plan(numbers[at_slots:at_tiles], tiles, numbers[stop:], numbers[at_width:])
+        inputs = ModelInputs(positions[0] if self._axes == 1 else positions, plan, self._kv)
+        # A copy, as the layers may write to what they are given.
+        hidden = self._model.forward(self.x[:size].clone(), inputs)
+        logits = self._model.logits(hidden.index_select(0, numbers[at_ends:at_width]))
+        return logits, _pick(logits)
