@@ -70,9 +70,14 @@ async def prepare_all(
         except RequestError as error:
             error.param = place if error.param in (None, "prompt") else error.param
             raise
-        if (count := len(prepared[-1].ids)) > limit:
-            raise ContextLengthError(f"{place}: {count} tokens; this model takes {limit} here", param=place)
+        check_length(prepared[-1], limit, place)
     return prepared
+
+
+def check_length(prompt: Prompt, limit: int, place: str) -> None:
+    """Raises ContextLengthError above `limit` tokens."""
+    if (count := len(prompt.ids)) > limit:
+        raise ContextLengthError(f"{place}: {count} tokens; this model takes {limit} here", param=place)
 
 
 def truncate(prompt: Prompt, count: int, side: Literal["left", "right"]) -> Prompt:
