@@ -245,8 +245,8 @@ class EngineClient:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What this engine can be asked for: generate with transcribe and translate, or embed."""
-        if self.config.runner == "pooling":
-            return ("embed", "token_embed")
+        if self.facts.pooler is not None:
+            return ("token_embed",) if self.facts.pooler.type == "ALL" else ("embed", "token_embed")
         spoken = {name.partition(":")[0]: None for name in self.speech_instructions}
         return ("generate", *spoken)
 

@@ -26,10 +26,21 @@ class TokenTable:
         self.tokens = [*tokens, b"<end>"]
         self.eos_token_id = len(tokens)
         self.special_token_ids = [*special, len(tokens)]
+        left_out = set(special)
+        self._ids = {token: index for index, token in enumerate(tokens) if token and index not in left_out}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Only for what a grammar forces, which nobody asks for here: a byte each."""
-        return list(text.encode() if isinstance(text, str) else text)
+        """What a grammar forces, in tokens: the longest that fits, again and again."""
+        data = text.encode() if isinstance(text, str) else text
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            sizes = range(min(self._longest, len(data) - at), 0, -1)
+            size = next((size for size in sizes if data[at : at + size] in self._ids), 0)
+            ids += [self._ids[data[at : at + size]]] if size else []
+            at += size or 1
+        return ids
 
     def build(self) -> LLTokenizer:
         return LLTokenizer(self, n_vocab=len(self.tokens), eos_token=[self.eos_token_id])  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from starlette.types import Receive, Scope, Send
 
 from sensorium.errors import RequestError, SensoriumError
@@ -27,6 +28,8 @@ from sensorium.types import (
     Failed,
     Finished,
     Message,
+    Pooled,
+    PoolingParams,
     Prompt,
     PromptScored,
     SamplingParams,
@@ -67,6 +70,8 @@ class Job:
 
     prompt: Prompt
     sampling: SamplingParams
+    pooling: PoolingParams | None = None
+    """Given, a vector is wanted and sampling does not matter."""
 
 
 @dataclass(slots=True)
@@ -111,12 +116,20 @@ class Generation:
         self._origin = origin
         self._jobs = jobs
         self._failed = False
+        self._vectors: dict[int, np.ndarray] = {}
 
     async def run(self, codec: Codec) -> None:
         """Generate everything, for an endpoint that answers in its own way."""
         async with contextlib.aclosing(self._events(codec)) as events:
             async for _ in events:
                 pass
+
+    async def vectors(self) -> list[np.ndarray]:
+        """What pooling jobs give, in their order."""
+        async with contextlib.aclosing(self._events(None)) as events:
+            async for _ in events:
+                pass
+        return [self._vectors[number] for number in range(len(self._jobs))]
 
     async def reply(self, codec: Codec, send: Send) -> None:
         """Answer with one JSON body when all is generated."""
@@ -133,7 +146,7 @@ class Generation:
                     await output.write(*codec.news(numbers))
                 await output.end(*codec.ending())
 
-    async def _events(self, codec: Codec) -> AsyncGenerator[Collection[int], None]:
+    async def _events(self, codec: Codec | None) -> AsyncGenerator[Collection[int], None]:
         """Nothing once the first jobs are accepted; then, again and again, the jobs with something new."""
         ident = f"{self._origin.id}-{uuid.uuid4().hex[:8]}"  # clients may repeat an id, the engine must not
 
@@ -145,6 +158,7 @@ class Generation:
                 request_id=f"{ident}-{number}",
                 namespace=self._origin.namespace,
                 priority=self._origin.priority,
+                pooling=job.pooling,
             )
 
         fleet = Fleet(submit, len(self._jobs), self._client.config.max_num_seqs)
@@ -159,7 +173,7 @@ class Generation:
             fleet.abort()
             self._account()
 
-    def _take(self, number: int, event: Event, codec: Codec) -> None:
+    def _take(self, number: int, event: Event, codec: Codec | None) -> None:
         if isinstance(event, Failed):
             self._failed = True
             raise failure_of(event)
@@ -169,7 +183,9 @@ class Generation:
         elif isinstance(event, Finished):
             tally.finished = event
             self._metrics.finished(event)
-        if isinstance(event, TextDelta | PromptScored | Finished):
+        elif isinstance(event, Pooled):
+            self._vectors[number] = event.data
+        if codec is not None and isinstance(event, TextDelta | PromptScored | Finished):
             codec.take(number, event)
 
     def _account(self) -> None:

@@ -70,7 +70,7 @@ class ToolUse:
         if self.mode == "named":
             chosen = next(tool for tool in self.tools if tool["name"] == self.name)
             schema = dict(chosen.get("parameters") or {"type": "object"})
-        return replace(sampling, structured_outputs=StructuredOutputs(json=schema))
+        return replace(sampling, structured_outputs=StructuredOutputs(json=schema, disable_any_whitespace=True))
 
     def parser(self, config: ServerConfig) -> ToolParser | None:
         if not self.tools or self.mode == "none":

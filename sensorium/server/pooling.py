@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
 from sensorium.server.body import decode, read_body
 from sensorium.server.door import reply
-from sensorium.server.generation import Generation, Job, Origin, Progress, prepare_chat, unless_gone
+from sensorium.server.generation import Generation, Job, Origin, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.openai import to_messages, to_options
 from sensorium.server.pooling_schema import (
@@ -51,7 +51,7 @@ from sensorium.server.schema import ChatMessage, ChatRequest, UserMessage
 from sensorium.server.served import Served
 from sensorium.server.transcriptions import require_task
 from sensorium.server.vectors import to_base64, to_bytes
-from sensorium.types import Pooled, PoolingParams, Prompt, SamplingParams
+from sensorium.types import PoolingParams, Prompt, SamplingParams
 
 MAX_HEADER_BYTES = 6 << 10
 _CHAT = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
@@ -93,16 +93,16 @@ class Desk:
             prompts.append(self._cut(request, prompt, place))
         return prompts
 
-    async def chat(
-        self, request: PoolingFields, messages: list[ChatMessage], place: str, **options: Any
-    ) -> Prompt:
+    async def chat(self, request: PoolingFields, messages: list[ChatMessage], place: str, **options: Any) -> Prompt:
         """options: fields of ChatRequest besides those of media."""
         given: dict[str, Any] = {name: getattr(request, name) for name in _MEDIA}
         chat = ChatRequest(messages=messages, **given, **options)
         try:
             prompt = await prepare_chat(self.served.client(), to_messages(chat), to_options(chat))
         except RequestError as error:
-            error.param = (error.param or "messages").replace("messages[0]", place) if place != "messages" else error.param
+            error.param = (
+                (error.param or "messages").replace("messages[0]", place) if place != "messages" else error.param
+            )
             raise
         return self._cut(request, prompt, place)
 
@@ -117,14 +117,12 @@ class Desk:
         for name, given in options.items():
             if given is not None and given is not False:
                 raise RequestError(f"{name}: only with messages", param=name)
-        return await self.texts(request, value or [], "input")
+        return await self.texts(request, "" if value is None else value, "input")
 
     async def pool(self, prompts: Sequence[Prompt], params: PoolingParams, origin: Origin) -> list[np.ndarray]:
         """One array per prompt."""
         jobs = [Job(prompt, SamplingParams(), params) for prompt in prompts]
-        vectors = _Vectors()
-        await Generation(self.served.client(), self._metrics, origin, jobs).run(vectors)
-        return [vectors.data[number] for number in range(len(prompts))]
+        return await Generation(self.served.client(), self._metrics, origin, jobs).vectors()
 
     def heading(self, origin: Origin) -> dict[str, Any]:
         return {"id": origin.id, "created": int(time.time()), "model": self.served.name}
@@ -139,7 +137,7 @@ class Desk:
         return prompt
 
 
-Answer = Callable[[Desk, Any, Origin, Send], Awaitable[None]]
+Answer = Callable[[Desk, Any, Origin, Send], Coroutine[Any, Any, None]]
 
 
 class _Door:
@@ -173,17 +171,6 @@ class _Door:
         await unless_gone(receive, self._answer(self._desk, request, origin, send))
 
 
-class _Vectors:
-    """Collects the arrays of jobs by their number."""
-
-    def __init__(self) -> None:
-        self.data: dict[int, np.ndarray] = {}
-
-    def take(self, number: int, event: Progress) -> None:
-        if isinstance(event, Pooled):
-            self.data[number] = event.data
-
-
 # ---- vectors ------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +182,7 @@ async def _embeddings(desk: Desk, request: EmbeddingRequest, origin: Origin, sen
         await _send_bytes(desk, request, origin, prompts, vectors, send)
         return
     data = [Embedding(index=index, embedding=_coded(vector, request)) for index, vector in enumerate(vectors)]
-    await reply(send, Embeddings(**desk.heading(origin), data=cast("Any", data), usage=_usage(prompts)))
+    await reply(send, Embeddings(**desk.heading(origin), data=data, usage=_usage(prompts)))
 
 
 async def _pooling(desk: Desk, request: PoolingRequest, origin: Origin, send: Send) -> None:

@@ -5,41 +5,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pybase64
 
 VectorType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
+Array = Any  # numpy's stubs leave the types of half of these calls unknown
 Endianness = Literal["native", "big", "little"]
 
 
 def to_bytes(vector: np.ndarray, kind: VectorType = "float32", endianness: Endianness = "native") -> bytes:
     """Any shape of float32, row by row, rounded to the nearest (of two, the even) value of the format."""
-    values = np.ascontiguousarray(vector, np.float32)
-    coded = _CODERS[kind](values)
-    order = sys.byteorder if endianness == "native" else endianness
-    return coded.astype(coded.dtype.newbyteorder(order)).tobytes()
+    coded: Array = _CODERS[kind](np.ascontiguousarray(vector, np.float32))
+    swapped = endianness not in ("native", sys.byteorder)
+    return (coded.byteswap() if swapped else coded).tobytes()
 
 
 def to_base64(vector: np.ndarray, kind: VectorType = "float32", endianness: Endianness = "native") -> str:
     return pybase64.b64encode(to_bytes(vector, kind, endianness)).decode()
 
 
-def _bfloat16(values: np.ndarray) -> np.ndarray:
+def _bfloat16(values: Array) -> Array:
     """The upper half of each float32, rounded."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _half(values: np.ndarray) -> np.ndarray:
+def _half(values: Array) -> Array:
     return np.clip(values, -65504, 65504).astype(np.float16)
 
 
-def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[np.ndarray], np.ndarray]:
+def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[Array], Array]:
     """largest: the code of the largest finite value; what is beyond becomes that."""
 
-    def encode(values: np.ndarray) -> np.ndarray:
+    def encode(values: Array) -> Array:
         table = _fp8_values(mantissa_bits, bias, largest)
         size = np.abs(values)
         above = np.clip(np.searchsorted(table, size), 1, largest)
@@ -52,7 +52,7 @@ def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[np.ndarray], 
 
 
 @lru_cache
-def _fp8_values(mantissa_bits: int, bias: int, largest: int) -> np.ndarray:
+def _fp8_values(mantissa_bits: int, bias: int, largest: int) -> Array:
     """What the codes from 0 to `largest` stand for, ascending."""
     codes = np.arange(largest + 1)
     exponent, mantissa = codes >> mantissa_bits, (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
@@ -60,7 +60,7 @@ def _fp8_values(mantissa_bits: int, bias: int, largest: int) -> np.ndarray:
     return np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), normal).astype(np.float32)
 
 
-_CODERS: dict[VectorType, Callable[[np.ndarray], np.ndarray]] = {
+_CODERS: dict[VectorType, Callable[[Array], Array]] = {
     "float32": lambda values: values,
     "float16": _half,
     "bfloat16": _bfloat16,

@@ -111,7 +111,6 @@ def test_a_conversation_with_tools_is_understood(sdk: anthropic.Anthropic):
     assert sdk.messages.create(**{**ASK, "messages": messages}).content
 
 
-@pytest.mark.xfail(reason="waits for structured outputs in the engine")
 @pytest.mark.parametrize(
     "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "weather"}]
 )

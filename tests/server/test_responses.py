@@ -153,7 +153,6 @@ def test_log_probabilities_come_with_the_text(sdk: openai.OpenAI):
     assert all(len(entry.top_logprobs) == 2 for entry in logprobs)
 
 
-@pytest.mark.xfail(reason="waits for structured outputs in the engine")
 def test_a_tool_that_must_be_called_is_called(sdk: openai.OpenAI):
     ask: Any = {**ASK, "max_output_tokens": 100, "tools": [WEATHER], "tool_choice": "required"}
     ask |= {"parallel_tool_calls": False, "extra_body": {}}
@@ -167,7 +166,6 @@ def test_a_tool_that_must_be_called_is_called(sdk: openai.OpenAI):
     assert "".join(pieces) == call.arguments
 
 
-@pytest.mark.xfail(reason="waits for structured outputs in the engine")
 def test_a_format_is_kept(sdk: openai.OpenAI):
     schema = WEATHER["parameters"]
     text: Any = {"format": {"type": "json_schema", "name": "w", "schema": schema, "strict": True}}
