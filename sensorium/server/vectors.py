@@ -33,7 +33,7 @@ def _bfloat16(values: Array) -> Array:
 
 
 def _half(values: Array) -> Array:
-    return np.clip(values, -65504, 65504).astype(np.float16)
+    return np.minimum(np.maximum(values, -65504), 65504).astype(np.float16)
 
 
 def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[Array], Array]:
@@ -42,7 +42,7 @@ def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[Array], Array
     def encode(values: Array) -> Array:
         table = _fp8_values(mantissa_bits, bias, largest)
         size = np.abs(values)
-        above = np.clip(np.searchsorted(table, size), 1, largest)
+        above: Array = np.minimum(np.maximum(np.searchsorted(table, size), 1), largest)
         low, high = size - table[above - 1], table[above] - size
         below = (low < high) | ((low == high) & (above % 2 == 1))
         code = np.where(below, above - 1, above).astype(np.uint8)
