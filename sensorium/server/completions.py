@@ -104,7 +104,7 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client()
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, COMPLETION_REQUEST, UNSUPPORTED)
+        request = decode(body, COMPLETION_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
         _check(request)

@@ -46,7 +46,7 @@ class JsonDoor(Generic[T]):
         if self._ready is not None:
             self._ready()
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, self._decoder, self._unsupported)
+        request = decode(body, self._decoder, self._unsupported, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(getattr(request, "model", None))
 

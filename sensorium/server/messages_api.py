@@ -75,7 +75,7 @@ class Messages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client()
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, MESSAGES_REQUEST, UNSUPPORTED)
+        request = decode(body, MESSAGES_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
         if isinstance(request.thinking, ThinkingOn) and request.thinking.budget_tokens >= request.max_tokens:

@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
 from sensorium.server.body import decode, read_body
+from sensorium.server.chat_plan import to_messages, to_options
+from sensorium.server.chat_schema import ChatRequest
 from sensorium.server.door import reply
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.openai import to_messages, to_options
 from sensorium.server.pooling_schema import (
     CLASSIFY_REQUEST,
     EMBEDDING_REQUEST,
@@ -47,7 +48,6 @@ from sensorium.server.pooling_schema import (
     Scores,
 )
 from sensorium.server.prompts import PromptInput, check_length, prepare_text, split_prompts, truncate
-from sensorium.server.schema import ChatMessage, ChatRequest, UserMessage
 from sensorium.server.served import Served
 from sensorium.server.transcriptions import require_task
 from sensorium.server.vectors import to_base64, to_bytes
@@ -60,7 +60,7 @@ _PAIRS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), 
 
 
 def pooling_routes(served: Served, config: ServerConfig, metrics: Metrics) -> list[Route]:
-    desk = Desk(served, metrics)
+    desk = Desk(served, config, metrics)
 
     def door(path: str, decoder: msgspec.json.Decoder[Any], prefix: str, answer: Answer, task: str = "embed") -> Route:
         return Route(path, _Door(desk, config, decoder, prefix, answer, task), methods=["POST"])
@@ -77,8 +77,9 @@ def pooling_routes(served: Served, config: ServerConfig, metrics: Metrics) -> li
 class Desk:
     """Prompts of all forms to vectors."""
 
-    def __init__(self, served: Served, metrics: Metrics) -> None:
+    def __init__(self, served: Served, config: ServerConfig, metrics: Metrics) -> None:
         self.served = served
+        self._config = config
         self._metrics = metrics
 
     async def texts(self, request: PoolingFields, value: PromptInput, name: str) -> list[Prompt]:
@@ -93,12 +94,14 @@ class Desk:
             prompts.append(self._cut(request, prompt, place))
         return prompts
 
-    async def chat(self, request: PoolingFields, messages: list[ChatMessage], place: str, **options: Any) -> Prompt:
+    async def chat(self, request: PoolingFields, messages: list[dict[str, Any]], place: str, **options: Any) -> Prompt:
         """options: fields of ChatRequest besides those of media."""
         given: dict[str, Any] = {name: getattr(request, name) for name in _MEDIA}
         chat = ChatRequest(messages=messages, **given, **options)
         try:
-            prompt = await prepare_chat(self.served.client(), to_messages(chat), to_options(chat))
+            prompt = await prepare_chat(
+                self.served.client(), to_messages(chat, self._config), to_options(chat, self._config)
+            )
         except RequestError as error:
             error.param = (
                 (error.param or "messages").replace("messages[0]", place) if place != "messages" else error.param
@@ -107,7 +110,7 @@ class Desk:
         return self._cut(request, prompt, place)
 
     async def inputs(
-        self, request: PoolingFields, value: PromptInput | None, messages: list[ChatMessage] | None, **options: Any
+        self, request: PoolingFields, value: PromptInput | None, messages: list[dict[str, Any]] | None, **options: Any
     ) -> list[Prompt]:
         """Of a request that has either `input` or `messages`."""
         if (value is None) == (messages is None):
@@ -162,7 +165,7 @@ class _Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         require_task(self._desk.served, self._task)
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request: PoolingFields = decode(body, self._decoder, UNSUPPORTED)
+        request: PoolingFields = decode(body, self._decoder, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._desk.served.check_name(request.model)
         origin = Origin.of(scope, self._prefix, salt=request.cache_salt, priority=request.priority or 0)
@@ -303,7 +306,7 @@ async def _scored(desk: Desk, request: PoolingFields, name: str, items: Sequence
     for number, item in enumerate(items):
         place = name if name == "query" else f"{name}[{number}]"
         if isinstance(item, ScoreItem):
-            message = UserMessage(content=item.content)
+            message = {"role": "user", "content": item.content}
             prompts.append(await desk.chat(request, [message], place, add_generation_prompt=False))
         else:
             prompts += await desk.texts(request, item, place)

@@ -7,17 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from sensorium.server.chat_schema import MediaOptions, Messages, ProcessorOptions, TemplateVariables
 from sensorium.server.prompts import PromptInput
-from sensorium.server.schema import (
-    ChatMessage,
-    Groups,
-    Input,
-    Key,
-    Label,
-    MediaIoOptions,
-    Parts,
-    Scalar,
-)
+from sensorium.server.schema import Input, Key, Label
 from sensorium.server.vectors import Endianness, VectorType
 
 Encoding = Literal["float", "base64", "bytes", "bytes_only"]
@@ -37,8 +29,8 @@ class PoolingFields(Input, kw_only=True):
     truncation_side: Literal["left", "right"] | None = None
     """Where they are cut; right by default."""
     add_special_tokens: bool | None = None
-    mm_processor_kwargs: Annotated[dict[str, Scalar | Groups], Meta(max_length=32)] | None = None
-    media_io_kwargs: MediaIoOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
     cache_salt: Key | None = None
     priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
@@ -47,11 +39,11 @@ class EmbeddingRequest(PoolingFields, kw_only=True):
     """POST /v1/embeddings, with `input` or `messages`."""
 
     input: PromptInput | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)] | None = None
+    messages: Messages | None = None
     add_generation_prompt: bool | None = None
     """False by default."""
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=32)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     encoding_format: Encoding | None = None
     embed_dtype: VectorType | None = None
     endianness: Endianness | None = None
@@ -71,7 +63,7 @@ class PoolingRequest(EmbeddingRequest, kw_only=True):
 class ScoreItem(Input, kw_only=True):
     """A text with media, as parts of a message."""
 
-    content: Parts
+    content: Annotated[list[str | dict[str, Any]], Meta(min_length=1, max_length=256)]
 
 
 ScoreInput = str | ScoreItem
@@ -106,7 +98,7 @@ class ClassifyRequest(PoolingFields, kw_only=True):
     """POST /classify."""
 
     input: PromptInput | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)] | None = None
+    messages: Messages | None = None
 
 
 # ---- replies ------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Responses:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client()
         body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, RESPONSES_REQUEST, UNSUPPORTED)
+        request = decode(body, RESPONSES_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         size = len(body)
         del body
         self._served.check_name(request.model)

@@ -42,10 +42,11 @@ def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[Array], Array
     def encode(values: Array) -> Array:
         table = _fp8_values(mantissa_bits, bias, largest)
         size = np.abs(values)
-        above: Array = np.minimum(np.maximum(np.searchsorted(table, size), 1), largest)
+        found: Array = np.searchsorted(table, size)
+        above: Array = np.minimum(np.maximum(found, 1), largest)
         low, high = size - table[above - 1], table[above] - size
         below = (low < high) | ((low == high) & (above % 2 == 1))
-        code = np.where(below, above - 1, above).astype(np.uint8)
+        code: Array = np.where(below, above - 1, above).astype(np.uint8)
         return code | (np.signbit(values).astype(np.uint8) << 7)
 
     return encode
