@@ -136,8 +136,6 @@ class EngineConfig:
     """Accept media as embeddings. None is: in this process yes, over HTTP no."""
     language_model_only: bool = False
     """Text only: all media limits are 0 and no tower is loaded."""
-    skip_mm_profiling: bool = False
-    """Do not measure the towers' memory at start."""
     init_vision: bool = True
     init_audio: bool = True
     init_tts: bool = False
@@ -240,18 +238,12 @@ class ServerConfig:
     """usage.prompt_tokens_details in answers."""
     enable_force_include_usage: bool = False
     """Usage in every stream, asked for or not."""
-    enable_per_request_metrics: bool = False
-    """A `metrics` object in answers, in milliseconds."""
     return_tokens_as_token_ids: bool = False
     """Tokens in logprobs as token_id:N."""
-    stream_interval: int = 1
-    """Tokens per stream chunk at least; the first and the last go out at once."""
     sse_keep_alive_interval: float = 15.0
     """Seconds of silence after which a stream gets a comment line; 0 is never."""
     enable_request_id_headers: bool = True
     """X-Request-Id on every answer: the request's own, or a new one."""
-    enable_server_load_tracking: bool = False
-    """GET /load tells how many requests are in flight."""
     fingerprint_mode: Literal["full", "hash", "custom", "none"] = "full"
     """system_fingerprint: version and model, a hash of them, `fingerprint_value`, or nothing."""
     fingerprint_value: str | None = None
@@ -261,10 +253,6 @@ class ServerConfig:
     """One line per request, without its content."""
     disable_access_log_for_endpoints: tuple[str, ...] = ()
     """Paths without access log lines."""
-    enable_log_outputs: bool = False
-    """With enable_log_requests: also the answers' text."""
-    max_log_len: int | None = None
-    """Most characters of an answer in the log."""
     log_error_stack: bool = False
     """A traceback in the log for refused requests too."""
     log_level: LogLevel = "info"
@@ -320,9 +308,7 @@ _SERVER_RANGES: dict[str, Range] = {
     "max_body_bytes": (0, None),
     "drain_s": (0, None),
     "engine_hang_s": (0, None),
-    "stream_interval": (1, None),
     "sse_keep_alive_interval": (0, None),
-    "max_log_len": (0, None),
 }
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
 

@@ -56,8 +56,6 @@ def configure(given: Mapping[str, Any], environment: Environment) -> tuple[Engin
     if not keys and environment.api_key:
         keys = (environment.api_key,)
     template = None if server.chat_template is None else read_template(server.chat_template)
-    if server.enable_log_outputs and not engine.enable_log_requests:
-        raise ConfigError("enable_log_outputs needs enable_log_requests")
     return engine, replace(server, api_keys=keys, chat_template=template)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
+import logging
 import random
 import threading
 import time
@@ -24,6 +25,7 @@ from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.prepare import MediaStats, Part, Preparer
 from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, RefuseWaiting
+from sensorium.engine.request_log import describe
 from sensorium.engine.stream import Stream, hand_out
 from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
 from sensorium.models.base import Processor, Tokenizer
@@ -45,6 +47,7 @@ from sensorium.types import (
 if TYPE_CHECKING:
     from sensorium.engine.loading import Loaded
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["ready", "stalled", "restarting", "failed", "draining", "closed"]
 # By name, so that a program whose engine is a process of its own never imports torch.
@@ -169,6 +172,8 @@ class EngineClient:
             pooling=pooling,
         )
         self._refuse_if_ending()
+        if self.config.enable_log_requests:
+            log.info("Received request %s: %s", request_id, describe(request))
         with self._lock:
             if request_id in self._streams:
                 raise RequestError(f"request id {request_id!r} is in use", param="request_id")

@@ -35,18 +35,16 @@ if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
     from sensorium.engine.protocol import EngineStats
 
-OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
-
 
 def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig) -> Starlette:
     """The ASGI application for an engine, or for one that is still loading."""
-    served = Served(engine if isinstance(engine, Future) else _ready(engine), config.served_model_name)
+    served = Served(engine if isinstance(engine, Future) else _ready(engine), config)
 
     def stats() -> tuple[str, EngineStats] | None:
         client = served.loaded
         return (served.name_of(client), client.stats()) if client is not None else None
 
-    metrics = Metrics(stats)
+    metrics = Metrics(stats, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
@@ -58,24 +56,34 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         *pooling_routes(served, config, metrics),
         *speech_routes(served, config, metrics),
         *tokenize_routes(served, config),
-        *info_routes(served, metrics),
+        *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),
         *unsupported_routes(),
         *page,
     ]
     labels = {route.path: route.path for route in routes}
     middleware = [
-        Middleware(Exchanges, metrics=metrics, handlers=labels, log_format=config.log_format),
-        Middleware(Guard, config=config, open_paths=[*OPEN_PATHS, *(route.path for route in page)]),
+        Middleware(Exchanges, metrics=metrics, handlers=labels, config=config),
+        Middleware(Guard, config=config, open_paths=[*open_paths(config), *(route.path for route in page)]),
     ]
     if config.allowed_origins:
-        allowed = list(config.allowed_origins)
-        cors = Middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"])
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allowed_origins),
+            allow_methods=list(config.allowed_methods),
+            allow_headers=list(config.allowed_headers),
+            allow_credentials=config.allow_credentials,
+        )
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
     app.state.served = served
     app.router.redirect_slashes = False
     return app
+
+
+def open_paths(config: ServerConfig) -> list[str]:
+    """The paths that need no key, besides those of the page."""
+    return ["/" + path.strip("/") for path in config.api_key_exempt]
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ class Heading:
 
     id: str
     model: str
-    system_fingerprint: str
+    system_fingerprint: str | None
     role: str = "assistant"
     prefix: str = ""
     """Text that every choice begins with (echo)."""

@@ -225,7 +225,7 @@ class ChatCompletion(Struct, kw_only=True):
     model: str
     choices: list[Choice]
     service_tier: str | None = None
-    system_fingerprint: str
+    system_fingerprint: str | None
     usage: UsageReport
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
     prompt_token_ids: list[int] | None = None
@@ -258,7 +258,7 @@ class ChatChunk(Struct, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     service_tier: str | UnsetType = UNSET
-    system_fingerprint: str
+    system_fingerprint: str | None
     usage: UsageReport | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_text: str | UnsetType = UNSET

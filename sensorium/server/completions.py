@@ -90,7 +90,7 @@ class Completion(Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: UsageReport | UnsetType | None = UNSET
-    system_fingerprint: str
+    system_fingerprint: str | None
 
 
 class Completions:

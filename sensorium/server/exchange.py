@@ -14,6 +14,7 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sensorium.config import ServerConfig
 from sensorium.errors import SensoriumError
 from sensorium.server.anthropic import error_body
 from sensorium.server.errors import ClientGone, describe, printable
@@ -35,8 +36,9 @@ _HEADERS = [
 class Exchange:
     """Watches what passes: whether the body was read, what was answered. Adds headers to the answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
         self.scope = scope
+        self._config = config
         self._receive = receive
         self._send = send
         self._headers = Headers(scope=scope)
@@ -61,7 +63,9 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            extra = [*_HEADERS, (b"x-request-id", self.id.encode())]
+            extra = [*_HEADERS]
+            if self._config.enable_request_id_headers:
+                extra.append((b"x-request-id", self.id.encode()))
             message = {**message, "headers": [*message.get("headers", []), *extra]}
         await self._send(message)
 
@@ -70,6 +74,8 @@ class Exchange:
         status, body, headers = describe(error)
         if not isinstance(error, SensoriumError | asyncio.CancelledError):
             log.error("request %s failed", self.id, exc_info=error)
+        elif self._config.log_error_stack:
+            log.warning("request %s refused", self.id, exc_info=error)
         self.facts["error"] = body.error.code
         if self.status:
             return
@@ -98,18 +104,21 @@ class Exchange:
 class Exchanges:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: dict[str, str], log_format: str) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: dict[str, str], config: ServerConfig) -> None:
         """handlers: exact path -> label in the metrics; other paths are counted as "other"."""
         self._app = app
         self._metrics = metrics
         self._handlers = handlers
-        self._json = log_format == "json"
+        self._config = config
+        self._json = config.log_format == "json"
+        self._root = config.root_path.rstrip("/")
+        self._silent = {"/" + path.strip("/") for path in config.disable_access_log_for_endpoints}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._config)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
@@ -123,10 +132,10 @@ class Exchanges:
     def _record(self, exchange: Exchange) -> None:
         seconds = time.monotonic() - exchange.start
         scope = exchange.scope
-        path = scope["path"]
+        path = scope["path"].removeprefix(self._root)
         self._metrics.answered(scope["method"], self._handlers.get(path, "other"), exchange.status, seconds)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
-        if not access_log.isEnabledFor(level):
+        if path in self._silent or not access_log.isEnabledFor(level):
             return
         client = scope.get("client")
         line = {

@@ -36,6 +36,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
         self._app = app
         self._open_paths = frozenset(open_paths)
+        self._root = config.root_path.rstrip("/")
         self._digests = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
         self._origins = config.allowed_origins
         self._hosts: set[str] | None = {host.lower() for host in config.allowed_hosts} or None
@@ -47,7 +48,7 @@ class Guard:
             host = self._check_host(_values(scope, b"host"))
             if scope["method"] not in _SAFE_METHODS:
                 self._check_origin(_values(scope, b"origin"), host)
-            if self._digests and scope["path"] not in self._open_paths:
+            if self._digests and scope["path"].removeprefix(self._root) not in self._open_paths:
                 scope["state"]["key"] = self._check_key(_presented(scope))
         await self._app(scope, receive, send)
 

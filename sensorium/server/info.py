@@ -15,7 +15,8 @@ from sensorium.server.schema import ModelCard, ModelList
 from sensorium.server.served import Served
 
 
-def info_routes(served: Served, metrics: Metrics) -> list[Route]:
+def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> list[Route]:
+    """described: whether /openapi.json is there."""
     description = msgspec.json.encode(describe_api())
 
     def card(name: str) -> ModelCard:
@@ -49,15 +50,15 @@ def info_routes(served: Served, metrics: Metrics) -> list[Route]:
     async def openapi(request: Request) -> Response:
         return Response(description, media_type="application/json")
 
-    return [
+    routes = [
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", retrieve_model),
         Route("/health", health),
         Route("/ping", health, methods=["GET", "POST"]),
         Route("/version", version),
         Route("/metrics", scrape),
-        Route("/openapi.json", openapi),
     ]
+    return [*routes, Route("/openapi.json", openapi)] if described else routes
 
 
 def _json(content: object, status: int = 200) -> Response:

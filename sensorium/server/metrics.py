@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sensorium.errors import ConfigError
 from sensorium.types import Finished
 
 if TYPE_CHECKING:
@@ -49,11 +50,27 @@ class Histogram:
         return result
 
 
+def _bounds(name: str, given: Any) -> tuple[float, ...]:
+    bounds: list[Any] = list(given) if isinstance(given, list | tuple) else []  # pyright: ignore
+    numbers = [bound for bound in bounds if isinstance(bound, int | float)]
+    if not numbers or len(numbers) < len(bounds) or numbers != sorted(set(numbers)):
+        raise ConfigError(f"custom_histogram_buckets: {name} needs a list of rising numbers")
+    return tuple(float(bound) for bound in numbers)
+
+
 class Metrics(Collector):
     """Collects for one engine; `stats` returns None while there is none."""
 
-    def __init__(self, stats: Callable[[], tuple[str, EngineStats] | None]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], tuple[str, EngineStats] | None],
+        *,
+        compat: bool = True,
+        buckets: Mapping[str, Any] | None = None,
+    ) -> None:
+        """compat: export the vllm: names too. buckets: histogram name -> its bounds, in place of ours."""
         self._stats = stats
+        self._prefixes = PREFIXES if compat else PREFIXES[1:]
         self._finished: Counter[str] = Counter()
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._http_s = Histogram(LATENCY_S)
@@ -69,6 +86,11 @@ class Metrics(Collector):
             "request_prompt_tokens": ("Prompt tokens", Histogram(TOKENS)),
             "request_generation_tokens": ("Generated tokens", Histogram(TOKENS)),
         }
+        for name, bounds in (buckets or {}).items():
+            if name not in self._histograms:
+                known = ", ".join(self._histograms)
+                raise ConfigError(f"custom_histogram_buckets: there is no {name!r}; known: {known}")
+            self._histograms[name] = (self._histograms[name][0], Histogram(_bounds(name, bounds)))
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -115,7 +137,7 @@ class Metrics(Collector):
         )
         current = self._stats()
         if current is not None:
-            for prefix in PREFIXES:
+            for prefix in self._prefixes:
                 yield from self._engine(prefix, *current)
 
     def _engine(self, prefix: str, model_name: str, stats: EngineStats) -> Iterator[Metric]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from sensorium.config import ServerConfig
+from sensorium.envs import read_environment
 from sensorium.errors import EngineDeadError, SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
@@ -76,7 +79,12 @@ def http_server(app: Starlette, config: ServerConfig) -> DrainingServer:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=15,
+        timeout_keep_alive=math.ceil(read_environment().http_timeout_keep_alive),
+        root_path=config.root_path.rstrip("/"),
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        ssl_ca_certs=None if config.ssl_ca_certs is None else str(config.ssl_ca_certs),
+        ssl_cert_reqs=ssl.CERT_NONE if config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
         timeout_graceful_shutdown=FLUSH_S,
     )
     return DrainingServer(settings, app.state.served, config.drain_s)
@@ -117,7 +125,8 @@ def run_server(
     # Before uvicorn sets them itself, a signal would kill the process without a word.
     earlier = {sig: signal.signal(sig, handler) for sig, handler in _signal_handlers(server).items()}
     if on_bound is not None:
-        on_bound(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        scheme = "https" if config.ssl_certfile else "http"
+        on_bound(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
     threading.Thread(target=loading, name="sensorium-load", daemon=True).start()
     try:
         server.run(sockets=[listener])

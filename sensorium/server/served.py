@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from sensorium import __version__
+from sensorium.config import ServerConfig
+from sensorium.envs import read_environment
 from sensorium.errors import EngineDeadError, NotFoundError, ShuttingDownError
 
 if TYPE_CHECKING:
@@ -16,9 +19,12 @@ if TYPE_CHECKING:
 class Served:
     """Holds the future engine. `created` is when serving began, in seconds since the epoch."""
 
-    def __init__(self, engine: Future[EngineClient], names: str | tuple[str, ...] | None) -> None:
+    def __init__(self, engine: Future[EngineClient], config: ServerConfig) -> None:
         self._engine = engine
+        self._config = config
+        names = config.served_model_name
         self._names = (names,) if isinstance(names, str) else names or ()
+        self._any_name = read_environment().skip_model_name_validation
         self.created = int(time.time())
         self.draining = False
         """Set when the server is asked to stop: nothing new is taken from then on."""
@@ -54,13 +60,21 @@ class Served:
 
     def check_name(self, name: str | None) -> None:
         """Raises NotFoundError for a name that is none of ours; no name means the model there is."""
-        if name and name not in self.names:
+        if name and not self._any_name and name not in self.names:
             known = ", ".join(map(repr, self.names))
             raise NotFoundError(f"the model {name[:200]!r} does not exist; this server has {known}", param="model")
 
     @property
-    def fingerprint(self) -> str:
-        return f"sensorium-{__version__}"
+    def fingerprint(self) -> str | None:
+        """system_fingerprint of answers, as the server's fingerprint_mode wants it."""
+        mode = self._config.fingerprint_mode
+        if mode == "none":
+            return None
+        if mode == "custom":
+            return self._config.fingerprint_value
+        facts = self.client().facts
+        full = f"sensorium-{__version__}-{facts.dtype}-{facts.device.partition(':')[0]}"
+        return full if mode == "full" else hashlib.sha256(full.encode()).hexdigest()[:16]
 
     def state(self) -> str:
         """ok, loading, restarting, stalled, draining or failed: what /health says. Anything but ok is not ready."""

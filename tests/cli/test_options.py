@@ -237,6 +237,7 @@ def test_two_files_are_one_too_many(parse, tmp_path):
         ("--kv-cache-dtype", "fp8"),
         ("--cpu-offload-gb", "4"),
         ("--uds", "/tmp/socket"),
+        ("--stream-interval", "4"),
         ("--middleware", "my.Auth"),
         ("--device-ids", "0,1"),
     ],
@@ -254,7 +255,7 @@ def test_a_bad_value_is_refused_with_its_flag(parser, capsys, flag, value):
 
 
 def test_settings_that_contradict_each_other_blame_no_flag(parse):
-    for words in (["--enable-auto-tool-choice"], ["--enable-log-outputs"], ["--ssl-keyfile", "x"]):
+    for words in (["--enable-auto-tool-choice"], ["--ssl-keyfile", "x"]):
         with pytest.raises(ConfigError, match="needs") as caught:
             parse(*words)
         assert caught.value.param is None

@@ -15,12 +15,12 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.engine.client import EngineClient
-from sensorium.server.app import OPEN_PATHS, build_app
+from sensorium.server.app import build_app, open_paths
 from sensorium.server.page import page_routes
 
 JSON = {"content-type": "application/json"}
 BODY = json.dumps(chat()).encode()
-OPEN = {*OPEN_PATHS, *(route.path for route in page_routes())}
+OPEN = {*open_paths(ServerConfig()), *(route.path for route in page_routes())}
 
 
 @pytest.fixture(scope="module")
