@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from sensorium.kernels import compiled
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels() -> None:
+    """Compile what engines would otherwise compile beside the tests, once for all sessions on these sources."""
+    if not compiled.is_compiled():
+        compiled.prepare()
 
 
 @pytest.fixture(scope="session")

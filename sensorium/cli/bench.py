@@ -33,6 +33,9 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
 
 
 def _measure(given: dict[str, Any]) -> dict[str, Any]:
+    from sensorium.kernels import compiled
+
+    compiled.prepare()
     config = build(EngineConfig, given, model=given["model"])
     shape = [given[name] for name in ("batch", "prompt_len", "num_tokens", "repeat")]
     if given["engine_step"]:

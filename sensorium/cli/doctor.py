@@ -115,22 +115,26 @@ def _model(config: EngineConfig) -> list[Finding]:
         _, hf_config = open_checkpoint(config)
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device, hf_config)
-        return [*_kernels(device, dtype), _memory(outline(hf_config, config), config, device, dtype)]
+        model = outline(hf_config, config)
+        return [*_kernels(device, dtype, model, config), _memory(model, config, device, dtype)]
     except SensoriumError as error:
         return [Finding(config.model or PACKAGED, error.message, False, "name another model or device")]
 
 
-def _kernels(device: torch.device, dtype: torch.dtype) -> list[Finding]:
+def _kernels(device: torch.device, dtype: torch.dtype, model: Any, config: EngineConfig) -> list[Finding]:
     """What runs each op that has more than one implementation, and why not the others."""
     import torch
 
     from sensorium.kernels import onednn, select
 
-    choice = select.paged_attention(device, dtype)
-    refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
+    choices = [select.paged_attention(device, dtype), select.decoder(device, dtype, model.head_dim, config.block_size)]
+    findings = [
+        Finding(choice.op, choice.name + "".join(f"; not {name}: {reason}" for name, reason in choice.refused))
+        for choice in choices
+    ]
     packed = onednn.supports(torch.empty(1, 1, device=device, dtype=dtype))
     products = "oneDNN with packed weights" if packed else "torch; not oneDNN: it is for float32 on a CPU"
-    return [Finding(choice.op, choice.name + refused), Finding("matrix products", products)]
+    return [*findings, Finding("matrix products", products)]
 
 
 def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Finding:

@@ -22,6 +22,7 @@ from sensorium.engine.readout import Readout
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
 from sensorium.errors import CheckpointError
+from sensorium.kernels import select
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
@@ -111,7 +112,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     started = time.perf_counter()
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
     check_budget(config, longest_context(config, model))
-    tune(model, device, dtype)
+    tune(model, device, dtype, config.block_size)
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -127,8 +128,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
 
 @torch.inference_mode()
-def tune(model: Model, device: torch.device, dtype: torch.dtype) -> None:
-    """Let matrices be multiplied as the device does it best; on a CPU with packed copies where they are small."""
+def tune(model: Model, device: torch.device, dtype: torch.dtype, block_size: int) -> None:
+    """Let matrices be multiplied as the device does it best; on a CPU from copies in faster layouts, where small."""
     linears = [module for module in model.modules() if isinstance(module, Linear)]  # pyright: ignore
     make = paged_attention(device, dtype).implementation.ops.head_product
     for linear in linears if make else ():
@@ -141,6 +142,9 @@ def tune(model: Model, device: torch.device, dtype: torch.dtype) -> None:
     if size <= _MAX_PACKED_BYTES:
         for linear in linears:
             linear.pack()
+        choice = select.decoder(device, dtype, model.head_dim, block_size)
+        if choice.implementation is not None:
+            choice.implementation(model.fuse)
 
 
 def encoder_cache_bytes(config: EngineConfig, row_bytes: int) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from sensorium.errors import CheckpointError
+from sensorium.kernels import compiled
+from sensorium.kernels.cpu_plan import CpuPlan
 from sensorium.kernels.reference import PagedPlan
 
 
@@ -30,11 +32,28 @@ def paged_attention(device: torch.device, dtype: torch.dtype, force: str | None 
         if force not in (None, name):
             refused.append((name, f"{force} was asked for"))
         elif reason is None:
-            return Choice("paged attention", name, _IMPLEMENTATIONS[name](), tuple(refused))
+            return Choice("paged attention", name, _IMPLEMENTATIONS[name](device), tuple(refused))
         else:
             refused.append((name, reason))
     why = "; ".join(f"{name}: {reason}" for name, reason in refused)
     raise CheckpointError(f"no kernel for paged attention ({why})")
+
+
+def decoder(device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int) -> Choice:
+    """What runs a decoder's layers: "compiled" in one call, or "layers" one torch op after another.
+
+    The implementation of "compiled" is a function that calls back with the class to use, perhaps later; of "layers",
+    None.
+    """
+    if device.type != "cpu":
+        reason = f"it is for a CPU, not {device.type}"
+    elif dtype != torch.float32:
+        reason = f"it is for float32, not {dtype}"
+    else:
+        reason = compiled.why_not(head_dim, block_size)
+    if reason is None:
+        return Choice("decoder", "compiled", compiled.when_ready)
+    return Choice("decoder", "layers", None, (("compiled", reason),))
 
 
 def prefer_any_shape(device: torch.device) -> None:
@@ -59,8 +78,12 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _triton_plan() -> Any:
+def _triton_plan(device: torch.device) -> Any:
     return importlib.import_module("sensorium.kernels.triton_paged").TritonPagedPlan
 
 
-_IMPLEMENTATIONS = {"triton": _triton_plan, "reference": lambda: PagedPlan}
+def _reference_plan(device: torch.device) -> Any:
+    return CpuPlan if device.type == "cpu" else PagedPlan
+
+
+_IMPLEMENTATIONS = {"triton": _triton_plan, "reference": _reference_plan}

@@ -90,5 +90,9 @@ class Model(Protocol):
         """[M, E] -> [M, V]."""
         ...
 
+    def fuse(self, fused_class: Any) -> None:
+        """Run the decoder on the compiled kernels that kernels.select found, from the next step on."""
+        ...
+
 
 Arrays = Mapping[str, "torch.Tensor"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sensorium.errors import CheckpointError
+from sensorium.kernels.cpu_plan import CpuPlan
 from sensorium.kernels.reference import HeadNorms, Ops, PagedPlan
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
@@ -21,7 +22,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 def test_the_cpu_takes_the_reference_and_says_why():
     choice = paged_attention(torch.device("cpu"), torch.float32)
-    assert (choice.name, choice.implementation) == ("reference", PagedPlan)
+    assert (choice.name, choice.implementation) == ("reference", CpuPlan)
     assert choice.refused == (("triton", "it needs a CUDA device, not cpu"),)
     with pytest.raises(CheckpointError, match="reference: triton was asked for"):
         paged_attention(torch.device("cpu"), torch.float32, force="triton")

@@ -5,9 +5,13 @@ N packed tokens · E width · V vocabulary
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from sensorium.kernels.cpu_plan import CpuPlan
+from sensorium.kernels.fused import DecoderWeights, LayerWeights
 from sensorium.layers.attention import CausalAttention
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
@@ -58,6 +62,14 @@ class DecoderLayer(nn.Module):
         x = ops.linear_add(attention.mix(qkv, cos, sin, inputs, kv), attention.out, x)
         return ops.linear_add(ops.norm_gated(x, self.norm2, self.mlp.gate_up), self.mlp.down, x)
 
+    def weights(self) -> LayerWeights:
+        a, mlp = self.attention, self.mlp
+        q_norm, k_norm = (None, None) if a.eps is None else (a.q_norm, a.k_norm)
+        return LayerWeights(
+            self.norm1.weight, a.qkv.weight, a.qkv.bias, q_norm, k_norm, a.out.weight,
+            self.norm2.weight, mlp.gate_up.weight, mlp.down.weight,
+        )  # fmt: skip
+
 
 class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
@@ -67,6 +79,25 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
+        self._fused: Any = None
+
+    def fuse(self, fused_class: Any) -> None:
+        """Run on the compiled kernels that kernels.select found. They copy the weights, which may change no more."""
+        blocks: list[Any] = list(self.layers)
+        attention = blocks[0].attention
+        heads, kv_heads = attention.heads
+        self._fused = fused_class(
+            DecoderWeights(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=attention.head_dim,
+                eps=self.norm.eps,
+                scale=attention.scale,
+                layers=[block.weights() for block in blocks],
+                norm=self.norm.weight,
+                head=self.embedding.weight if self.head is None else self.head.weight,
+            )
+        )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.embedding(ids)
@@ -74,12 +105,16 @@ class Decoder(nn.Module):
     def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
         """[N, E] -> hidden [N, E], after the final norm."""
         cos, sin = self.rope(inputs.positions, x.dtype)
+        if self._fused is not None and isinstance(inputs.plan, CpuPlan) and inputs.kv is not None:
+            return self._fused.forward(x, cos, sin, inputs.plan, inputs.kv)
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, inputs, None if inputs.kv is None else inputs.kv[i])
         return inputs.plan.ops.norm(x, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[M, E] -> [M, V]."""
+        if self._fused is not None:
+            return self._fused.logits(hidden)
         return self.embedding.logits(hidden) if self.head is None else self.head(hidden)
 
 
@@ -93,6 +128,9 @@ class TextModel(nn.Module):
         self.hidden_size = config.width
         self.position_axes = 3 if config.rope.sections else 1
         self.decoder = Decoder(config)
+
+    def fuse(self, fused_class: Any) -> None:
+        self.decoder.fuse(fused_class)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.decoder.embed(ids)
