@@ -84,7 +84,7 @@ class EngineClient:
         self.tokenizer: Tokenizer = self.processor.tokenizer
         self.default_sampling: SamplingParams = self.facts.default_sampling
         self._admission = Admission(self.facts, self.tokenizer, self.config)
-        self._grammars = GrammarChecker(self.tokenizer)
+        self._grammars = GrammarChecker(self.tokenizer, self.config.structured_outputs_config)
         self._preparer = Preparer(self.processor, self.modalities, self.config)
 
     @property
@@ -194,7 +194,7 @@ class EngineClient:
         self._grammars.check(wanted)
 
     async def acheck_structured(self, wanted: StructuredOutputs) -> None:
-        await asyncio.to_thread(self._grammars.check, wanted)
+        await self._grammars.acheck(wanted)
 
     def _refuse_if_full(self, num_tokens: int) -> None:
         config = self.config

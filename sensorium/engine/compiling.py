@@ -7,7 +7,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.errors import EngineError, SensoriumError
-from sensorium.models.base import Tokenizer
 from sensorium.types import Request
 
 log = logging.getLogger(__name__)
@@ -17,8 +16,8 @@ _POLL_S = 0.01
 class Compiling:
     """Belongs to the engine's thread; the compiler has its own."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._compiler = GrammarCompiler(tokenizer)
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        self._compiler = compiler
         self._waiting: dict[str, tuple[Request, Future[Matcher]]] = {}
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sensorium.engine.compiling import Compiling
 from sensorium.engine.detokenizer import Detokenizer
-from sensorium.engine.grammar import Matcher
+from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, Control, EngineStats, OpenSession, RefuseWaiting
 from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
 from sensorium.engine.runner import Runner
@@ -57,6 +57,7 @@ class Engine:
         scheduler: Scheduler,
         tokenizer: Tokenizer,
         max_model_len: int,
+        grammars: GrammarCompiler,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
@@ -69,7 +70,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
         self._sessions: dict[str, Session] = {}
-        self._compiling = Compiling(tokenizer)
+        self._compiling = Compiling(grammars)
         self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
 
     @property

@@ -4,6 +4,7 @@ says before every token which tokens may come.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,8 +46,11 @@ class GrammarChecker:
     Safe to call from several threads; they take turns. Results, errors too, are kept up to 64 MiB.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any] | None = None) -> None:
+        """settings: EngineConfig.structured_outputs_config."""
         self._tokenizer = tokenizer
+        self._defaults = read_defaults(settings or {})
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._num_waiting = 0
@@ -58,21 +63,38 @@ class GrammarChecker:
 
         RequestError where nothing can be made of it within 2 s and 256 MiB, OverloadedError where too many wait.
         """
-        job = json.dumps(
-            {name: value for name, value in dataclasses.asdict(wanted).items() if name != "after"}
-        ).encode()
-        key = hashlib.sha256(job).digest()
+        key, job = self._job(wanted)
         answer = self._recall(key)
         if answer is None:
-            with self._waiting(), self._turn:
-                answer = self._recall(key)
-                if answer is None:
-                    answer = self._ask(job)
-                    self._keep(key, answer)
-        if "grammar" not in answer:
-            message = " ".join(answer["error"].split())[:_MAX_ERROR_CHARS]
-            raise RequestError(f"{_PARAM}: {message}", param=_PARAM)
-        return answer["grammar"]
+            with self._waiting():
+                answer = self._resolve(key, job)
+        return _grammar(answer)
+
+    async def acheck(self, wanted: StructuredOutputs) -> str:
+        """As check, in an event loop, which goes on meanwhile."""
+        key, job = self._job(wanted)
+        answer = self._recall(key)
+        if answer is None:
+            with self._waiting():
+                self._pool = self._pool or ThreadPoolExecutor(1, "sensorium-grammar")
+                answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._resolve, key, job)
+        return _grammar(answer)
+
+    def _job(self, wanted: StructuredOutputs) -> tuple[bytes, bytes]:
+        """What is remembered by, and what is sent."""
+        fields = dataclasses.asdict(wanted)
+        del fields["after"]
+        fields |= {name: True for name, value in self._defaults.items() if value}
+        job = json.dumps(fields).encode()
+        return hashlib.sha256(job).digest(), job
+
+    def _resolve(self, key: bytes, job: bytes) -> dict[str, str]:
+        with self._turn:
+            answer = self._recall(key)
+            if answer is None:
+                answer = self._ask(job)
+                self._keep(key, answer)
+            return answer
 
     def close(self) -> None:
         """End the worker process, whatever it does. A later check starts another."""
@@ -81,9 +103,12 @@ class GrammarChecker:
             worker.kill()
         with self._turn:
             self._kill()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     @contextlib.contextmanager
-    def _waiting(self):  # noqa: ANN202 - contextlib's own type
+    def _waiting(self) -> Iterator[None]:
         with self._lock:
             if self._num_waiting >= _MAX_WAITING:
                 raise OverloadedError(f"{self._num_waiting} grammars wait to be compiled already; try again later")
@@ -138,6 +163,27 @@ class GrammarChecker:
             worker.kill()
             with contextlib.suppress(BrokenPipeError):
                 worker.__exit__(None, None, None)  # closes the pipes and waits
+
+
+def read_defaults(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """What structured_outputs_config switches on for every request. RequestError names what is not known."""
+    for name, value in settings.items():
+        if name == "backend" and value in ("auto", "guidance"):
+            continue
+        if name not in ("disable_any_whitespace", "disable_additional_properties", "enable_in_reasoning"):
+            known = (
+                "disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend auto or guidance"
+            )
+            reason = f"structured_outputs_config: {name}={value!r} is not supported; known: {known}"
+            raise RequestError(reason, param="structured_outputs_config")
+    return {name: settings.get(name) is True for name in ("disable_any_whitespace", "disable_additional_properties")}
+
+
+def _grammar(answer: Mapping[str, str]) -> str:
+    if "grammar" not in answer:
+        message = " ".join(answer["error"].split())[:_MAX_ERROR_CHARS]
+        raise RequestError(f"{_PARAM}: {message}", param=_PARAM)
+    return answer["grammar"]
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
@@ -204,9 +250,10 @@ def token_table(tokenizer: Tokenizer) -> tuple[list[bytes], list[int]]:
 class GrammarCompiler:
     """Makes matchers for one tokenizer in a thread of its own. The engine polls the futures."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any] | None = None) -> None:
+        """settings: EngineConfig.structured_outputs_config."""
         self._tokenizer = tokenizer
-        self.checker = GrammarChecker(tokenizer)
+        self.checker = GrammarChecker(tokenizer, settings)
         self._pool: ThreadPoolExecutor | None = None
         self._table: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -234,7 +281,7 @@ class GrammarCompiler:
         inner = self._compiled.get(grammar)
         if inner is None:
             if self._table is None:
-                self._table = TokenTable(*token_table(self._tokenizer)).build()
+                self._table = TokenTable(*token_table(self._tokenizer), self._tokenizer.encode).build()
             inner = self._compiled[grammar] = begin(self._table, grammar)
             if len(self._compiled) > _MAX_MATCHERS:
                 self._compiled.popitem(last=False)

@@ -5,7 +5,7 @@ grammar_worker, where everything is tried first.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, grammar_from
@@ -22,17 +22,28 @@ class TokenTable:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], special: Sequence[int], encode: Callable[[str], list[int]] | None = None
+    ) -> None:
+        """encode: how the model's own texts are cut, for what a grammar forces; else by the longest tokens that fit."""
         self.tokens = [*tokens, b"<end>"]
         self.eos_token_id = len(tokens)
         self.special_token_ids = [*special, len(tokens)]
+        self._encode = encode
         left_out = set(special)
         self._ids = {token: index for index, token in enumerate(tokens) if token and index not in left_out}
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """What a grammar forces, in tokens: the longest that fits, again and again."""
+        """Ids that spell the text exactly. Some tokenizers cannot but put a blank before the first word."""
         data = text.encode() if isinstance(text, str) else text
+        if self._encode is not None:
+            ids = self._encode(data.decode("utf-8", "replace"))
+            if b"".join(self.tokens[i] for i in ids) == data:
+                return ids
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> list[int]:
         ids: list[int] = []
         at = 0
         while at < len(data):

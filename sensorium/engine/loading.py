@@ -15,6 +15,7 @@ from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoin
 from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
+from sensorium.engine.grammar import GrammarCompiler
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
 from sensorium.engine.pooling import Pooler
 from sensorium.engine.protocol import EngineFacts, MemoryPlan
@@ -263,7 +264,8 @@ def build_engine(
         long_prefill_tokens=config.long_prefill_token_threshold,
     )
     longest = served_context(config, model, plan)
-    return Engine(runner, scheduler, processor.tokenizer, longest)
+    grammars = GrammarCompiler(processor.tokenizer, config.structured_outputs_config)
+    return Engine(runner, scheduler, processor.tokenizer, longest, grammars)
 
 
 def warm_up(engine: Engine, report: Progress) -> None:

@@ -163,6 +163,9 @@ class Generation:
 
         fleet = Fleet(submit, len(self._jobs), self._client.config.max_num_seqs)
         try:
+            for wanted in {job.sampling.structured_outputs for job in self._jobs}:
+                if wanted is not None:  # refused here, before a stream begins
+                    await self._client.acheck_structured(wanted)
             fleet.launch()
             yield ()
             async for events in fleet:

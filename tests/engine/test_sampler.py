@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
 
-from sensorium.engine.sampler import NOT_A_NUMBER, SampleState, sample
+from sensorium.config import LogprobsMode
+from sensorium.engine.rules import BadWords, ThinkingBudget
+from sensorium.engine.sampler import NOT_A_NUMBER, NOTHING_LEFT, SampleState, sample
 from sensorium.types import SamplingParams
 
+MODES = get_args(LogprobsMode)
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
 
@@ -114,3 +118,64 @@ def test_a_row_of_nan_fails_alone() -> None:
     logits = torch.stack([LOGITS, LOGITS])
     logits[0, 2] = math.nan
     assert sample(logits, [state(temperature=0.0), state(temperature=0.0)]) == [NOT_A_NUMBER, (0, None)]
+
+
+def test_allowed_ids_and_barred_words() -> None:
+    assert sample(LOGITS[None], [state(temperature=0.0, allowed_token_ids=(2, 5))])[0] == (2, None)
+    one = SampleState(SamplingParams(temperature=0.0), (), (), bad_words=BadWords(((0, 0, 1), (2,))))
+    assert [sample(LOGITS[None] * torch.tensor([1, 1, 9, 1, 1, 1]), [one])[0][0] for _ in range(2)] == [0, 0]
+    after = sample(torch.tensor([[1.0, 5.0, 9.0, 0.0, 0.0, 0.0]]), [one])[0]
+    assert after == (0, None), "1 would complete the word, 2 is one"
+
+
+def test_a_row_that_may_choose_nothing_fails_alone() -> None:
+    nothing = SampleState(
+        SamplingParams(allowed_token_ids=(1,), seed=1, top_p=0.5), (), (), bad_words=BadWords(((1,),))
+    )
+    assert sample(LOGITS.repeat(2, 1), [nothing, state(temperature=0.0)]) == [NOTHING_LEFT, (0, None)]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_thinking_budget_forces_the_end(is_open: bool) -> None:
+    budget = ThinkingBudget(2, start=(4,), end=(5,), is_open=is_open)
+    one = SampleState(SamplingParams(temperature=0.0), (), (), thinking=budget)
+    steps = [LOGITS] if is_open else [torch.eye(6)[4] * 9, LOGITS]
+    chosen = [sample(row[None], [one])[0][0] for row in [*steps, LOGITS, LOGITS, LOGITS]]
+    assert chosen == ([0, 0, 5, 0] if is_open else [4, 0, 0, 5, 0])
+
+
+def test_an_end_of_several_tokens_is_forced_whole() -> None:
+    budget = ThinkingBudget.after_prompt(1, ((1, 2), (3, 4)), (9, 1, 2))
+    forced = []
+    for token in (7, 3, 4, 7):
+        forced.append(budget.forced())
+        budget.accept(forced[-1] if forced[-1] is not None else token)
+    assert forced == [None, 3, 4, None]
+    assert not ThinkingBudget.after_prompt(1, ((1, 2), (3, 4)), (1, 2, 3, 4)).is_open
+
+
+def test_logprobs_have_ranks_and_named_tokens() -> None:
+    one = state(temperature=0.0, logprobs=1, logprob_token_ids=(5, 4), logit_bias={3: 10.0})
+    token, logprob = sample(LOGITS[None], [one])[0]
+    assert (token, logprob.rank) == (3, 4)
+    assert [t for t, _ in logprob.top] == [0, 5, 4]
+    everything = sample(LOGITS[None], [state(temperature=0.0, logprobs=-1)])[0][1]
+    assert [t for t, _ in everything.top] == [0, 1, 2, 3, 4, 5]
+
+
+def test_logprob_modes() -> None:
+    params = {"temperature": 0.5, "top_k": 2, "logprobs": 3, "seed": 0, "logit_bias": {0: -100.0}}
+    found = {mode: sample(LOGITS[None], [state(**params)], mode)[0][1].top for mode in MODES}
+    assert found["raw_logits"][0] == (0, 2.0)
+    assert found["processed_logits"][:2] == ((1, 2.0), (2, 1.0))
+    expected = (LOGITS[1:3] / 0.5).log_softmax(-1).tolist()
+    assert [value for _, value in found["processed_logprobs"][:2]] == pytest.approx(expected)
+    assert found["processed_logprobs"][2][1] == -math.inf
+    assert found["raw_logprobs"][0][1] == pytest.approx(LOGITS.log_softmax(-1)[0].item())
+
+
+def test_the_order_of_edits() -> None:
+    """Bias before penalties: a token lifted above zero by its bias is divided, not multiplied."""
+    one = state(prompt=(4,), temperature=0.0, logprobs=1, repetition_penalty=2.0, logit_bias={4: 9.0})
+    token, logprob = sample(LOGITS[None], [one], "processed_logits")[0]
+    assert (token, logprob.logprob) == (4, 4.0)
