@@ -7,8 +7,11 @@ from dataclasses import replace
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
+from sensorium.envs import read_environment
+from sensorium.errors import RequestError
 from sensorium.parsers.reasoning import reasoning_marks
 from sensorium.parsers.tools import tool_parser
+from sensorium.server.beams import search_beams
 from sensorium.server.body import decode, read_body
 from sensorium.server.chat_codec import ChatCodec, Heading
 from sensorium.server.chat_plan import (
@@ -21,7 +24,7 @@ from sensorium.server.chat_plan import (
     to_options,
 )
 from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
-from sensorium.server.generation import Generation, Job, Origin, prepare_chat, unless_gone
+from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import truncate
 from sensorium.server.schema import StreamOptions
@@ -38,6 +41,7 @@ class ChatCompletions:
         self._served = served
         self._config = config
         self._metrics = metrics
+        self._max_choices = read_environment().max_n_sequences
         if config.reasoning_parser is not None:
             reasoning_marks(config.reasoning_parser)
         if config.tool_call_parser is not None:
@@ -49,6 +53,9 @@ class ChatCompletions:
         request = decode(body, CHAT_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
+        if (request.n or 1) > self._max_choices:
+            reason = f"n: {request.n} is more than the {self._max_choices} that SENSORIUM_MAX_N_SEQUENCES allows"
+            raise RequestError(reason, param="n")
         check(request, client, self._config)
         await unless_gone(receive, self.answer(request, scope, send))
 
@@ -82,7 +89,10 @@ class ChatCompletions:
         heading = self._heading(request, origin.id, last, new_turn=options.add_generation_prompt)
         plan = plan_answer(request, tools, reasoning)
         codec = ChatCodec(heading, plan, prompt, generation.tallies, client.tokenizer.token_bytes)
-        if request.stream:
+        if request.use_beam_search:
+            await search_beams(client, request, origin, prompt, generation.tallies, codec)
+            await send_json(send, codec.reply())
+        elif request.stream:
             await generation.stream(codec, send, config.sse_keep_alive_interval)
         else:
             await generation.reply(codec, send)

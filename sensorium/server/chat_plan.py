@@ -11,6 +11,7 @@ from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.params import SamplingParams, StructuredOutputs
 from sensorium.parsers.reasoning import Marks, ReasoningParser, reasoning_marks
+from sensorium.server.beams import check_beams
 from sensorium.server.chat_answer import AnswerPlan
 from sensorium.server.chat_schema import WITHOUT_EFFECT, ChatRequest
 from sensorium.server.messages import Reading, read_messages
@@ -90,12 +91,13 @@ def _check_together(request: ChatRequest) -> None:
         "vllm_xargs": (bool(request.vllm_xargs), "this server has no extension that takes arguments"),
         "modalities": ("audio" in (request.modalities or ()), "an answer in speech is not supported by this server"),
         "audio": (request.audio is not None, "an answer in speech is not supported by this server"),
-        "use_beam_search": (bool(request.use_beam_search), "beam search is not supported by this server over HTTP"),
         "add_special_tokens": (
             bool(request.add_special_tokens),
             "a conversation has the special tokens of its chat template",
         ),
     }
+    if request.use_beam_search:
+        check_beams(request)
     for name, (is_wrong, reason) in wrong.items():
         if is_wrong:
             raise RequestError(f"{name}: {reason}", param=name)

@@ -123,8 +123,8 @@ class ChatRequest(HarmlessFields, kw_only=True):
 
     messages: Messages
     model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
+    n: Annotated[int, Meta(ge=1, le=16384)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=16384)] | None = None
     """The same as n."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -126,7 +126,8 @@ CASES: dict[str, Case] = {
     "H-233 a prompt longer than the context": (chat(messages=user("a b " * 3000)), 400, "messages"),
     "H-237 a priority below 0": (chat(priority=-1), 400, "priority"),
     "H-238 a processor by class path": (chat(logits_processors=["os.system"]), 400, "logits_processors"),
-    "H-239 beam search": (chat(use_beam_search=True), 400, "use_beam_search"),
+    "H-239 beam search in a stream": (chat(use_beam_search=True, stream=True), 400, "stream"),
+    "H-239 100 beams": (chat(use_beam_search=True, n=100), 400, "n"),
     "H-240 a list of models": (chat(model=["tiny"]), 400, "model"),
     "H-240 another model": (chat(model="gpt"), 404, "model"),
     # L: tools, templates
