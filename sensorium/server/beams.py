@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _NOT_WITH = (
     "stream", "logprobs", "prompt_logprobs", "response_format", "structured_outputs", "tools", "stop", "stop_token_ids",
     "bad_words", "allowed_token_ids", "logit_bias", "min_tokens", "thinking_token_budget", "guided_json",
-    "guided_regex", "guided_choice", "guided_grammar", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
+    "guided_regex", "guided_choice", "guided_grammar", "top_k", "top_p", "min_p", "seed",
+    "presence_penalty", "frequency_penalty",
 )  # fmt: skip
 
 

@@ -56,10 +56,10 @@ def plan_tools(
             reason = f"tool_choice: there is no tool {name[:64]!r}; there are {', '.join(names)[:400]}"
             raise RequestError(reason, param="tool_choice.function.name")
         schema = functions[names.index(name)].get("parameters") or {"type": "object"}
-        rule = StructuredOutputs(json=schema)
+        rule = StructuredOutputs(json=schema, disable_any_whitespace=True)
         return ToolPlan("named", in_prompt, rule, lambda: NamedCall(name), parallel=parallel)
     if choice == "required":
-        rule = StructuredOutputs(json=calls_schema(functions, parallel=parallel))
+        rule = StructuredOutputs(json=calls_schema(functions, parallel=parallel), disable_any_whitespace=True)
         return ToolPlan("required", in_prompt, rule, ObjectArray, parallel=parallel)
     kind = config.tool_call_parser
     if not config.enable_auto_tool_choice or kind is None:
