@@ -71,6 +71,7 @@ class Engine:
         self._outputs: dict[str, _Output] = {}
         self._sessions: dict[str, Session] = {}
         self._compiling = Compiling(grammars)
+        self._follow: list[Work] = []
         self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
 
     @property
@@ -82,11 +83,13 @@ class Engine:
         events: list[Event] = []
         self._drain_inbox(events)
         self._take_compiled(events)
-        batch = self.scheduler.schedule(self.clock())
+        batch = self._next_batch()
         try:
             self._encode(batch, events)
-            tokens = self.runner.run(batch) if batch.works else {}
+            self._follow = self._followers(batch)
+            tokens = self.runner.run(batch, self._follow) if batch.works else {}
         except Exception as error:
+            self._follow = []
             log.exception("a step failed; its %d requests end", len(batch.works))
             for work in batch.works:
                 self._fail(work.seq, _explain(error), events)
@@ -95,6 +98,25 @@ class Engine:
         self._steps += 1
         self._update_stats()
         return events
+
+    def _next_batch(self) -> Batch:
+        """What the device was told to compute already, less what ended meanwhile; or what the scheduler says."""
+        started, self._follow = self._follow, []
+        works = [work for work in started if work.seq.status is Status.RUNNING]
+        return Batch(works) if works else self.scheduler.schedule(self.clock())
+
+    def _followers(self, batch: Batch) -> list[Work]:
+        """What the device may start before it is known which tokens this step yields."""
+        if not self.runner.runs_ahead or self.inbox or self._compiling or not batch.works:
+            return []
+        states = self.runner.readout.states
+        if not all(states[work.seq.id].takes_likeliest for work in batch.works):
+            return []
+        return [
+            work
+            for work in self.scheduler.follow(batch)
+            if work.seq.num_generated + 1 < self._outputs[work.seq.id].max_tokens
+        ]
 
     def fail_all(self, message: str, code: str = "engine_dead", status: int = 503) -> list[Event]:
         """Terminal events for everything in flight or in the inbox (shutdown, a dead engine)."""

@@ -27,15 +27,19 @@ def ladder(most: int) -> list[int]:
 
 
 class _Numbers:
-    """One int32 buffer on the device with its twin in pinned memory."""
+    """One int32 buffer on the device with twins in pinned memory: while one is on its way the next may be written."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = torch.zeros(size, dtype=torch.int32, device=device)
-        self._pinned = torch.zeros(size, dtype=torch.int32, pin_memory=True)
-        self.host = self._pinned.numpy()
+        self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+
+    @property
+    def host(self) -> np.ndarray:
+        return self._pinned[0].numpy()
 
     def send(self, count: int) -> None:
-        self.device[:count].copy_(self._pinned[:count], non_blocking=True)
+        self.device[:count].copy_(self._pinned[0][:count], non_blocking=True)
+        self._pinned.reverse()
 
 
 class _Recorder:
@@ -53,6 +57,23 @@ class _Recorder:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits, greedy = compute()
         return graph, logits, greedy
+
+
+class Likeliest:
+    """The likeliest token of each row of a step, -1 where the row holds a NaN: on the device, and soon on the host."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.device = tokens
+        self._host = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        self._host.copy_(tokens, non_blocking=True)
+        self._arrived = torch.cuda.Event() if tokens.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def tolist(self) -> list[int]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.tolist()
 
 
 def _pick(logits: torch.Tensor) -> torch.Tensor:
@@ -81,16 +102,24 @@ class DecodeGraphs:
         self._graphs = {size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(self._sizes)}
 
     def run(
-        self, ids: Sequence[int], positions: np.ndarray, lens: Sequence[int], tables: Sequence[Sequence[int]]
+        self,
+        ids: Sequence[int] | torch.Tensor,
+        positions: np.ndarray,
+        lens: Sequence[int],
+        tables: Sequence[Sequence[int]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [b, V] and likeliest tokens [b], -1 for NaN. positions [axes, b]; lens count the new token."""
-        count = len(ids)
+        """Logits [b, V] and likeliest tokens [b], -1 for NaN. positions [axes, b]; lens count the new token.
+
+        ids may be a tensor on the device, when the host does not know them yet.
+        """
+        count = len(lens)
         size = next(size for size in self._sizes if size >= count)
         width = max(map(len, tables))
         host, stop = self._numbers.host, size * (2 + self._axes)
         head = host[:stop].reshape(-1, size)
         head[:] = 0
-        head[0, :count] = ids
+        if not isinstance(ids, torch.Tensor):
+            head[0, :count] = ids
         head[1 : 1 + self._axes, :count] = positions
         head[-1, :count] = lens
         host[stop] = width
@@ -98,6 +127,8 @@ class DecodeGraphs:
         for row, blocks in zip(host[stop + 1 : used].reshape(count, width), tables, strict=True):
             row[: len(blocks)] = blocks
         self._numbers.send(used)
+        if isinstance(ids, torch.Tensor):
+            self._numbers.device[:count] = ids
         graph, logits, greedy = self._graphs[size]
         graph.replay()
         return logits[:count], greedy[:count]

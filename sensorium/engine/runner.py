@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs
+from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest
 from sensorium.engine.readout import Readout
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
@@ -17,6 +18,14 @@ from sensorium.types import MediaItem, ModelInputs
 
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A decode step that is on the device and not read yet."""
+
+    works: list[Work]
+    likeliest: Likeliest
 
 
 class Runner:
@@ -42,6 +51,7 @@ class Runner:
         self.rows: dict[bytes, torch.Tensor] = {}
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
+        self._ahead: _Ahead | None = None
 
     @torch.inference_mode()
     def record_graphs(self, most: int, max_len: int) -> None:
@@ -84,11 +94,23 @@ class Runner:
         for key in keys:
             self.rows.pop(key, None)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `run` can start the next step before the tokens of this one are known to the host."""
+        return self._decodes is not None
+
     @torch.inference_mode()
-    def run(self, batch: Batch) -> dict[str, Sampled | Unsampled]:
-        """Compute the batch. Result: next token per sampling sequence id, or why there is none."""
+    def run(self, batch: Batch, follow: Seq[Work] = ()) -> dict[str, Sampled | Unsampled]:
+        """Compute the batch. Result: next token per sampling sequence id, or why there is none.
+
+        follow: the next step of sequences that only decode and take the likeliest token. The device starts with it
+        while the host still reads this one's results; a later `run` of those works, or of some of them, finds it done.
+        """
         works = batch.works
-        if self._decodes is not None and (replayed := self._replay(works)) is not None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and {id(work) for work in works} <= {id(work) for work in ahead.works}:
+            return self._collect(ahead, works, follow)
+        if self._decodes is not None and (replayed := self._replay(works, follow)) is not None:
             return replayed
         self._use_threads(batch.num_tokens * self.model.hidden_size)
         x = self.model.embed(self._ids(works))
@@ -110,7 +132,7 @@ class Runner:
         picked = hidden if len(rows) == hidden.shape[0] else hidden[torch.tensor(rows, device=self.device)]
         return self.readout.choose(sampled, self.model.logits(picked))
 
-    def _replay(self, works: Seq[Work]) -> dict[str, Sampled | Unsampled] | None:
+    def _replay(self, works: Seq[Work], follow: Seq[Work]) -> dict[str, Sampled | Unsampled] | None:
         """The step as a graph, if it is small enough and one was recorded."""
         counts = [work.count for work in works]
         assert self._decodes is not None
@@ -120,21 +142,45 @@ class Runner:
             return None
         if any(work.seq.needs_every_row for work in works):
             return None
-        lens = [work.start + work.count for work in works]
-        positions = np.concatenate([_axis_positions(work, self.model.position_axes) for work in works], axis=1)
-        tables = [work.seq.blocks[: -(-length // self.block_size)] for work, length in zip(works, lens, strict=True)]
         if decodes:
-            ids = [work.seq.ids[work.start] for work in works]
-            logits, greedy = self._decodes.run(ids, positions, lens, tables)
+            logits, greedy = self._decode(self._decodes, works, [work.seq.ids[work.start] for work in works])
+            if follow:
+                return self._collect(_Ahead(list(works), Likeliest(greedy)), works, follow)
         else:
             x = self._chunks.x[: sum(counts)]
             x.copy_(self.model.embed(self._ids(works)))
             self._fuse(x, works)
+            lens, positions, tables = self._places(works)
             logits, greedy = self._chunks.run(counts, lens, positions, tables)
         rows = [row for row, work in enumerate(works) if work.sample]
         if len(rows) < len(works):
             logits, greedy = logits[rows], greedy[rows]
         return self.readout.choose([works[row].seq for row in rows], logits, greedy)
+
+    def _decode(
+        self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int] | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lens, positions, tables = self._places(works)
+        return graphs.run(ids, positions, lens, tables)
+
+    def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
+        """Lengths after the step, positions [axes, N] and block tables of works."""
+        lens = [work.start + work.count for work in works]
+        tables = [work.seq.blocks[: -(-length // self.block_size)] for work, length in zip(works, lens, strict=True)]
+        axes = self.model.position_axes
+        if all(work.count == 1 and work.seq.positions is None for work in works):
+            return lens, np.broadcast_to(np.asarray(lens) - 1, (axes, len(lens))), tables
+        return lens, np.concatenate([_axis_positions(work, axes) for work in works], axis=1), tables
+
+    def _collect(self, ahead: _Ahead, works: Seq[Work], follow: Seq[Work]) -> dict[str, Sampled | Unsampled]:
+        """Start what follows a step that is on the device, then read that step's tokens."""
+        rows = {work.seq.id: row for row, work in enumerate(ahead.works)}
+        if follow and self._decodes is not None:
+            ids = ahead.likeliest.device[torch.tensor([rows[work.seq.id] for work in follow], device=self.device)]
+            self._ahead = _Ahead(list(follow), Likeliest(self._decode(self._decodes, follow, ids)[1]))
+        tokens = ahead.likeliest.tolist()
+        states = self.readout.states
+        return {work.seq.id: states[work.seq.id].take(tokens[rows[work.seq.id]]) for work in works}
 
     def _use_threads(self, size: int) -> None:
         """On a CPU, let one thread compute small steps.

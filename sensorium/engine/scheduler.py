@@ -170,6 +170,26 @@ class Scheduler:
             assert fits, "blocks were counted as free a moment ago"
             works.append(self._work(seq, count, budget, now_s))
 
+    def follow(self, batch: Batch) -> list[Work]:
+        """What the next step computes if this one only decodes, nobody waits and no sequence ends; else nothing.
+
+        Sequences get the blocks that they need for it. The engine leaves out those that it knows to end.
+        """
+        works = batch.works
+        if self.waiting or len(works) < len(self.running) or any(seq.is_due for seq in self.resident):
+            return []
+        if any(work.count > 1 or not work.sample or work.seq.resident for work in works):
+            return []
+        found: list[Work] = []
+        for work in works:
+            missing = self.pool.blocks_for(work.start + 2) - len(work.seq.blocks)
+            if missing > 0:
+                if (blocks := self.pool.allocate(missing)) is None:
+                    return []
+                work.seq.blocks.extend(blocks)
+            found.append(Work(work.seq, work.start + 1, 1, True))
+        return found
+
     def complete(self, work: Work) -> None:
         """Record that a work's tokens are computed: publish full blocks, let go of media rows that are consumed."""
         seq = work.seq
