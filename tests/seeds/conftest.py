@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from seeds import extract
+from seeds.servers import Servers
 from seeds.stage import GOLDEN, Stage, media_server, write_media
 
 
@@ -26,3 +27,10 @@ def media(tmp_path_factory, seeds) -> Path:
 def stage(tmp_path_factory, media) -> Iterator[Stage]:
     with media_server(media) as (url, asked):
         yield Stage(tmp_path_factory.mktemp("models"), media, url, asked)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    made = Servers()
+    yield made
+    made.close()

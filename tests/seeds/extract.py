@@ -13,25 +13,27 @@ _BEGINS = re.compile(r"(from|import) \w|vllm serve|export |# Example|\w+ = clien
 
 def fenced(name: str) -> list[str]:
     """Of a Markdown document: what stands between fences."""
-    return re.findall(r"^```\w*\n(.*?)^```", _read(name), re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```\w*\n(.*?)^```", text(name), re.DOTALL | re.MULTILINE)
 
 
 def bare(name: str) -> list[str]:
     """Of a web page as text, where nothing marks code but that prose is Chinese."""
     runs: list[list[str]] = [[]]
-    for line in _read(name).splitlines():
+    for line in text(name).splitlines():
         if _HAN.search(line):
             runs.append([])
         else:
             runs[-1].append(line)
-    texts = [textwrap.dedent("\n".join(run)).strip() for run in runs]
-    starts = [next((i for i, line in enumerate(text.splitlines()) if _BEGINS.match(line)), None) for text in texts]
-    found = [
-        "\n".join(text.splitlines()[start:]) for text, start in zip(texts, starts, strict=True) if start is not None
-    ]
-    return [text + "\n" for text in found]
+    found: list[str] = []
+    for run in runs:
+        lines = textwrap.dedent("\n".join(run)).strip().splitlines()
+        start = next((index for index, line in enumerate(lines) if _BEGINS.match(line)), None)
+        if start is not None:
+            found.append("\n".join(lines[start:]) + "\n")
+    return found
 
 
-def _read(name: str) -> str:
+def text(name: str) -> str:
+    """The whole document."""
     (path,) = SEEDS.glob(f"{name}_*.txt")
     return path.read_text("utf-8")

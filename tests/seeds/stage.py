@@ -59,6 +59,8 @@ def checkpoint(name: str, folder: Path) -> Path:
         content = json.loads(path.read_text("utf-8"))
         if isinstance(content, dict):
             content.pop("auto_map", None)
+            if "tokenizer_class" in content and "MiniCPM" in name:
+                content["tokenizer_class"] = "Qwen2Tokenizer"  # what the published class, which is code, derives from
         (made / path.name).write_text(json.dumps(content), "utf-8")
     if "Qwen" in name:
         (made / "chat_template.jinja").write_text(QWEN_TEMPLATE)
