@@ -89,7 +89,7 @@ class CheckpointError(SensoriumError):
     code = "invalid_checkpoint"
 
 
-class ConfigError(SensoriumError):
+class ConfigError(SensoriumError, ValueError):
     """`param` names the one setting at fault; None where several contradict each other."""
 
     code = "invalid_config"

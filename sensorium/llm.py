@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 
 from sensorium.config import EngineConfig
+from sensorium.engine.beam import beam_search
 from sensorium.engine.client import EngineClient
 from sensorium.errors import SensoriumError, UnsupportedError
 from sensorium.inputs import PromptType
@@ -25,6 +26,8 @@ from sensorium.offline.prompts import is_one_prompt, read_prompt
 from sensorium.offline.results import Output
 from sensorium.offline.tokenizer import OfflineTokenizer
 from sensorium.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
@@ -33,7 +36,7 @@ from sensorium.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
-from sensorium.types import ChatOptions, Message, PoolingParams, Prompt, SamplingParams
+from sensorium.types import BeamSearchParams, ChatOptions, Message, PoolingParams, Prompt, SamplingParams
 
 log = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any]]
@@ -119,6 +122,19 @@ class LLM:
         options = self._template.applied(options, chat_template, chat_template_content_format)
         jobs = self._chat_jobs(messages, options, sampling_params, priority)
         return cast("list[RequestOutput]", self._run(jobs, use_tqdm, "conversations", sampling_params is None))
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: UseTqdm = False,
+    ) -> list[BeamSearchOutput]:
+        """The likeliest whole answers, beam_width of them for each prompt, best first."""
+        _refuse(lora_request=lora_request)
+        jobs = self._raw_jobs(prompts, SamplingParams(max_tokens=1), None, None)
+        with Bars(use_tqdm, len(jobs)) as bars:
+            return [self._beams(job, params, bars) for job in jobs]
 
     def enqueue(
         self,
@@ -216,6 +232,15 @@ class LLM:
         """What generate and chat use where they are given none: the model's own values, and 16 tokens."""
         return replace(self.client.default_sampling, max_tokens=DEFAULT_MAX_TOKENS)
 
+    def reset_mm_cache(self) -> None:
+        """Forget preprocessed media, those known by a uuid among them."""
+        self.client.reset_mm_cache()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the KV cache of earlier prompts. True: it can always be done."""
+        self.client.reset_prefix_cache()
+        return True
+
     def get_metrics(self) -> dict[str, int | float]:
         """Counters of the engine since it started, by name."""
         stats = self.client.stats()
@@ -270,7 +295,7 @@ class LLM:
 
     def _prepare_raw(self, item: PromptType, media_kwargs: Mapping[str, Any]) -> tuple[Prompt, str]:
         raw = read_prompt(item, media_kwargs, self._loading)
-        return self.client.prepare_raw(raw.text, cast("Any", raw.media), raw.options), raw.options.namespace
+        return self.client.prepare_raw(raw.text, raw.media, raw.options), raw.options.namespace
 
     def _prepare_chat(self, messages: Sequence[Message], options: ChatOptions) -> tuple[Prompt, str]:
         return self.client.prepare_chat(messages, options), options.namespace
@@ -301,6 +326,17 @@ class LLM:
                 DEFAULT_MAX_TOKENS,
             )
         return outputs
+
+    def _beams(self, job: Job, params: BeamSearchParams, bars: Bars) -> BeamSearchOutput:
+        prompt, namespace = job.prepare()
+        bars.rendered()
+        found = beam_search(self.client, prompt, params, namespace=namespace)
+        bars.processed(len(prompt.ids), sum(len(beam.token_ids) for beam in found))
+        sequences = [
+            BeamSearchSequence([*prompt.ids, *one.token_ids], one.cum_logprob, one.text, one.score, one.finish_reason)
+            for one in found
+        ]
+        return BeamSearchOutput(sequences)
 
     def _later(self, jobs: list[Job], use_tqdm: UseTqdm, what: str) -> list[str]:
         self._queued.append(self._queue.submit(self._run, jobs, use_tqdm, what))

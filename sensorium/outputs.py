@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -108,19 +107,16 @@ ScoringRequestOutput = PoolingRequestOutput[ScoringOutput]
 
 @dataclass(frozen=True, slots=True)
 class BeamSearchSequence:
-    """tokens: of prompt and answer; text: of the answer. cum_logprob: the sum over the answer's tokens."""
+    """tokens: of prompt and answer; text: of the answer. cum_logprob: the sum over the answer's tokens.
+
+    score: what beams are ranked by, cum_logprob over a power of the answer's length.
+    """
 
     tokens: list[int]
     cum_logprob: float
-    text: str = ""
-    logprobs: SampleLogprobs = field(default_factory=list[dict[int, Logprob]])
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-
-    def score(self, prompt_tokens: int, length_penalty: float = 1.0) -> float:
-        """What beams are ranked by: cum_logprob over a power of the answer's length."""
-        length = len(self.tokens) - prompt_tokens
-        return self.cum_logprob / length**length_penalty if length else -math.inf
+    text: str
+    score: float
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)

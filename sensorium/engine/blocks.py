@@ -77,6 +77,12 @@ class BlockPool:
             self._hashes[block] = value
             self._cached[value] = block
 
+    def forget_all(self) -> None:
+        """No block is findable any more; those that are held stay with their sequences."""
+        for block in self._cached.values():
+            self._hashes[block] = None
+        self._cached.clear()
+
     def _forget(self, block: int) -> None:
         value = self._hashes[block]
         if value is not None:

@@ -24,7 +24,7 @@ from sensorium.engine.checkpoint import Progress
 from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.prepare import MediaStats, Part, Preparer
-from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, RefuseWaiting
+from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, RefuseWaiting
 from sensorium.engine.request_log import describe
 from sensorium.engine.stream import Stream, hand_out
 from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
@@ -289,6 +289,10 @@ class EngineClient:
     def reset_mm_cache(self) -> None:
         """Forget preprocessed media."""
         self._preparer.reset_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the KV blocks of earlier prompts; requests that run keep theirs."""
+        self._link.send(ForgetPrefixes())
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,16 @@ import numpy as np
 from sensorium.engine.compiling import Compiling
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
-from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, Control, EngineStats, OpenSession, RefuseWaiting
+from sensorium.engine.protocol import (
+    Abort,
+    AppendUnit,
+    BargeIn,
+    Control,
+    EngineStats,
+    ForgetPrefixes,
+    OpenSession,
+    RefuseWaiting,
+)
 from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
 from sensorium.engine.runner import Runner
 from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampled
@@ -140,6 +149,8 @@ class Engine:
                 self._open(message)
             elif isinstance(message, RefuseWaiting):
                 self._refuse_waiting(message, events)
+            elif isinstance(message, ForgetPrefixes):
+                self.scheduler.pool.forget_all()
             elif isinstance(message, AppendUnit | BargeIn):
                 self._feed(message, events)
             elif isinstance(message, Request) and message.id in aborted:
@@ -307,7 +318,8 @@ class Engine:
         may_stop = seq.num_generated >= sampling.min_tokens
         if may_stop and (token in output.eos_ids or token in sampling.stop_token_ids):
             reason, text = "stop", ""
-            stop_reason = token if token in sampling.stop_token_ids else None
+            is_own_end = token in self.tokenizer.eos_ids and not sampling.ignore_eos
+            stop_reason = None if is_own_end else token
             if sampling.include_stop_str_in_output and stop_reason is not None:
                 text, _ = output.detokenizer.feed(token, may_stop=False)
         else:

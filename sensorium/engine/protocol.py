@@ -26,6 +26,11 @@ class RefuseWaiting:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetPrefixes:
+    """Control message: no later request finds blocks of earlier ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """Control message: a resident sequence that starts with the request's prompt and is then fed units."""
 
@@ -46,7 +51,7 @@ class BargeIn:
     session_id: str
 
 
-Control = Abort | RefuseWaiting | OpenSession | AppendUnit | BargeIn
+Control = Abort | RefuseWaiting | ForgetPrefixes | OpenSession | AppendUnit | BargeIn
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from sensorium.engine.protocol import (
     BargeIn,
     EngineFacts,
     EngineStats,
+    ForgetPrefixes,
     OpenSession,
     RefuseWaiting,
 )
@@ -77,7 +78,7 @@ class LogLine:
 
 
 TYPES: tuple[type, ...] = (
-    *(Start, Request, Abort, RefuseWaiting, OpenSession, AppendUnit, BargeIn),
+    *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, OpenSession, AppendUnit, BargeIn),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
     *(TextDelta, PromptScored, Pooled, UnitFinished, Finished, Failed),
 )

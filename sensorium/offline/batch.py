@@ -6,13 +6,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sensorium.engine.client import EngineClient, Stream
-from sensorium.errors import EngineError, OverloadedError, SensoriumError, UnsupportedError
+from sensorium.errors import EngineError, OverloadedError, SensoriumError
 from sensorium.offline.progress import Bars
 from sensorium.offline.results import Output, Params, collect, tokens_of
-from sensorium.types import PoolingParams, Prompt
+from sensorium.types import PoolingParams, Prompt, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,19 @@ class Job:
     prepare: Callable[[], tuple[Prompt, str]]
     params: Params
     priority: int = 0
+
+    @property
+    def count(self) -> int:
+        """Answers, which the engine counts as so many requests."""
+        return self.params.n if isinstance(self.params, SamplingParams) else 1
+
+
+def answers(params: Params) -> list[SamplingParams]:
+    """Parameters of each answer that is asked for; with a seed, answer i has seed + i."""
+    if isinstance(params, PoolingParams):
+        return [SamplingParams(max_tokens=1)]
+    seeds = [None if params.seed is None else params.seed + index for index in range(params.n)]
+    return [replace(params, n=1, best_of=None, seed=seed) for seed in seeds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,7 @@ class _Batch:
         return self._results
 
     def _submit(self, index: int, job: Job, prompt: Prompt, namespace: str) -> None:
-        while sum(len(flying.streams) for flying in self._flying) >= self._window:
+        while self._flying and sum(flying.job.count for flying in self._flying) + job.count > self._window:
             self._collect_one()
         while True:
             try:
@@ -90,10 +103,22 @@ class _Batch:
             self._collect_one()
 
     def _streams(self, job: Job, prompt: Prompt, namespace: str) -> list[Stream]:
-        params = job.params
-        if isinstance(params, PoolingParams):
-            raise UnsupportedError("this engine generates; it has no embeddings to give", param="pooling_params")
-        return [self._client.submit(prompt, params, request_id=job.id, namespace=namespace, priority=job.priority)]
+        """One for each answer. The engine computes a prompt that several of them have once."""
+        streams: list[Stream] = []
+        pooling = job.params if isinstance(job.params, PoolingParams) else None
+        for index, sampling in enumerate(answers(job.params)):
+            request_id = job.id if job.count == 1 else f"{job.id}-{index}"
+            try:
+                stream = self._client.submit(
+                    prompt, sampling, request_id=request_id, namespace=namespace, priority=job.priority, pooling=pooling
+                )
+            except SensoriumError:
+                for other in streams:
+                    other.abort()
+                    deque(other, maxlen=0)  # its end must come before its id is used again
+                raise
+            streams.append(stream)
+        return streams
 
     def _collect_one(self) -> None:
         first = self._flying[0]

@@ -58,10 +58,11 @@ def read_prompt(prompt: Any, media_kwargs: Mapping[str, Any], io_kwargs: Mapping
     if text is None:
         raise RequestError("a prompt needs 'prompt' or 'prompt_token_ids'", param="prompt")
     own = _mapping(prompt, "mm_processor_kwargs")
-    options = ChatOptions(media_kwargs={**media_kwargs, **own}, namespace=_salt(prompt.get("cache_salt")))
-    loading = {**io_kwargs}
-    for modality, given in _mapping(prompt, "media_io_kwargs").items():
-        loading[modality] = {**loading.get(modality, {}), **given}
+    asked = _mapping(prompt, "media_io_kwargs")
+    options = ChatOptions(
+        media_kwargs={**media_kwargs, **own}, media_io_kwargs=asked, namespace=_salt(prompt.get("cache_salt"))
+    )
+    loading = {name: {**io_kwargs.get(name, {}), **asked.get(name, {})} for name in {**io_kwargs, **asked}}
     media = read_media_data(_mapping(prompt, "multi_modal_data"), prompt.get("multi_modal_uuids"), loading)
     return RawPrompt(text, media, options)
 
