@@ -1,17 +1,19 @@
 """Vectors as clients want them: lists of numbers, or bytes of one of several number formats."""
 
+# pyright: basic
+# numpy's stubs leave the types of half of these calls unknown.
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pybase64
 
 VectorType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
-Array = Any  # numpy's stubs leave the types of half of these calls unknown
+Array = np.ndarray
 Endianness = Literal["native", "big", "little"]
 
 
@@ -40,7 +42,7 @@ def _fp8(mantissa_bits: int, bias: int, largest: int) -> Callable[[Array], Array
     """largest: the code of the largest finite value; what is beyond becomes that."""
 
     def encode(values: Array) -> Array:
-        table = _fp8_values(mantissa_bits, bias, largest)
+        table: Array = _fp8_values(mantissa_bits, bias, largest)
         size = np.abs(values)
         found: Array = np.searchsorted(table, size)
         above: Array = np.minimum(np.maximum(found, 1), largest)

@@ -46,8 +46,11 @@ def test_help_needs_no_torch(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_missing_model_is_one_line_with_a_next_step(command):
-    arguments = [command, "./no-such-model"] + (["--port", "0"] if command == "serve" else [])
+def test_a_missing_model_is_one_line_with_a_next_step(command, tmp_path):
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}')
+    more = {"serve": ["--port", "0"], "run-batch": ["-i", str(requests), "-o", str(tmp_path / "answers.jsonl")]}
+    arguments = [command, "./no-such-model", *more.get(command, ())]
     done = subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
