@@ -104,7 +104,7 @@ class ProcessLink:
         folder, hf_config = open_checkpoint(config)
         self._config = replace(config, model=str(folder))
         self._deliver = deliver
-        self._progress = progress or (lambda phase, share: None)
+        self._progress: Progress = progress or _unseen
         self._supervision = supervision
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -359,6 +359,10 @@ class ProcessLink:
 
 class _Unloadable(Exception):
     pass
+
+
+def _unseen(phase: str, share: float) -> None:
+    """Where nobody asked for progress."""
 
 
 def _fingerprint(request: Request) -> int:

@@ -56,7 +56,16 @@ def test_what_is_sent_arrives_equal(ends):
         stop=("a", "b"), logit_bias={7: -1.5}, structured_outputs=StructuredOutputs(choice=("x", "y")), seed=2**63 - 1
     )
     messages = [
-        Start(EngineConfig(model="m", limits=MediaLimits(allowed_local_path=Path("somewhere"))), 20),
+        Start(
+            EngineConfig(
+                model="m",
+                limits=MediaLimits(allowed_local_path=Path("somewhere")),
+                hf_overrides={"text_config": {"rope_scaling": {"factor": 2.5}}},
+                limit_mm_per_prompt={"image": 2, "video": {"count": 1, "num_frames": 8}},
+                kv_cache_bytes=5 << 30,
+            ),
+            20,
+        ),
         Request("plain", Prompt((1, 2)), sampling, namespace="n", priority=-3, arrival_s=1.25),
         Request("pooled", Prompt((1,)), SamplingParams(), pooling=PoolingParams(dimensions=4)),
         Abort("plain"),
