@@ -25,8 +25,13 @@ FIT = -1
 class MediaLimits:
     """Bounds on media, checked before bytes are read, decoded or turned into arrays."""
 
-    max_bytes: int = 64 << 20
-    max_pixels: int = 100_000_000
+    max_bytes: int = 128 << 20
+    """Any one file, encoded; pictures and recordings have lower bounds of their own."""
+    max_image_bytes: int = 20 << 20
+    max_audio_bytes: int = 32 << 20
+    max_request_download_bytes: int = 160 << 20
+    """All that a request may fetch from the web."""
+    max_pixels: int = 50_000_000
     max_audio_s: float = 1800.0
     max_video_s: float = 3600.0
     max_video_frames: int = 64
@@ -39,10 +44,12 @@ class MediaLimits:
     video_decode_timeout_s: float = 60.0
     decode_memory_bytes: int = 1 << 30
     """What decoding and preprocessing one item may take beside its own bytes."""
-    fetch_timeout_s: float = 30.0
-    connect_timeout_s: float = 5.0
+    fetch_timeout_s: float | None = None
+    """The first attempt to fetch one URL, of any kind; None is what the environment says for its kind."""
+    connect_timeout_s: float = 3.0
     allowed_domains: tuple[str, ...] = ()
-    """Host names that may be fetched from; empty means any public host."""
+    """Hosts that may be fetched from; empty means any public one. Names, .suffixes, addresses, networks, or * for any
+    public host, each with a :port or without. Those named, but for suffixes, may be private."""
     allowed_local_path: Path | None = None
     """Directory below which file:// URLs may be read; None refuses them."""
     allow_private_addresses: bool = False

@@ -5,7 +5,10 @@ SensoriumError                  code                     HTTP
 |   +-- UnsupportedError        unsupported              400   a field this build or model cannot honour
 |   +-- ContextLengthError      context_length_exceeded  400
 |   +-- MediaError              invalid_media            400   bytes that do not decode, or break a limit
-|   |   +-- MediaFetchError     media_fetch_failed       400   an address refused, unreachable or too slow
+|   |   +-- MediaFetchError     media_fetch_failed       422   a host that answers with something else than the media
+|   |   |   +-- MediaBlockedError media_url_blocked        400   an address that policy forbids; nothing was sent
+|   |   |   +-- MediaHostError    media_fetch_failed       502   a host that cannot be reached, or fails
+|   |   |   +-- MediaTimeoutError media_fetch_failed       504   a host that is too slow
 |   |   +-- DecodeTimeoutError  decode_timeout           400   bytes that take too long to decode
 |   |   +-- CacheMissError      mm_cache_miss            400   a media uuid without data that is not in the cache
 |   +-- TooLargeError           request_too_large        413
@@ -54,7 +57,19 @@ class MediaError(RequestError):
 
 
 class MediaFetchError(MediaError):
-    code = "media_fetch_failed"
+    code, status = "media_fetch_failed", 422
+
+
+class MediaBlockedError(MediaFetchError):
+    code, status = "media_url_blocked", 400
+
+
+class MediaHostError(MediaFetchError):
+    status = 502
+
+
+class MediaTimeoutError(MediaFetchError):
+    status = 504
 
 
 class DecodeTimeoutError(MediaError):

@@ -172,6 +172,14 @@ SERVER: dict[str, dict[str, Flag]] = {
 LIMITS: dict[str, dict[str, Flag]] = {
     MEDIA: {
         "max_bytes": _flag("largest file", "--max-media-bytes"),
+        "max_image_bytes": _flag("largest picture file"),
+        "max_audio_bytes": _flag("largest recording's file"),
+        "max_request_download_bytes": _flag("all that a request may fetch", "--max-media-request-download-bytes"),
+        "max_request_bytes": _flag("all media of a request once decoded", "--max-media-request-bytes"),
+        "max_embeds_bytes": _flag("embeddings of one item"),
+        "decode_timeout_s": _flag("seconds that decoding a picture or recording may take"),
+        "video_decode_timeout_s": _flag("seconds that decoding a video may take"),
+        "decode_memory_bytes": _flag("memory that decoding one item may take"),
         "max_pixels": _flag("largest picture, before it is decoded", "--max-image-pixels"),
         "max_audio_s": _flag("longest recording in seconds"),
         "max_video_s": _flag("longest video in seconds"),

@@ -15,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import aiohttp
-
 from sensorium.config import EngineConfig
 from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
+from sensorium.envs import read_environment
 from sensorium.errors import CacheMissError, EngineDeadError, MediaError, RequestError, TooLargeError, UnsupportedError
 from sensorium.media import embeds
-from sensorium.media.fetch import fetch, open_session
+from sensorium.media.fetch import Budget, Fetcher, FetchStats
+from sensorium.media.limits import with_environment
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
 from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message, Prepared, Prompt
@@ -30,6 +30,7 @@ from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message,
 log = logging.getLogger(__name__)
 Part = MediaRef | Media | Embeds | Prepared
 MAX_UUID = 2048
+_FETCHES = 4
 CUT_WITHIN_S = 1.0
 
 
@@ -39,6 +40,15 @@ class MediaStats:
 
     cache: CacheStats
     pool: PoolStats
+    fetch: FetchStats
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the items of one request share: bytes to download, and fetches at once."""
+
+    budget: Budget
+    slots: asyncio.Semaphore
 
 
 class Preparer:
@@ -47,7 +57,8 @@ class Preparer:
     def __init__(self, processor: Processor, modalities: Sequence[str], config: EngineConfig) -> None:
         self._processor = processor
         self._modalities = modalities
-        self._config = config
+        self._environment = read_environment()
+        config = self._config = replace(config, limits=with_environment(config.limits, self._environment))
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
         threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")
@@ -60,7 +71,7 @@ class Preparer:
         )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._fetcher: Fetcher | None = None
         self._closed = False
         self._warned = False
 
@@ -91,7 +102,8 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(self._speech(recording, instruction, hint), self._running_loop())
 
     def stats(self) -> MediaStats:
-        return MediaStats(replace(self._cache.stats), replace(self._pool.stats))
+        fetched = self._fetcher.stats if self._fetcher else FetchStats()
+        return MediaStats(replace(self._cache.stats), replace(self._pool.stats), replace(fetched))
 
     def reset_cache(self) -> None:
         """Forget all preprocessed media."""
@@ -141,6 +153,7 @@ class Preparer:
         self, parts: Sequence[Part], options: ChatOptions, finish: Callable[[Sequence[Prepared]], Prompt]
     ) -> Prompt:
         self._check(parts)
+        context = self._context()
         work: dict[Any, Coroutine[Any, Any, Prepared]] = {}
         identities = [_identity(part) for part in parts]
         indices: dict[str, int] = {}
@@ -148,7 +161,7 @@ class Preparer:
             index = indices.get(part.modality, 0)
             indices[part.modality] = index + 1
             if identity not in work:  # equal items of one request are prepared once
-                work[identity] = self._item(part, index, options)
+                work[identity] = self._item(part, index, options, context)
         found = dict(zip(work, await _together(list(work.values())), strict=True))
         size = sum(array_bytes(prepared.content) for prepared in found.values())
         if size > self._config.limits.max_request_bytes:
@@ -163,7 +176,8 @@ class Preparer:
     async def _speech(self, recording: MediaRef, instruction: str, hint: str) -> list[Clip]:
         self._check([recording])
         options = self._with_defaults(ChatOptions())
-        media = await self._pool.decode(await self._fetched(recording, 0, self._io_options(recording, options)))
+        ref = await self._fetched(recording, 0, self._io_options(recording, options), self._context())
+        media = await self._pool.decode(ref)
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._clips, media, instruction, hint, options
         )
@@ -183,6 +197,9 @@ class Preparer:
             clips.append(Clip(prompt, start / rate, (start + len(samples)) / rate))
             start += len(samples)
         return clips
+
+    def _context(self) -> _Request:
+        return _Request(Budget(self._config.limits.max_request_download_bytes), asyncio.Semaphore(_FETCHES))
 
     def _check(self, parts: Sequence[Part]) -> None:
         """Refuse by kind and count before a byte is fetched."""
@@ -220,7 +237,7 @@ class Preparer:
                 "embeddings are taken as media; set enable_mm_embeds to say so (True) or to refuse them (False)"
             )
 
-    async def _item(self, part: Part, index: int, options: ChatOptions) -> Prepared:
+    async def _item(self, part: Part, index: int, options: ChatOptions, context: _Request) -> Prepared:
         if isinstance(part, Prepared):
             return part
         io_options = self._io_options(part, options)
@@ -232,7 +249,7 @@ class Preparer:
             if (hit := self._cache.get(uuid_key)) is not None:
                 return hit
         if isinstance(part, MediaRef):
-            part = await self._fetched(part, index, io_options)
+            part = await self._fetched(part, index, io_options, context)
         digest = _digest(part)
         key = uuid_key or cache_key(options.namespace, f"content {part.modality} {form}", digest, settings)
         if uuid_key is None and (hit := self._cache.get(key)) is not None:
@@ -248,7 +265,7 @@ class Preparer:
         self._cache.put(key, prepared)
         return prepared
 
-    async def _fetched(self, ref: MediaRef, index: int, io_options: Mapping[str, Any]) -> MediaRef:
+    async def _fetched(self, ref: MediaRef, index: int, io_options: Mapping[str, Any], context: _Request) -> MediaRef:
         if ref.source is None:
             miss = f"Cache miss for {ref.modality} at index {index} but data is not provided."
             if not self._cache.capacity_bytes:
@@ -259,9 +276,10 @@ class Preparer:
         if ref.form == "embeds":
             source = embeds.payload(ref, self._config.limits)
         else:
-            if self._session is None:
-                self._session = open_session(self._config.limits)
-            source = await fetch(ref, self._config.limits, self._session)
+            if self._fetcher is None:
+                self._fetcher = Fetcher(self._config.limits, self._environment, self._threads)
+            async with context.slots:
+                source = await self._fetcher.fetch(ref, context.budget)
         return replace(ref, source=source, options=io_options)
 
     def _io_options(self, part: MediaRef | Media | Embeds, options: ChatOptions) -> dict[str, Any]:
@@ -283,8 +301,8 @@ class Preparer:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        if self._session:
-            await self._session.close()
+        if self._fetcher:
+            await self._fetcher.close()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -28,6 +28,14 @@ _DENIED_V6 = tuple(ipaddress.IPv6Network(text) for text in _NETWORKS_V6.split())
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _MAPPED, _NAT64 = ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96")
 
+_METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in (
+        "169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254",
+    )
+)  # fmt: skip
+_WEB_PORTS = (80, 443)
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -78,10 +86,75 @@ def is_public(address: Address) -> bool:
     return not _is_ours(address)
 
 
-def domain_allowed(host: str, allowed: tuple[str, ...]) -> bool:
-    """allowed: exact names, or suffixes written with a leading dot; empty allows every name."""
-    names = [name.lower().removesuffix(".") for name in allowed]
-    return not names or any(host == name or (name.startswith(".") and host.endswith(name)) for name in names)
+def is_metadata(address: Address) -> bool:
+    """Whether a cloud's service for machine credentials answers there, in any spelling."""
+    if isinstance(address, ipaddress.IPv6Address) and (address in _MAPPED or address in _NAT64):
+        return is_metadata(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address in _METADATA
+
+
+class Listing:
+    """The operator's list of hosts. Empty: any public one. Otherwise only those listed.
+
+    An entry is a name, a suffix with a leading dot, an address, a network such as 10.0.0.0/8, or * for any public
+    host; each may end in a port. Names, addresses and networks that are listed may be private; credentials services of
+    clouds never answer.
+    """
+
+    def __init__(self, entries: tuple[str, ...], *, private: bool = False) -> None:
+        """private: lifts the rules on addresses and ports for every host."""
+        self._private = private
+        self._names: dict[str, set[int]] = {}
+        self._networks: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, set[int]]] = []
+        for entry in entries:
+            host, ports = _entry(entry)
+            try:
+                self._networks.append((ipaddress.ip_network(host.strip("[]")), ports))
+            except ValueError:
+                self._names.setdefault(host.lower().removesuffix("."), set()).update(ports)
+
+    def names(self, host: str, address: Address | None) -> bool:
+        """Whether the list lets this host be asked at all."""
+        if not self._names and not self._networks:
+            return True
+        if "*" in self._names or host in self._names or self._suffixes(host):
+            return True
+        return address is not None and self._networks_of(address) is not None
+
+    def admits(self, target: WebAddress) -> bool:
+        """Port and, where the host is a literal, address. Names are judged by admits_address once looked up."""
+        if self._private:
+            return target.address is None or not is_metadata(target.address)
+        ports = {*_WEB_PORTS, *self._names.get(target.host, ())}
+        for suffix in self._suffixes(target.host):
+            ports |= self._names[suffix]
+        if target.address is not None:
+            ports |= self._networks_of(target.address) or set()
+            return target.port in ports and self.admits_address(target.address, target.host)
+        return target.port in ports and (target.host in self._names or not is_local_name(target.host))
+
+    def admits_address(self, address: Address, host: str) -> bool:
+        """host: the name that led there."""
+        if is_metadata(address):
+            return False
+        listed = host in self._names or self._networks_of(address) is not None
+        return self._private or listed or is_public(address)
+
+    def _suffixes(self, host: str) -> list[str]:
+        return [name for name in self._names if name.startswith(".") and host.endswith(name)]
+
+    def _networks_of(self, address: Address) -> set[int] | None:
+        found = [ports for network, ports in self._networks if address in network]
+        return set().union(*found) if found else None
+
+
+def _entry(text: str) -> tuple[str, set[int]]:
+    """Host and port of an entry; a port stands behind the last colon, of IPv6 behind the bracket."""
+    host, colon, port = text.strip().rpartition(":")
+    bare_v6 = text.count(":") > 1 and not text.startswith("[")
+    if colon and port.isdigit() and not bare_v6:
+        return host, {int(port)}
+    return text.strip(), set()
 
 
 def is_local_name(host: str) -> bool:
