@@ -49,6 +49,8 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
 def configure(given: Mapping[str, Any], environment: Environment) -> tuple[EngineConfig, ServerConfig]:
     """The configurations that flags and environment describe; a flag wins. Raises ConfigError."""
     engine = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
+    if engine.enable_mm_embeds is None:
+        engine = replace(engine, enable_mm_embeds=False)
     if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
         raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")
     server = build(ServerConfig, _from_environment(environment) | dict(given))

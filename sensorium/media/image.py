@@ -14,7 +14,7 @@ from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, SensoriumError, TooLargeError
 from sensorium.types import Media
 
-MAX_SIDE = 32_768
+MAX_SIDE = 16_384
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",

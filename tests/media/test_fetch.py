@@ -423,7 +423,7 @@ async def test_an_attempt_is_not_repeated_after_a_refusal():
 async def test_redirects_can_be_turned_off():
     """S003-02."""
     stay = replace(ONCE, media_url_allow_redirects=False)
-    async with host(plain(b"target")) as (inner, seen), fetcher(OPEN, stay) as one:
+    async with host(plain(b"target")) as (inner, seen), fetcher(OPEN, stay) as one:  # noqa: SIM117 - one needs the other
         async with host(plain(b"", "302 X", f"Location: {inner}/")) as (url, _):
             with pytest.raises(MediaFetchError, match="MEDIA_URL_ALLOW_REDIRECTS"):
                 await one.fetch(MediaRef("image", url))
