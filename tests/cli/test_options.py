@@ -64,7 +64,13 @@ def test_flags_reach_their_fields(parse):
     assert server == ServerConfig(port=9, api_keys=("a", "b"), log_format="json")
     limits = MediaLimits(max_audio_s=1.5, allowed_local_path=Path("."), max_bytes=2 << 20)
     assert engine == EngineConfig(
-        model="m", max_num_seqs=3, enable_prefix_caching=False, dtype="bfloat16", max_model_len=8000, limits=limits
+        model="m",
+        max_num_seqs=3,
+        enable_prefix_caching=False,
+        dtype="bfloat16",
+        max_model_len=8000,
+        limits=limits,
+        enable_mm_embeds=False,  # over HTTP only where it is asked for
     )
 
 
