@@ -140,7 +140,8 @@ class Runner:
         decodes = max(counts) == 1 and len(works) <= self._decodes.most
         if not decodes and not self._chunks.fits(counts):
             return None
-        if any(work.seq.needs_every_row for work in works):
+        # Graphs end in logits; what pools or scores a prompt reads hidden rows.
+        if any(work.seq.needs_every_row or work.seq.request.pooling is not None for work in works):
             return None
         if decodes:
             logits, greedy = self._decode(self._decodes, works, [work.seq.ids[work.start] for work in works])
