@@ -5,6 +5,7 @@ The numbers of a step travel in one int32 copy. Results live until the next step
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -214,3 +215,56 @@ class ChunkGraphs:
         hidden = self._model.forward(self.x[:size].clone(), inputs)
         logits = self._model.logits(hidden.index_select(0, numbers[at_ends:at_width]))
         return logits, _pick(logits)
+
+
+class ShapeGraphs:
+    """An encoder with one graph per shape of input, recorded when a shape comes for the second time.
+
+    Large inputs run as they are: the device is busy for longer than launching takes.
+    """
+
+    _MOST_KEPT = 24
+    _MOST_ELEMENTS = 1 << 22
+
+    def __init__(self, encode: Callable[..., torch.Tensor]) -> None:
+        self._encode = encode
+        self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        """args: tensors on the device, and what a graph may depend on as it is: None, numbers, booleans."""
+        if args[0].numel() > self._MOST_ELEMENTS:
+            return self._encode(*args)
+        key = tuple((arg.shape, arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._seen[key] += 1
+            if len(self._seen) > 1000:
+                self._seen.clear()  # shapes that never repeat
+            if self._seen[key] < 2:
+                return self._encode(*args)
+            del self._seen[key]
+            if len(self._graphs) == self._MOST_KEPT:
+                self._graphs.popitem(last=False)
+            graph = self._graphs[key] = _Recorded(self._encode, args)
+        self._graphs.move_to_end(key)
+        return graph.run(args)
+
+
+class _Recorded:
+    """One shape: its inputs are copied to where the graph reads them, its result out of where it writes it."""
+
+    def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any]) -> None:
+        self._inputs = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        encode(*self._inputs)
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._result = encode(*self._inputs)
+
+    def run(self, args: Sequence[Any]) -> torch.Tensor:
+        for kept, arg in zip(self._inputs, args, strict=True):
+            if isinstance(arg, torch.Tensor):
+                kept.copy_(arg)
+        self._graph.replay()
+        return self._result.clone()

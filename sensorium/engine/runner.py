@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest
+from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs
 from sensorium.engine.readout import Readout
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
@@ -61,6 +61,7 @@ class Runner:
         blocks = -(-max_len // self.block_size)
         self._decodes = DecodeGraphs(self.model, self.kv, self._plan_class, self.block_size, most, blocks)
         self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks)
+        self.model.wrap_encoders(ShapeGraphs)
 
     @torch.inference_mode()
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,6 +73,10 @@ class Model(Protocol):
     head_dim: int
     position_axes: int
     """Rows of ModelInputs.positions: 1, or 3 for M-RoPE."""
+
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
+        """Let encoders of tensors, positional arguments in and one tensor out, go through `wrap`."""
+        ...
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[N] -> [N, E]."""

@@ -6,7 +6,7 @@ S slices · L patches · E width · R rows of an item
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -52,6 +52,11 @@ class Model(TextModel):
         if config.audio is not None:
             self.audio = Whisper(config.audio, config.audio_chunk_s)
             self.projector = AudioProjector(config.audio.intermediate // 4, self.hidden_size, config.audio_pool_step)
+        self._embed_slices, self._embed_clips = self.embed_slices, self.embed_clips
+
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
+        """Let what the towers compute from tensors go through `wrap`: positional arguments in, one tensor out."""
+        self._embed_slices, self._embed_clips = wrap(self.embed_slices), wrap(self.embed_clips)
 
     # ---- checkpoint names -----------------------------------------------------------------------------------------
 
@@ -106,7 +111,7 @@ class Model(TextModel):
             times = torch.from_numpy(np.concatenate([unit.times for unit in units])).to(device)
             groups = torch.from_numpy(_group_table([len(unit.patches) for unit in units])).to(device)
         x = patch_inputs(torch.from_numpy(pixels).to(device), self.decoder.embedding.weight.dtype)
-        return self.embed_slices(x, sizes, times, groups, padded)
+        return self._embed_slices(x, sizes, times, groups, padded)
 
     def embed_slices(
         self,
@@ -141,7 +146,7 @@ class Model(TextModel):
             batch[i, :, : lengths[i]] = mel
         mel = torch.from_numpy(batch).to(weight.device, weight.dtype)
         frames = torch.tensor(lengths, device=weight.device)
-        out = self.embed_clips(mel, frames, padded=min(lengths) < max(lengths))
+        out = self._embed_clips(mel, frames, min(lengths) < max(lengths))
         return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
 
     def embed_clips(self, mel: torch.Tensor, frames: torch.Tensor, padded: bool = True) -> torch.Tensor:

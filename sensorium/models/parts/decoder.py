@@ -5,6 +5,7 @@ N packed tokens · E width · V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -131,6 +132,9 @@ class TextModel(nn.Module):
 
     def fuse(self, fused_class: Any) -> None:
         self.decoder.fuse(fused_class)
+
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
+        """For families whose towers can be recorded as graphs by shape; see engine.graphs.ShapeGraphs."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.decoder.embed(ids)
