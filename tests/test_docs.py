@@ -37,6 +37,16 @@ def test_python_snippets_compile(page):
         ast.parse(snippet)
 
 
+@pytest.mark.parametrize("name", ["offline.md", "vllm-migration.md"])
+def test_python_snippets_run(name, packaged_model, capsys):
+    """In one namespace, so that later ones may build on earlier ones."""
+    scope: dict[str, object] = {}
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+    assert snippets
+    for number, snippet in enumerate(snippets):
+        exec(compile(snippet, f"{name}, snippet {number}", "exec"), scope)
+
+
 def test_every_sampling_parameter_is_documented():
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "sampling.md").read_text(), re.MULTILINE)
     assert rows
