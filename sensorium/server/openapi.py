@@ -7,9 +7,24 @@ from typing import Any
 import msgspec
 
 from sensorium import __version__
+from sensorium.server.anthropic import CountRequest, MessageOut, MessagesRequest, TokenCountOut
 from sensorium.server.chat_schema import ChatChunk, ChatCompletion, ChatRequest
+from sensorium.server.completions import Completion, CompletionRequest
 from sensorium.server.errors import ErrorBody
+from sensorium.server.pooling_schema import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    Embeddings,
+    PoolingRequest,
+    Ranking,
+    RerankRequest,
+    ScoreRequest,
+    Scores,
+)
+from sensorium.server.responses_schema import Response, ResponsesRequest
 from sensorium.server.schema import ModelCard, ModelList
+from sensorium.server.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from sensorium.server.transcriptions import SpeechRequest, Transcript
 
 _ERRORS = {
     "400": "The request is wrong; param names the field",
@@ -21,34 +36,70 @@ _ERRORS = {
 }
 
 
+# Path -> what it does, the type of its request and that of its answer.
+_POSTS: dict[str, tuple[str, Any, Any]] = {
+    "/v1/chat/completions": ("Answer a conversation with text, pictures, sound and video", ChatRequest, ChatCompletion),
+    "/v1/completions": ("Continue prompts, or score them", CompletionRequest, Completion),
+    "/v1/responses": ("Answer items", ResponsesRequest, Response),
+    "/v1/messages": ("Answer a conversation as Anthropic's API does", MessagesRequest, MessageOut),
+    "/v1/messages/count_tokens": ("Count the tokens of one", CountRequest, TokenCountOut),
+    "/v1/embeddings": ("Vectors of texts and conversations", EmbeddingRequest, Embeddings),
+    "/pooling": ("The same, or a vector for every token", PoolingRequest, None),
+    "/classify": ("Classes of texts", ClassifyRequest, None),
+    "/tokenize": ("Tokens of a prompt or a conversation", TokenizeRequest, Tokenized),
+    "/detokenize": ("Text of tokens", DetokenizeRequest, Detokenized),
+    **dict.fromkeys(("/score", "/v1/score"), ("How alike texts are", ScoreRequest, Scores)),
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), ("Order documents for a query", RerankRequest, Ranking)),
+}
+_FORMS = {"/v1/audio/transcriptions": "Write down speech", "/v1/audio/translations": "Write down speech in English"}
+_GETS: dict[str, tuple[str, str, Any]] = {
+    "/v1/models": ("The model served", "A list, one entry for each of its names", ModelList),
+    "/v1/models/{name}": ("One model", "The model", ModelCard),
+    "/v1/responses/{name}": ("An answer that was kept", "The answer", Response),
+    "/health": ("Whether requests can be answered", "200 if so, else 503", None),
+    "/version": ("The server's version", "The version", None),
+    "/load": ("Requests in flight", "Their number", None),
+}
+
+
 def describe_api() -> dict[str, Any]:
     """An OpenAPI 3.1 document as a dict."""
-    types = (ChatRequest, ChatCompletion, ChatChunk, ModelCard, ModelList, ErrorBody)
-    references, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    request, completion, chunk, model, models, error = references
-    failures = {status: _response(text, error) for status, text in _ERRORS.items()}
-    answer = _response("The answer, or a stream of chunks", completion)
-    answer["content"]["text/event-stream"] = {"schema": chunk}
-    chat = {
-        "summary": "Answer a conversation with text, pictures, sound and video",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": answer, **failures},
-    }
+    types = {kind for _, *kinds in (*_POSTS.values(), *_GETS.values()) for kind in kinds if isinstance(kind, type)}
+    ordered = sorted(types | {ChatChunk, SpeechRequest, Transcript, ErrorBody}, key=lambda kind: kind.__qualname__)
+    references, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    known = dict(zip(ordered, references, strict=True))
+    failures = {status: _response(text, known[ErrorBody]) for status, text in _ERRORS.items()}
+    paths: dict[str, Any] = {}
+    for path, (summary, request, answer) in _POSTS.items():
+        given = known[request]
+        answers = {"200": _response("The answer", known.get(answer, {})), **failures}
+        paths[path] = {"post": {"summary": summary, "requestBody": _body(given), "responses": answers}}
+    chat = paths["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    chat["text/event-stream"] = {"schema": known[ChatChunk]}
+    for path, summary in _FORMS.items():
+        answers = {"200": _response("The text", known[Transcript]), **failures}
+        body = _body(known[SpeechRequest], "multipart/form-data")
+        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": answers}}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    for path, (summary, text, answer) in _GETS.items():
+        paths[path] = {"get": _get(summary, _response(text, known.get(answer, {})))}
+        if "{name}" in path:
+            paths[path]["parameters"] = [name]
+    paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
+    cancelled = {"200": _response("The answer", known[Response]), **failures}
+    cancel = {"summary": "Stop an answer in the background", "responses": cancelled}
+    paths["/v1/responses/{name}/cancel"] = {"parameters": [name], "post": cancel}
     return {
         "openapi": "3.1.0",
         "info": {"title": "sensorium", "version": __version__},
         "security": [{"key": []}, {}],
-        "paths": {
-            "/v1/chat/completions": {"post": chat},
-            "/v1/models": {"get": _get("The model served", _response("A list of one", models))},
-            "/v1/models/{name}": {"parameters": [name], "get": _get("One model", _response("The model", model))},
-            "/health": {"get": _get("Whether requests can be answered", _response("200 if so, else 503", {}))},
-            "/version": {"get": _get("The server's version", _response("The version", {}))},
-            "/metrics": {"get": _get("Prometheus metrics", {"description": "Text exposition format"})},
-        },
+        "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
+
+
+def _body(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    return {"required": True, "content": {kind: {"schema": schema}}}
 
 
 def _get(summary: str, response: dict[str, Any]) -> dict[str, Any]:
