@@ -25,7 +25,6 @@ class Environment:
     media_url_allow_redirects: bool = True
     media_fetch_max_retries: int = 3
     """Attempts in total."""
-    media_loading_thread_count: int = 8
     max_media_download_size_mb: int | None = None
     """MiB from one URL; 0 is no bound. None, here and below, is the bound of MediaLimits."""
     max_media_request_download_size_mb: int | None = None
@@ -37,21 +36,13 @@ class Environment:
     max_audio_clip_filesize_mb: int | None = None
     max_audio_decode_duration_s: float | None = None
     max_audio_decode_bytes: int | None = None
-    max_audio_preprocess_workers: int | None = None
-    """None is two, or the number of cores where that is less."""
     max_embed_decode_bytes: int | None = None
-    video_loader_backend: str = "opencv"
-    media_cache: str = ""
-    """Directory that keeps downloaded media; empty keeps none."""
-    media_cache_max_size_mb: int = 5120
-    media_cache_ttl_hours: float = 24.0
     assets_cache: str | None = None
     """Directory of sensorium.assets; None is below the user's cache directory."""
     assets_url: str | None = None
     """Where sensorium.assets downloads from in place of the public hosts."""
     api_key: str | None = None
     server_dev_mode: bool = False
-    allow_runtime_lora_updating: bool = False
     enable_responses_api_store: bool = False
     http_timeout_keep_alive: float = 15.0
     """Seconds that an idle connection stays open."""
@@ -59,20 +50,21 @@ class Environment:
     """Bytes; None is ServerConfig.max_body_bytes."""
     max_n_sequences: int = 16
     """Largest `n` of a request."""
-    max_completion_prompts: int = 128
-    max_stop_strings: int = 16
     chat_template_render_timeout: float = 2.0
     """Seconds."""
-    engine_ready_timeout_s: float = 600.0
-    """How long the engine's process may take until it is ready."""
     allow_long_max_model_len: bool = False
     skip_model_name_validation: bool = False
     """Answer requests for any model name."""
     logging_level: str = "INFO"
 
 
-NO_EFFECT = ("MEDIA_CONNECTOR", "EXECUTE_MODEL_TIMEOUT_SECONDS", "DEBUG_LOG_API_SERVER_RESPONSE")
-NO_EFFECT += ("KEEP_ALIVE_ON_ENGINE_DEATH",)
+NO_EFFECT = (
+    "MEDIA_CONNECTOR", "EXECUTE_MODEL_TIMEOUT_SECONDS", "DEBUG_LOG_API_SERVER_RESPONSE", "KEEP_ALIVE_ON_ENGINE_DEATH",
+    "MEDIA_LOADING_THREAD_COUNT", "MAX_AUDIO_PREPROCESS_WORKERS", "VIDEO_LOADER_BACKEND", "MEDIA_CACHE",
+    "MEDIA_CACHE_MAX_SIZE_MB", "MEDIA_CACHE_TTL_HOURS", "ALLOW_RUNTIME_LORA_UPDATING", "MAX_COMPLETION_PROMPTS",
+    "MAX_STOP_STRINGS", "ENGINE_READY_TIMEOUT_S",
+)  # fmt: skip
+"""Variables of vLLM that change nothing here; the server says so when one is set."""
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:

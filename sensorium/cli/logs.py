@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sensorium.config import ServerConfig
+from sensorium.errors import SensoriumError
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("sensorium.serve")
 
 PERIOD_S = 10.0
+PICTURES = ((4096, 4096), (2048, 2048), (1024, 1024), (512, 512), (224, 224))
+"""Height and width."""
+VIDEOS = tuple((frames, 360, 640) for frames in (64, 32, 16, 8, 4))
+"""Frames, height and width; one frame a second."""
 _TRACE = 5
 
 
@@ -75,6 +80,44 @@ def report_seconds(facts: EngineFacts, import_s: float, total_s: float) -> None:
     log.info("init engine took %.2f seconds (%s)", total_s, shown)
 
 
+def report_largest(client: EngineClient) -> None:
+    """One line per modality: the largest picture and the longest video that context and encoder cache hold."""
+    for modality, sizes in (("image", PICTURES), ("video", VIDEOS)):
+        if modality in client.modalities:
+            for size in sizes:
+                tokens = _tokens_of(client, modality, size)
+                if tokens is None:
+                    break
+                if (
+                    tokens < client.max_model_len
+                    and tokens * client.facts.row_bytes <= client.facts.encoder_cache_bytes
+                ):
+                    log.info("Largest %s that fits: %s, %s tokens", modality, "x".join(map(str, size)), f"{tokens:,}")
+                    break
+            else:
+                log.warning("no %s fits a context of %d tokens", modality, client.max_model_len)
+
+
+def _tokens_of(client: EngineClient, modality: str, size: tuple[int, ...]) -> int | None:
+    """Tokens of a grey picture or video of a size, prepared as a request's; None where settings admit none."""
+    import numpy as np
+
+    from sensorium.types import Media, Message
+
+    times_s = np.arange(size[0], dtype=np.float64) if modality == "video" else None
+    media = Media(
+        modality,  # type: ignore[arg-type] - one of the two above
+        np.full((*size, 3), 127, np.uint8),
+        b"sensorium:" + repr(size).encode(),
+        times_s=times_s,
+    )
+    try:
+        return sum(client.prepare_chat([Message("user", (media, "?"))]).media_tokens().values())
+    except SensoriumError as error:
+        log.debug("a %s of %s is refused: %s", modality, size, error)
+        return None
+
+
 class Throughput:
     """A line every 10 s while there is work, from a thread of its own."""
 
@@ -94,19 +137,22 @@ class Throughput:
         while not self._stop.wait(PERIOD_S):
             now, now_s = self._client.stats(), time.monotonic()
             if now.steps != last.steps or now.waiting or now.running:
-                log.info(throughput_line(last, now, now_s - last_s))
+                cache = self._client.media_stats().cache
+                log.info(throughput_line(last, now, now_s - last_s, cache.hits, cache.queries))
             last, last_s = now, now_s
 
 
-def throughput_line(before: EngineStats, now: EngineStats, seconds: float) -> str:
+def throughput_line(
+    before: EngineStats, now: EngineStats, seconds: float, media_hits: int = 0, media_queries: int = 0
+) -> str:
     """vLLM's line, for what happened between two snapshots. Counters that went back mean a new engine."""
     prompt = max(0, now.prompt_tokens - before.prompt_tokens) / seconds
     generation = max(0, now.generation_tokens - before.generation_tokens) / seconds
     looked_up = now.prompt_tokens + now.prefix_hit_tokens
-    line = (
+    return (
         f"Avg prompt throughput: {prompt:.1f} tokens/s, Avg generation throughput: {generation:.1f} tokens/s, "
         f"Running: {now.running} reqs, Waiting: {now.waiting} reqs, "
         f"GPU KV cache usage: {100 * now.kv_blocks_used / max(1, now.kv_blocks_total):.1f}%, "
-        f"Prefix cache hit rate: {100 * now.prefix_hit_tokens / max(1, looked_up):.1f}%"
+        f"Prefix cache hit rate: {100 * now.prefix_hit_tokens / max(1, looked_up):.1f}%, "
+        f"MM cache hit rate: {100 * media_hits / max(1, media_queries):.1f}%"
     )
-    return line

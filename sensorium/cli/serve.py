@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorium.cli.loading import LoadingBar
-from sensorium.cli.logs import Throughput, report_loaded, report_seconds, start_logging
+from sensorium.cli.logs import Throughput, report_largest, report_loaded, report_seconds, start_logging
 from sensorium.cli.options import add_flags, add_foreign, build
 from sensorium.cli.parser import Parser
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
@@ -48,9 +49,9 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
 
 def configure(given: Mapping[str, Any], environment: Environment) -> tuple[EngineConfig, ServerConfig]:
     """The configurations that flags and environment describe; a flag wins. Raises ConfigError."""
+    # Over the network embeddings are taken only where that was asked for.
+    given = {"enable_mm_embeds": False} | dict(given)
     engine = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
-    if engine.enable_mm_embeds is None:
-        engine = replace(engine, enable_mm_embeds=False)
     if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
         raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")
     server = build(ServerConfig, _from_environment(environment) | dict(given))
@@ -164,6 +165,7 @@ class Server:
             log.info("the engine is process %d", client.engine_pid)
         log.info("ready after %.1f s: %s on %s", self._seconds(), client.model_name, self._address)
         log.info("Application startup complete.")
+        threading.Thread(target=report_largest, args=(client,), name="sensorium-sizes", daemon=True).start()
         if not self._engine.disable_log_stats:
             self._throughput = Throughput(client)
             self._throughput.start()

@@ -106,7 +106,10 @@ def run_server(
     listener = bind(config)
     host, port = listener.getsockname()[:2]
     engine: Future[EngineClient] = Future()
-    server = http_server(build_app(engine, config), config)
+    app = build_app(engine, config)
+    for route in app.routes:
+        log.info("Route: %s, Methods: %s", route.path, ", ".join(sorted(route.methods or ())))  # type: ignore[attr-defined]
+    server = http_server(app, config)
     over = threading.Event()
 
     def loading() -> None:

@@ -108,6 +108,7 @@ def test_the_first_start_command_serves(any_model):
         r"Encoder cache: [\d,]+ tokens",
         r"init engine took \d+\.\d\d seconds \(imports .*weights .*\)",
         "Served model names: ",
+        "Route: /v1/chat/completions, Methods: POST",
         r"ready after \d",
         "Application startup complete.",
     ]
@@ -146,7 +147,8 @@ def test_the_throughput_line_is_the_one_that_scripts_look_for():
         kv_blocks_used=1,
         kv_blocks_total=8,
     )
-    assert throughput_line(before, now, 10.0) == (
+    assert throughput_line(before, now, 10.0, 1, 4) == (
         "Avg prompt throughput: 20.0 tokens/s, Avg generation throughput: 5.0 tokens/s, Running: 2 reqs, "
-        "Waiting: 1 reqs, GPU KV cache usage: 12.5%, Prefix cache hit rate: 25.0%"
+        "Waiting: 1 reqs, GPU KV cache usage: 12.5%, Prefix cache hit rate: 25.0%, "
+        "MM cache hit rate: 25.0%"
     )
