@@ -366,9 +366,9 @@ def _unseen(phase: str, share: float) -> None:
 
 
 def _fingerprint(request: Request) -> int:
-    """Equal for requests that make the engine do the same. Not for keeping: it differs from run to run."""
-    prompt = request.prompt
-    return hash((prompt.ids, tuple(item.key for item in prompt.media), repr(request.sampling)))
+    """Equal for requests that differ in their seeds at most. Not for keeping: it differs from run to run."""
+    prompt, asked = request.prompt, (replace(request.sampling, seed=None), request.pooling)
+    return hash((prompt.ids, tuple(item.key for item in prompt.media), repr(asked)))
 
 
 def _log_here(line: LogLine) -> None:
