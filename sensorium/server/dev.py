@@ -16,7 +16,7 @@ from sensorium.server.served import Served
 from sensorium.server.unsupported import refuse
 
 SECRET = ("api_keys",)
-ABSENT = ("/sleep", "/wake_up")
+ABSENT = ("/sleep", "/wake_up", "/reset_encoder_cache")
 
 
 def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
@@ -37,6 +37,14 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
             }
         )
 
+    async def reset_prefix_cache(request: Request) -> Response:
+        served.client().reset_prefix_cache()
+        return _json({"success": True})
+
+    async def reset_mm_cache(request: Request) -> Response:
+        served.client().reset_mm_cache()
+        return _json({"success": True})
+
     async def is_sleeping(request: Request) -> Response:
         return _json({"is_sleeping": False})
 
@@ -44,6 +52,10 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
     if config.dev_mode:
         hint = "the engine keeps its weights and its cache while it runs"
         routes += [Route("/server_info", server_info), Route("/is_sleeping", is_sleeping)]
+        routes += [
+            Route("/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
+            Route("/reset_mm_cache", reset_mm_cache, methods=["POST"]),
+        ]
         routes += [Route(path, refuse(path, hint), methods=["POST"]) for path in ABSENT]
     return routes
 

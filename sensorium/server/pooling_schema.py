@@ -129,7 +129,7 @@ class Embeddings(Struct, kw_only=True):
 class PooledData(Struct, kw_only=True):
     index: int
     object: Literal["pooling"] = "pooling"
-    data: list[float] | list[list[float]] | str
+    data: list[float | list[float]] | str
     shape: list[int] | UnsetType = UNSET
     """Given where the data are bytes."""
 

@@ -57,6 +57,15 @@ def test_sleeping_names_itself(dev: Live):
     assert get(dev, "/is_sleeping") == (200, {"is_sleeping": False})
 
 
+def test_an_emptied_prefix_cache_finds_nothing(dev: Live):
+    body = chat(messages=user("Say something. " * 20), max_tokens=1)
+    cached = [dev.post(body)[1]["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2)]
+    assert cached[1] > 0
+    assert dev.post(b"", "/reset_prefix_cache") == (200, {"success": True})
+    assert dev.post(b"", "/reset_mm_cache") == (200, {"success": True})
+    assert dev.post(body)[1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
 @pytest.mark.parametrize("path", ["/server_info", "/is_sleeping", "/sleep", "/reset_prefix_cache"])
 def test_other_servers_have_no_such_routes(live: Live, path: str):
     assert live.request("GET", path)[0] == 404
