@@ -89,7 +89,8 @@ def _(stage):
 
 
 @case("S003-04")
-def _(stage):
+def _(stage, monkeypatch):
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # the random checkpoint is made for fewer tokens
     script = snippet(1).filled(OPENED, *opened(stage, "a", "b"))
     waits(stage, script, "microsoft/Phi-3.5-vision-instruct")
     # What it shows is not the family's: two pictures in order, and no more than the limit.
@@ -384,8 +385,8 @@ def _(stage):
             llm.generate({**prompt, "multi_modal_data": {"image": None}})
 
 
-# Listed private hosts and backgrounds of live pictures are being built beside this.
-PENDING = {"S003-05", "S003-07"}
+# Backgrounds of pictures are being built beside this.
+PENDING = {"S003-07"}
 
 
 @pytest.mark.parametrize(
