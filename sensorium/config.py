@@ -34,7 +34,7 @@ class MediaLimits:
     max_pixels: int = 50_000_000
     max_audio_s: float = 1800.0
     max_video_s: float = 3600.0
-    max_video_frames: int = 64
+    max_video_frames: int = 768
     max_items: int = 64
     max_request_bytes: int = 512 << 20
     """All media of a request once preprocessed."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from sensorium.config import MediaLimits
-from sensorium.errors import MediaError, SensoriumError, TooLargeError
+from sensorium.errors import MediaError, RequestError, SensoriumError, TooLargeError, UnsupportedError
 from sensorium.types import Media
 
 MAX_SIDE = 16_384
@@ -26,8 +27,44 @@ _MAGIC = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a picture becomes RGB."""
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    grey: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """Tells apart what equal bytes become; empty for the default."""
+        return b"" if self == Look() else repr((self.background, self.grey)).encode()
+
+
+def read_options(options: Mapping[str, Any] | None, part: str = "") -> tuple[Look, dict[str, Any]]:
+    """The options that are read here, checked, and the rest."""
+    rest = dict(options or {})
+    color, mode = rest.pop("rgba_background_color", None), rest.pop("image_mode", None)
+    if color is not None and not (
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in color)
+    ):
+        raise RequestError(
+            "rgba_background_color must be a list or tuple of 3 integers in the range [0, 255].", param=part or None
+        )
+    if mode not in (None, "RGB", "L"):
+        raise UnsupportedError(f"image_mode {str(mode)[:32]!r}; use RGB, or L for grey", param=part or None)
+    red, green, blue = color or (255, 255, 255)
+    return Look((red, green, blue), mode == "L"), rest
+
+
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media:
-    """Decodes PNG, JPEG, WebP, GIF, BMP or TIFF: first frame, upright, transparency on white, 16 bits scaled to 8."""
+    """Decodes PNG, JPEG, WebP, GIF, BMP or TIFF: first frame, upright, 16 bits scaled to 8.
+
+    options: rgba_background_color, three integers 0..255, is put behind transparent pictures (white); image_mode "L"
+    makes them grey. Others are left for the processor.
+    """
+    how, rest = read_options(options, part)
     format_name = _sniff(data)
     if format_name is None:
         raise MediaError("this is not a PNG, JPEG, WebP, GIF, BMP or TIFF image", param=part)
@@ -35,35 +72,37 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
         with Image.open(io.BytesIO(data), formats=[format_name]) as image:
             _check_size(image.size, part, limits)
             image.load()
-            pixels = _to_rgb(_upright(image))
+            pixels = _to_rgb(_upright(image), how)
     except SensoriumError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLargeError(f"the image has more than {limits.max_pixels} pixels", param=part) from None
     except Exception:  # damaged files make the decoders raise nearly anything
         raise MediaError("the image is damaged and cannot be decoded", param=part) from None
-    digest = hashlib.blake2b(data, digest_size=32, person=b"image").digest()
-    return Media("image", pixels, digest, part=part, options=dict(options or {}))
+    digest = hashlib.blake2b(data, digest_size=32, person=b"image", key=how.key)
+    return Media("image", pixels, digest.digest(), part=part, options=rest)
 
 
 def from_pil(
     image: Image.Image, part: str = "", limits: MediaLimits | None = None, options: Mapping[str, Any] | None = None
 ) -> Media:
-    """A PIL picture, treated as from_bytes treats a decoded one."""
+    """A PIL picture, treated as from_bytes treats a decoded one, options included."""
+    how, rest = read_options(options, part)
     limits = limits or MediaLimits()
     _check_size(image.size, part, limits)
     try:
         image.load()
-        pixels = _to_rgb(_upright(image))
+        pixels = _to_rgb(_upright(image), how)
     except Exception:  # a lazy picture decodes only now
         raise MediaError("the image is damaged and cannot be decoded", param=part) from None
-    return from_array(pixels, part, limits, options)
+    return from_array(pixels, part, limits, rest)
 
 
 def from_array(
     pixels: np.ndarray, part: str = "", limits: MediaLimits | None = None, options: Mapping[str, Any] | None = None
 ) -> Media:
     """[H, W], [H, W, 1], [H, W, 3] or [H, W, 4] uint8; the last axis is always the channel."""
+    how, rest = read_options(options, part)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
         raise MediaError(
             "an image array must be uint8 with shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]", param=part
@@ -71,11 +110,11 @@ def from_array(
     _check_size((pixels.shape[1], pixels.shape[0]), part, limits or MediaLimits())
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.ndim == 2 or pixels.shape[2] == 4:
-        pixels = _to_rgb(Image.fromarray(pixels))
+    if pixels.ndim == 2 or pixels.shape[2] == 4 or how.grey:
+        pixels = _to_rgb(Image.fromarray(pixels), how)
     pixels = np.ascontiguousarray(pixels)
     digest = hashlib.blake2b(pixels.data, digest_size=32, person=b"image", salt=_shape_salt(pixels)).digest()
-    return Media("image", pixels, digest, part=part, options=dict(options or {}))
+    return Media("image", pixels, digest, part=part, options=rest)
 
 
 def _sniff(data: bytes) -> str | None:
@@ -102,13 +141,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, how: Look) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = Image.fromarray(_deep_grey(np.asarray(image)))
     elif image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         overlay = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
+        image = Image.new("RGBA", image.size, (*how.background, 255))
         image.alpha_composite(overlay)
+    if how.grey:
+        image = image.convert("L")
     return np.array(image.convert("RGB"))
 
 

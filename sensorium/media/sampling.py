@@ -7,9 +7,10 @@ packed into groups with times in tenths of a second (MiniCPM-V 4.5).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ RATE = 16_000
 MAX_FRAMES = 64
 PACKED_FRAMES, MAX_PACKING = 180, 3
 
+T = TypeVar("T")
 Decode = Callable[[Sequence[int]], Sequence[np.ndarray]]
 
 
@@ -27,6 +29,33 @@ def second_times(duration_s: float, max_frames: int = MAX_FRAMES) -> list[float]
     if duration_s <= max_frames:
         return [float(second) for second in range(math.ceil(duration_s))]
     return _thin([round(0.1 * tenth, 1) for tenth in range(int(duration_s / 0.1))], max_frames)
+
+
+def uniform(total: int, duration_s: float, num_frames: int | None = None, fps: float | None = None) -> list[int]:
+    """Indices of num_frames frames, or of fps a second where that is fewer, from the first to the last."""
+    count = min(num_frames or total, total)
+    if fps is not None:
+        count = min(count, math.floor(duration_s * fps))
+    return np.linspace(0, total - 1, max(count, 1)).astype(int).tolist()
+
+
+def recovered(targets: Sequence[int], total: int, frames: Iterable[tuple[int, T]]) -> Iterator[tuple[int, int, T]]:
+    """(target, index, frame) for every target that has its frame, or else one that comes before the next target.
+
+    frames: all that decode, with their indices, in order. One stands for one target at most; the oldest comes first.
+    """
+    ends = dict(zip(targets, [*targets[1:], total], strict=True))
+    todo, pending = list(targets), list[int]()
+    for index, frame in frames:
+        while todo and todo[0] < index:
+            pending.append(todo.pop(0))
+        pending = [target for target in pending if ends[target] > index]
+        if todo and todo[0] == index:
+            yield todo.pop(0), index, frame
+        elif pending:
+            yield pending.pop(0), index, frame
+        if not todo and not pending:
+            return
 
 
 def between_times(duration_s: float, stack_frames: int, max_frames: int = MAX_FRAMES) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,15 @@ from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, SensoriumError, TooLargeError, UnsupportedError
 from sensorium.media import audio
 from sensorium.media.container import open_container, sniff
-from sensorium.media.sampling import Segments, between_times, frame_audio_segments, second_times
+from sensorium.media.sampling import (
+    MAX_FRAMES,
+    Segments,
+    between_times,
+    frame_audio_segments,
+    recovered,
+    second_times,
+    uniform,
+)
 from sensorium.types import Media
 
 CODECS = frozenset(
@@ -29,21 +36,26 @@ MAX_FRAME_PIXELS = 1 << 20
 MAX_SOURCE_PIXELS = 1 << 25
 MAX_PACKETS = 2_000_000
 DECODE_BUDGET_S = 60.0
-OPTIONS = frozenset({"fps", "num_frames", "stack_frames", "use_audio", "packing", "multiple_of", "min_frames"})
+OPTIONS = frozenset(
+    {"fps", "num_frames", "stack_frames", "use_audio", "packing", "multiple_of", "min_frames", "frame_recovery"}
+)
 
 
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media:
     """Decodes the first video track of an mp4, mov, mkv, webm or avi file.
 
-    options: fps and num_frames choose frames evenly; without them, one a second or limits.max_video_frames in all.
+    options: fps and num_frames choose frames evenly; without them, one a second, or 64 in all.
     stack_frames adds so many minus one frames between two seconds. use_audio=False leaves the sound track out.
+    frame_recovery lets a frame between a damaged one and the next wanted stand for it; everything is decoded then.
     multiple_of spreads a multiple of so many frames over the whole video, with fps at least min_frames (Qwen2-VL).
     """
     options = _check_options(dict(options or {}), part, limits)
     try:
         timeline = _scan(data, part, limits)
         wanted, main = _choose(timeline, options, limits)
-        frames, kept = _decode(data, timeline, wanted, part, limits)
+        frames, kept, targets = _decode(
+            data, timeline, wanted, part, limits, recover=bool(options.get("frame_recovery"))
+        )
     except SensoriumError:
         raise
     except Exception:  # damaged files make the decoders raise nearly anything
@@ -51,7 +63,7 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
     settings = repr(sorted(options.items())) + repr((limits.max_video_frames, MAX_FRAME_PIXELS))
     digest = hashlib.blake2b(data, digest_size=32, person=b"video")
     digest.update(settings.encode())
-    shown = [(place, main[index]) for place, index in enumerate(kept.tolist()) if index in main]
+    shown = [(place, main[index]) for place, index in enumerate(targets) if index in main]
     found = {
         "duration_s": timeline.duration_s,
         # Positions in `data` of the frames that are no fillers, and the moments they were asked for.
@@ -85,7 +97,7 @@ def get_video_frame_audio_segments(
     sound = _sound(data, "video", limits) if use_audio else None
 
     def decode(indices: Sequence[int]) -> list[np.ndarray]:
-        frames, kept = _decode(data, timeline, sorted(set(indices)), "video", limits)
+        frames, kept, _ = _decode(data, timeline, sorted(set(indices)), "video", limits)
         nearest = np.abs(kept[None, :] - np.asarray(indices)[:, None]).argmin(axis=1)
         return [frames[position] for position in nearest]
 
@@ -153,13 +165,10 @@ def _choose(timeline: _Timeline, options: Mapping[str, Any], limits: MediaLimits
         indices = _spread(timeline, options, most)
         return indices, {index: float(timeline.times_s[index]) for index in indices}
     between: list[int] = []
-    if options.get("fps") is not None:
-        steps = math.ceil(min(timeline.duration_s * options["fps"], MAX_PACKETS))
-        moments = np.linspace(0, steps - 1, min(steps, most)).astype(int) / options["fps"]
-    elif options.get("num_frames") is not None:
-        count = len(timeline.times_s)
-        moments = timeline.times_s[np.linspace(0, count - 1, min(most, count)).astype(int)]
+    if options.get("fps") is not None or options.get("num_frames") is not None:
+        moments = timeline.times_s[uniform(len(timeline.times_s), timeline.duration_s, most, options.get("fps"))]
     else:
+        most = min(most, MAX_FRAMES)
         moments = np.array(second_times(timeline.duration_s, most))
         stack = options.get("stack_frames", 1)
         between = _shown_at(timeline, np.array(between_times(timeline.duration_s, stack, most)))
@@ -184,21 +193,42 @@ def _shown_at(timeline: _Timeline, moments: np.ndarray) -> list[int]:
 
 
 def _decode(
-    data: bytes, timeline: _Timeline, wanted: Sequence[int], part: str, limits: MediaLimits
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """The wanted frames [H, W, 3] and their indices; frames that damage took are left out."""
+    data: bytes, timeline: _Timeline, wanted: Sequence[int], part: str, limits: MediaLimits, *, recover: bool = False
+) -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+    """The wanted frames [H, W, 3], their indices, and which wanted ones they stand for.
+
+    Frames that damage took are left out, or with `recover` replaced as `recovered` says.
+    """
     frames: list[np.ndarray] = []
     kept: list[int] = []
+    targets: list[int] = []
     with open_container(data, sniff(data), part) as container:
         stream = _video_stream(container, part, limits)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 2
         convert = _Converter(len(wanted), stream, part, limits)
-        for index, frame in _walk(container, stream, timeline, wanted, part):
+        if recover:
+            found = recovered(wanted, len(timeline.times_s), _all(container, stream, timeline, part))
+        else:
+            found = ((index, index, frame) for index, frame in _walk(container, stream, timeline, wanted, part))
+        for target, index, frame in found:
             frames.append(convert(frame))
             kept.append(index)
+            targets.append(target)
     if not frames:
         raise MediaError("no frame of the video can be decoded", param=part)
-    return frames, np.array(kept)
+    return frames, np.array(kept), targets
+
+
+def _all(container: Any, stream: Any, timeline: _Timeline, part: str) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Every frame that decodes and is not marked as damaged, with its index."""
+    deadline = time.monotonic() + DECODE_BUDGET_S
+    for count, frame in enumerate(_frames(container, stream)):
+        if time.monotonic() > deadline:
+            raise MediaError("the video takes too long to decode", param=part)
+        if timeline.pts is None:
+            yield count, frame
+        elif frame.pts is not None and not frame.is_corrupt:
+            yield int(np.searchsorted(timeline.pts, frame.pts)), frame
 
 
 def _walk(
@@ -331,6 +361,7 @@ def _check_options(options: dict[str, Any], part: str, limits: MediaLimits) -> d
     fps = options.get("fps", 1.0)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= 240:
         raise RequestError("fps must be a number above 0 and at most 240", param=part)
-    if type(options.get("use_audio", True)) is not bool:
-        raise RequestError("use_audio must be true or false", param=part)
+    for name in ("use_audio", "frame_recovery"):
+        if type(options.get(name, True)) is not bool:
+            raise RequestError(f"{name} must be true or false", param=part)
     return options

@@ -259,3 +259,35 @@ def test_arrays():
             image.from_array(wrong, "p")
     with pytest.raises(TooLargeError):
         image.from_array(PIXELS, "p", replace(LIMITS, max_pixels=100))
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "seen"),
+    [
+        ("RGBA", (255, 0, 0, 128), [(255, 127, 127), (128, 0, 0), (128, 0, 127)]),
+        ("RGBA", (10, 20, 30, 0), [(255, 255, 255), (0, 0, 0), (0, 0, 255)]),
+        ("RGBA", (0, 0, 0, 127), [(128, 128, 128), (0, 0, 0), (0, 0, 128)]),
+        ("RGB", (10, 20, 30), [(10, 20, 30)] * 3),
+        ("CMYK", (0, 128, 255, 10), [(245, 122, 0)] * 3),
+    ],
+)
+def test_what_stands_behind_transparent_pictures(mode: str, pixel: tuple[int, ...], seen: list[tuple[int, ...]]):
+    """S003-07, S003-25: from a file and from PIL alike."""
+    picture = Image.new(mode, (2, 2), pixel)
+    out = io.BytesIO()
+    picture.save(out, "TIFF")
+    digests = set()
+    for background, expected in zip([None, [0, 0, 0], (0, 0, 255)], seen, strict=True):
+        options = {} if background is None else {"rgba_background_color": background}
+        from_file = image.from_bytes(out.getvalue(), "p", MediaLimits(), options)
+        assert tuple(from_file.data[0, 0]) == expected
+        assert tuple(image.from_pil(picture, "p", options=options).data[0, 0]) == expected
+        assert not from_file.options
+        digests.add(from_file.digest)
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("color", [[256, 0, 0], [0, 0], "red", [0.5, 0, 0], [True, 0, 0]])
+def test_backgrounds_are_three_integers(color: object):
+    with pytest.raises(RequestError, match=r"^rgba_background_color must be a list or tuple of 3 integers"):
+        image.from_pil(Image.new("RGBA", (2, 2)), options={"rgba_background_color": color})

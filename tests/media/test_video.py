@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import time
@@ -19,7 +20,7 @@ from clips import sound_file, tone, video_file, wav
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, TooLargeError
 from sensorium.media import video
-from sensorium.media.sampling import frame_audio_segments, packed_frames
+from sensorium.media.sampling import frame_audio_segments, packed_frames, recovered, uniform
 from sensorium.media.stack import concat_images
 from sensorium.types import Media
 
@@ -70,7 +71,7 @@ def test_default_is_a_frame_a_second_up_to_the_limit():
 
 
 def test_options(clip: bytes):
-    np.testing.assert_allclose(decode(clip, fps=2).times_s, [0, 0.5, 1, 1.5, 2, 2.5], atol=0.021)
+    np.testing.assert_allclose(decode(clip, fps=2).times_s, np.linspace(0, 2.96, 6), atol=0.04)
     assert len(decode(clip, num_frames=5).data) == 5
     assert len(decode(clip, num_frames=5, fps=10).data) == 5
     assert decode(clip, use_audio=False).audio is None
@@ -275,3 +276,56 @@ def test_taking_a_real_file_apart(clip: bytes):
     assert [len(sound) for sound in found.sounds or ()] == [16_000] * 3
     assert [frame.shape for frame in found.stacked or () if frame is not None] == [(102, 134, 3)] * 3
     assert video.get_video_frame_audio_segments(clip, use_audio=False).sounds is None
+
+
+@pytest.mark.parametrize(
+    ("total", "duration", "options", "expected"),
+    [
+        (100, 4.0, {"num_frames": 32}, [0, 3, 6, 9, 12, 15, 19, 22, 25, 28, 31, 35, 38, 41, 44, 47, 51, 54, 57, 60, 63,
+                                        67, 70, 73, 76, 79, 83, 86, 89, 92, 95, 99]),
+        (100, 4.0, {"fps": 2}, [0, 14, 28, 42, 56, 70, 84, 99]),
+        (300, 10.0, {"num_frames": 8}, [0, 42, 85, 128, 170, 213, 256, 299]),
+        (100, 4.0, {"fps": 0.1}, [0]),
+    ],
+)  # fmt: skip
+def test_frames_spread_from_first_to_last(total: int, duration: float, options: dict, expected: list[int]):
+    assert uniform(total, duration, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("damaged", "sources"),
+    [
+        ({6}, [0, 7, 12, 18]),
+        ({6, 7, 8}, [0, 9, 12, 18]),
+        (set(range(6, 13)), [0, 13, 18]),
+        ({18}, [0, 6, 12, 19]),
+        (set(range(15, 20)), [0, 6, 12]),
+        (set(), [0, 6, 12, 18]),
+    ],
+)
+def test_who_stands_for_a_damaged_frame(damaged: set[int], sources: list[int]):
+    decoded = ((index, None) for index in range(20) if index not in damaged)
+    assert [index for _, index, _ in recovered([0, 6, 12, 18], 20, decoded)] == sources
+
+
+def test_a_damaged_frame_is_left_out_or_stood_for():
+    """S003-24: every frame of this file stands for itself; the bytes of the seventh are gone."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska") as file:
+        stream = file.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for shade in range(20):
+            pixels = np.full((48, 64, 3), 12 * shade, dtype=np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    data = bytearray(out.getvalue())
+    with av.open(io.BytesIO(data), format="matroska") as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    start = data.index(packets[6])
+    data[start : start + len(packets[6])] = bytes(len(packets[6]))
+    seen = {}
+    for recovery in (False, True):
+        media = decode(bytes(data), num_frames=4, frame_recovery=recovery)
+        assert media.times_s is not None
+        seen[recovery] = np.round(media.times_s * 10).astype(int).tolist()
+    assert seen == {False: [0, 12, 19], True: [0, 7, 12, 19]}
