@@ -216,13 +216,13 @@ def plan_sampling(
         raise RequestError("tool_choice: required or named tools leave no room for another rule", param="tool_choice")
     rule = rule or tools.rule
     if rule is not None:
-        more["structured_outputs"] = _after_reasoning(rule, client, reasoning)
-    if _are_special((*tools.marks, *((reasoning.marks.opener, reasoning.marks.closer) if reasoning else ())), client):
+        more["structured_outputs"] = after_reasoning(rule, client, reasoning)
+    if are_special((*tools.marks, *((reasoning.marks.opener, reasoning.marks.closer) if reasoning else ())), client):
         more["skip_special_tokens"] = False
     return [replace(to_sampling(request, client.default_sampling, choice), **more) for choice in range(request.n or 1)]
 
 
-def _after_reasoning(
+def after_reasoning(
     rule: StructuredOutputs, client: EngineClient, reasoning: ReasoningPlan | None
 ) -> StructuredOutputs:
     """The rule holds for the answer: what is thought before is free."""
@@ -231,7 +231,7 @@ def _after_reasoning(
     return replace(rule, after=tuple(client.tokenizer.encode(reasoning.marks.closer, allow_special=True)))
 
 
-def _are_special(marks: Collection[str], client: EngineClient) -> bool:
+def are_special(marks: Collection[str], client: EngineClient) -> bool:
     """Whether any of the spellings would be left out of the text as a special token."""
     if not marks:
         return False

@@ -90,9 +90,9 @@ class Messages:
         use = _tool_use(request)
         prompt = await _prepare(self._served, self._config, request, use)
         request.messages.clear()  # inline pictures would otherwise stay in memory until the answer is done
-        sampling = use.shape(_sampling(request, client.default_sampling), client, self._config)
+        sampling = use.shape(_sampling(request, client.default_sampling), client, self._config, prompt)
         generation = Generation(client, self._metrics, origin, [Job(prompt, sampling)])
-        split = splitter(self._config, client, prompt, use)
+        split = splitter(self._config, prompt, use)
         codec = _Codec(request, origin.id, self._served.name, prompt, generation.tallies[0], split)
         if request.stream:
             await generation.stream(codec, send, self._config.sse_keep_alive_interval)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.parsers.json_calls import ObjectArray
-from sensorium.parsers.reasoning import ReasoningParser, reasoning_marks
+from sensorium.parsers.reasoning import ReasoningParser
 from sensorium.parsers.tools import NamedCall, calls_schema, tool_marks, tool_parser
 from sensorium.parsers.writing import CallDelta, ToolParser
+from sensorium.server.chat_plan import ReasoningPlan, after_reasoning, are_special
 from sensorium.types import Prompt, SamplingParams, StructuredOutputs
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
-
-TAIL_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +55,31 @@ class ToolUse:
             return ()
         return tuple({"type": "function", "function": dict(tool)} for tool in self.tools)
 
-    def shape(self, sampling: SamplingParams, client: EngineClient, config: ServerConfig) -> SamplingParams:
-        """The sampling that makes the model write what the parser will read."""
-        if not self.tools or self.mode == "none":
-            return sampling
-        if self.mode == "auto":
-            marks = tool_marks(config.tool_call_parser or "")
-            special = {client.tokenizer.decode([i], skip_special=False) for i in client.tokenizer.special_ids}
-            return replace(sampling, skip_special_tokens=False) if special & set(marks) else sampling
-        if sampling.structured_outputs is not None:
-            raise RequestError("tool_choice: not together with another format", param="tool_choice")
-        schema = calls_schema(self.tools, parallel=self.parallel)
+    def shape(
+        self, sampling: SamplingParams, client: EngineClient, config: ServerConfig, prompt: Prompt
+    ) -> SamplingParams:
+        """The sampling that makes the model write what the parsers will read."""
+        reasoning = ReasoningPlan.of(config, prompt, None)
+        marks = (reasoning.marks.opener, reasoning.marks.closer) if reasoning else ()
+        rule = sampling.structured_outputs
+        if self.tools and self.mode == "auto":
+            marks = (*marks, *tool_marks(config.tool_call_parser or ""))
+        elif self.tools and self.mode != "none":
+            if rule is not None:
+                raise RequestError("tool_choice: not together with another format", param="tool_choice")
+            rule = StructuredOutputs(json=self._schema(), disable_any_whitespace=True)
+        if are_special(marks, client):
+            sampling = replace(sampling, skip_special_tokens=False)
+        if rule is not None:
+            sampling = replace(sampling, structured_outputs=after_reasoning(rule, client, reasoning))
+        return sampling
+
+    def _schema(self) -> dict[str, Any]:
+        """Of the calls that must be made."""
         if self.mode == "named":
             chosen = next(tool for tool in self.tools if tool["name"] == self.name)
-            schema = dict(chosen.get("parameters") or {"type": "object"})
-        return replace(sampling, structured_outputs=StructuredOutputs(json=schema, disable_any_whitespace=True))
+            return dict(chosen.get("parameters") or {"type": "object"})
+        return calls_schema(self.tools, parallel=self.parallel)
 
     def parser(self, config: ServerConfig) -> ToolParser | None:
         if not self.tools or self.mode == "none":
@@ -111,12 +120,7 @@ class Splitter:
         return [piece for piece in pieces if isinstance(piece, str) or self._parallel or piece.index == 0]
 
 
-def splitter(config: ServerConfig, client: EngineClient, prompt: Prompt, use: ToolUse) -> Splitter:
+def splitter(config: ServerConfig, prompt: Prompt, use: ToolUse) -> Splitter:
     """For one answer to this prompt, by the parsers that the server was started with."""
-    reasoning = None
-    if config.reasoning_parser:
-        marks = reasoning_marks(config.reasoning_parser)
-        tail = client.tokenizer.decode(prompt.ids[-TAIL_CHARS:], skip_special=False)[-TAIL_CHARS:]
-        opened, closed = tail.rfind(marks.opener), tail.rfind(marks.closer)
-        reasoning = ReasoningParser(marks, "closed" if closed > opened else "open" if opened >= 0 else "unsaid")
-    return Splitter(reasoning, use.parser(config), parallel=use.parallel)
+    reasoning = ReasoningPlan.of(config, prompt, None)
+    return Splitter(reasoning.parser() if reasoning else None, use.parser(config), parallel=use.parallel)

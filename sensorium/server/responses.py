@@ -158,7 +158,7 @@ class Responses:
         use = _tool_use(request)
         use.check(config)
         prompt = await prepare_chat(client, [*opening, *earlier, *messages], _options(request, config, use))
-        sampling = use.shape(_sampling(request, client.default_sampling), client, config)
+        sampling = use.shape(_sampling(request, client.default_sampling), client, config, prompt)
         generation = Generation(client, self._metrics, origin, [Job(prompt, sampling)])
         response = _response(request, origin.id, self._served.name, sampling, stored=self._keeps(request))
         wants_logprobs = "message.output_text.logprobs" in (request.include or ())
@@ -166,7 +166,7 @@ class Responses:
             response,
             len(prompt.ids),
             generation.tallies[0],
-            splitter(config, client, prompt, use),
+            splitter(config, prompt, use),
             client.tokenizer.token_bytes if wants_logprobs else None,
         )
         kept = _Kept(response, _owner(scope), [*earlier, *messages], size)

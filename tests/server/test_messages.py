@@ -129,13 +129,20 @@ def test_a_tool_that_must_be_called_is_called(sdk: anthropic.Anthropic, choice: 
 
 
 def test_thinking_is_a_block_of_its_own(engine: EngineClient):
-    """The model does not think: what it says counts as thoughts for a parser that starts inside of them."""
+    """The model does not think: for a parser that starts inside of thoughts, all it says is one when it may think."""
     with (
         serve(engine, served_model_name="tiny", reasoning_parser="deepseek_r1") as server,
         anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as sdk,
     ):
-        [block] = sdk.messages.create(**ASK).content
-    assert block.type in ("text", "thinking")
+        [said] = sdk.messages.create(**ASK).content
+        thinking: Any = {**ASK, "max_tokens": 1100, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+        thought = sdk.messages.create(**thinking).content[0]
+        with sdk.messages.stream(**thinking) as stream:
+            final = stream.get_final_message()
+    assert said.type == "text"
+    assert thought.type == "thinking"
+    assert thought.thinking
+    assert final.content[0].model_dump()["thinking"] == thought.thinking
 
 
 def test_errors_come_in_the_form_of_this_api(sdk: anthropic.Anthropic):
