@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from sensorium.config import ServerConfig
@@ -85,7 +86,10 @@ def report_largest(client: EngineClient) -> None:
     for modality, sizes in (("image", PICTURES), ("video", VIDEOS)):
         if modality in client.modalities:
             for size in sizes:
-                tokens = _tokens_of(client, modality, size)
+                try:
+                    tokens = _tokens_of(client, modality, size)
+                except CancelledError:  # the server ends already
+                    return
                 if tokens is None:
                     break
                 if (
