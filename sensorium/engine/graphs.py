@@ -16,6 +16,8 @@ from sensorium.models.base import Model
 from sensorium.types import ModelInputs
 
 _SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
+# Steps of a size between two recorded ones after which it gets a graph of its own.
+_OFTEN = 64
 # Above this many tokens the device is busy for longer than launching the kernels one by one takes.
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
 _CHUNK_SEQUENCES = 8
@@ -98,29 +100,33 @@ class DecodeGraphs:
         self._numbers = _Numbers(most * (2 + self._axes + max_blocks) + 1, kv[0].device)
         self._scratch = plans.scratch(kv[0].device)
         self._sizes = ladder(most)
-        recorder = _Recorder()
-        # The largest first, so that the smaller ones fit into its memory.
-        self._graphs = {size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(self._sizes)}
+        self._recorder = _Recorder()
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self._used: Counter[int] = Counter()
+        # At the start powers of two, which need every kernel there is; the rest as they turn out to be used. The
+        # largest first, so that the smaller ones fit into its memory.
+        for size in reversed([size for size in self._sizes if size & (size - 1) == 0 or size == most]):
+            self._graphs[size] = self._recorder.record(lambda size=size: self._compute(size))
 
     def run(
         self,
-        ids: Sequence[int] | torch.Tensor,
+        ids: Sequence[int],
         positions: np.ndarray,
         lens: Sequence[int],
         tables: Sequence[Sequence[int]],
+        source: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [b, V] and likeliest tokens [b], -1 for NaN. positions [axes, b]; lens count the new token.
 
-        ids may be a tensor on the device, when the host does not know them yet.
+        With a source [any] on the device, ids are places in it: for tokens that the host does not know yet.
         """
         count = len(lens)
-        size = next(size for size in self._sizes if size >= count)
+        size = self._size_for(count)
         width = max(map(len, tables))
         host, stop = self._numbers.host, size * (2 + self._axes)
         head = host[:stop].reshape(-1, size)
         head[:] = 0
-        if not isinstance(ids, torch.Tensor):
-            head[0, :count] = ids
+        head[0, :count] = ids
         head[1 : 1 + self._axes, :count] = positions
         head[-1, :count] = lens
         host[stop] = width
@@ -128,11 +134,22 @@ class DecodeGraphs:
         for row, blocks in zip(host[stop + 1 : used].reshape(count, width), tables, strict=True):
             row[: len(blocks)] = blocks
         self._numbers.send(used)
-        if isinstance(ids, torch.Tensor):
-            self._numbers.device[:count] = ids
+        if source is not None:
+            places = self._numbers.device[:count]
+            places.copy_(source.index_select(0, places))
         graph, logits, greedy = self._graphs[size]
         graph.replay()
         return logits[:count], greedy[:count]
+
+    def _size_for(self, count: int) -> int:
+        """The recorded size to run in; records the best one when it has been missed often."""
+        best = next(size for size in self._sizes if size >= count)
+        if best not in self._graphs:
+            self._used[best] += 1
+            if self._used[best] < _OFTEN:
+                return min(size for size in self._graphs if size >= count)
+            self._graphs[best] = self._recorder.record(lambda: self._compute(best))
+        return best
 
     def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         numbers, stop = self._numbers.device, size * (2 + self._axes)
@@ -256,11 +273,17 @@ class _Recorded:
 
     def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any]) -> None:
         self._inputs = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
-        encode(*self._inputs)
-        torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result = encode(*self._inputs)
+        # For a shape that comes again cuDNN's attention is worth the time it takes to prepare; see prefer_any_shape.
+        before = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        try:
+            encode(*self._inputs)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._result = encode(*self._inputs)
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(before)
 
     def run(self, args: Sequence[Any]) -> torch.Tensor:
         for kept, arg in zip(self._inputs, args, strict=True):

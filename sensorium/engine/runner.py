@@ -160,10 +160,10 @@ class Runner:
         return self.readout.choose([works[row].seq for row in rows], logits, greedy)
 
     def _decode(
-        self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int] | torch.Tensor
+        self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int], source: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         lens, positions, tables = self._places(works)
-        return graphs.run(ids, positions, lens, tables)
+        return graphs.run(ids, positions, lens, tables, source)
 
     def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
         """Lengths after the step, positions [axes, N] and block tables of works."""
@@ -178,8 +178,9 @@ class Runner:
         """Start what follows a step that is on the device, then read that step's tokens."""
         rows = {work.seq.id: row for row, work in enumerate(ahead.works)}
         if follow and self._decodes is not None:
-            ids = ahead.likeliest.device[torch.tensor([rows[work.seq.id] for work in follow], device=self.device)]
-            self._ahead = _Ahead(list(follow), Likeliest(self._decode(self._decodes, follow, ids)[1]))
+            places = [rows[work.seq.id] for work in follow]
+            _, greedy = self._decode(self._decodes, follow, places, ahead.likeliest.device)
+            self._ahead = _Ahead(list(follow), Likeliest(greedy))
         tokens = ahead.likeliest.tolist()
         states = self.readout.states
         return {work.seq.id: states[work.seq.id].take(tokens[rows[work.seq.id]]) for work in works}

@@ -91,5 +91,8 @@ def _fit(width: float, height: float, scale: int, *, enlarge: bool) -> tuple[int
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """Columns first, then rows: newer Pillow may choose the other order, which rounds some pixels differently."""
-    narrowed = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
-    return np.asarray(narrowed.resize(size, Image.Resampling.BICUBIC))
+    if size[0] != image.width:
+        image = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
+    if size[1] != image.height:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
