@@ -136,7 +136,7 @@ def _check_size(size: tuple[int, int], part: str, limits: MediaLimits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation asks; unreadable EXIF data are ignored."""
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # EXIF is free-form input
         return image
 
@@ -150,7 +150,7 @@ def _to_rgb(image: Image.Image, how: Look) -> np.ndarray:
         image.alpha_composite(overlay)
     if how.grey:
         image = image.convert("L")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _deep_grey(values: np.ndarray) -> np.ndarray:
