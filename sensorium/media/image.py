@@ -16,6 +16,8 @@ from sensorium.errors import MediaError, RequestError, SensoriumError, TooLargeE
 from sensorium.types import Media
 
 MAX_SIDE = 16_384
+# The EXIF tag that says how a picture is turned; 1 is upright.
+ORIENTATION = 0x0112
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -136,7 +138,7 @@ def _check_size(size: tuple[int, int], part: str, limits: MediaLimits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation asks; unreadable EXIF data are ignored."""
     try:
-        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # EXIF is free-form input
         return image
 
