@@ -22,7 +22,7 @@ import numpy as np
 
 from sensorium.config import MediaLimits
 from sensorium.errors import SensoriumError, TooLargeError
-from sensorium.media import embeds, wire
+from sensorium.media import embeds, frame_list, wire
 from sensorium.media.decode import decode
 from sensorium.models.base import Processor
 from sensorium.models.registry import load_processor
@@ -111,7 +111,8 @@ def _serve(connection: socket.socket, processor: Processor, limits: MediaLimits)
 
 def prepare_item(processor: Processor, ref: MediaRef, limits: MediaLimits, options: Mapping[str, Any]) -> Prepared:
     """ref.source holds the item's bytes; options are ChatOptions.media_kwargs."""
-    if ref.modality == "video" and ref.form == "media":
+    is_file = isinstance(ref.source, bytes) and not ref.source.startswith(frame_list.MAGIC)
+    if ref.modality == "video" and ref.form == "media" and is_file:
         # A family that chooses frames in its own way says how, for what the request leaves open.
         ref = replace(ref, options=getattr(processor, "video_options", dict)(ref.options))
     return processor.prepare(decode(ref, limits), options)

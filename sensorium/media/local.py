@@ -11,6 +11,7 @@ import pybase64
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaBlockedError, MediaError, TooLargeError
+from sensorium.media import frame_list
 from sensorium.types import MediaRef
 
 # A declared type is only a hint, but it may not contradict what was asked for. Recorders call sound alone video too.
@@ -38,8 +39,18 @@ def _read_data_url(url: str, ref: MediaRef, limits: MediaLimits) -> bytes:
     if head[0].strip() not in ("", "application/octet-stream") and family not in _FAMILIES[ref.modality]:
         raise MediaError(f"a data: URL of another type than {ref.modality}", param=ref.part)
     check_size((len(url) - comma - 1) // 4 * 3 - 2, ref, limits)
+    text = url[comma + 1 :]
     try:
-        return pybase64.b64decode(url[comma + 1 :], validate=True)
+        if ref.modality == "video" and head[0].strip() == "video/jpeg":
+            count = text.count(",") + 1
+            if count > limits.max_video_frames:
+                raise MediaError(
+                    f"{count} frames; at most {limits.max_video_frames} (max_video_frames)", param=ref.part
+                )
+            return frame_list.join([pybase64.b64decode(frame, validate=True) for frame in text.split(",")])
+        return pybase64.b64decode(text, validate=True)
+    except MediaError:
+        raise
     except ValueError:
         raise MediaError("the base64 text of this data: URL is not valid", param=ref.part) from None
 

@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, SensoriumError, TooLargeError, UnsupportedError
-from sensorium.media import audio
+from sensorium.media import audio, frame_list
 from sensorium.media.container import open_container, sniff
 from sensorium.media.sampling import (
     MAX_FRAMES,
@@ -49,6 +49,8 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
     frame_recovery lets a frame between a damaged one and the next wanted stand for it; everything is decoded then.
     multiple_of spreads a multiple of so many frames over the whole video, with fps at least min_frames (Qwen2-VL).
     """
+    if data.startswith(frame_list.MAGIC):
+        return frame_list.from_bytes(data, part, limits, options or {})
     options = _check_options(dict(options or {}), part, limits)
     try:
         timeline = _scan(data, part, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -16,13 +17,15 @@ import av
 import numpy as np
 import pytest
 from clips import sound_file, tone, video_file, wav
+from PIL import Image
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, TooLargeError
 from sensorium.media import video
+from sensorium.media.local import read_local
 from sensorium.media.sampling import frame_audio_segments, packed_frames, recovered, uniform
 from sensorium.media.stack import concat_images
-from sensorium.types import Media
+from sensorium.types import Media, MediaRef
 
 LIMITS = MediaLimits()
 
@@ -329,3 +332,36 @@ def test_a_damaged_frame_is_left_out_or_stood_for():
         assert media.times_s is not None
         seen[recovery] = np.round(media.times_s * 10).astype(int).tolist()
     assert seen == {False: [0, 12, 19], True: [0, 7, 12, 19]}
+
+
+def frames_url(*shades: int, size: tuple[int, int] = (32, 24)) -> str:
+    frames = []
+    for shade in shades:
+        out = io.BytesIO()
+        Image.new("RGB", size, (shade, shade, shade)).save(out, "JPEG")
+        frames.append(base64.b64encode(out.getvalue()).decode())
+    return "data:video/jpeg;base64," + ",".join(frames)
+
+
+def test_a_list_of_frames_is_a_video():
+    data = read_local(MediaRef("video", frames_url(10, 100, 200)), LIMITS)
+    media = decode(data)
+    assert media.data.shape == (3, 24, 32, 3)
+    assert np.abs(media.data[:, 0, 0, 0].astype(int) - [10, 100, 200]).max() <= 2
+    assert media.times_s is not None
+    assert media.times_s.tolist() == [0, 1, 2]
+    assert len(decode(data, num_frames=2, fps=4).data) == 2
+    assert decode(data, fps=2).digest != media.digest
+
+
+@pytest.mark.parametrize("url", ["data:video/jpeg;base64,", "data:video/jpeg;base64,!!", frames_url(1) + ",AAAA"])
+def test_lists_of_something_else(url: str):
+    with pytest.raises(MediaError):
+        decode(read_local(MediaRef("video", url, "p"), LIMITS))
+
+
+def test_h126_too_many_frames_are_counted_before_one_is_decoded():
+    begun = time.monotonic()
+    with pytest.raises(MediaError, match="5000 frames"):
+        read_local(MediaRef("video", "data:video/jpeg;base64," + ",".join(["AAAA"] * 5000), "p"), LIMITS)
+    assert time.monotonic() - begun < 0.1
