@@ -72,6 +72,13 @@ class Admission:
             )
         size = sum({item.key: item.rows for item in prompt.media}.values()) * self._facts.row_bytes
         room = self._facts.encoder_cache_bytes
+        most = room // self._facts.row_bytes
+        if large := next((item for item in prompt.media if item.rows > most), None):
+            raise RequestError(
+                f"the prompt contains a(n) {large.modality} item with {large.rows} embedding tokens, which exceeds the "
+                f"pre-allocated encoder cache size {most} (encoder_cache_tokens)",
+                param="messages",
+            )
         if size > room:
             raise RequestError(
                 f"the prompt's media need {size} bytes of embeddings; the encoder cache holds {room}", param="messages"

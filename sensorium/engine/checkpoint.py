@@ -49,7 +49,9 @@ def open_processor(folder: Path, hf_config: Mapping[str, Any], config: EngineCon
                 if (file.name in _TOKENIZER) == ours:
                     shutil.copyfile(file, copy / file.name)
         (copy / "config.json").write_text(json.dumps(hf_config), "utf-8")
-        return load_processor(copy, hf_config)
+        processor = load_processor(copy, hf_config)
+    processor.origin = (folder, hf_config)  # the copy is gone; media workers make their own
+    return processor
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.config import MediaLimits
+from sensorium.config import EngineConfig, MediaLimits
+from sensorium.engine.checkpoint import open_processor
 from sensorium.errors import SensoriumError, TooLargeError
 from sensorium.media import embeds, frame_list, wire
 from sensorium.media.decode import decode
 from sensorium.models.base import Processor
-from sensorium.models.registry import load_processor
 from sensorium.types import Embeds, Media, MediaRef, Prepared
 
 MAX_ITEMS, MAX_GROWTH = 1000, 512 << 20
@@ -47,7 +47,7 @@ def main() -> None:
     _leave_network()
     setup, _ = wire.receive(control, (MediaLimits,))
     try:
-        processor = load_processor(Path(setup["folder"]), setup["hf_config"])
+        processor = open_processor(Path(setup["folder"]), setup["hf_config"], EngineConfig())
     except Exception as error:
         wire.send(control, f"{type(error).__name__}: {error}")
         return

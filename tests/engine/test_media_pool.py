@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sensorium.config import MediaLimits
-from sensorium.engine.checkpoint import read_config, resolve_folder
+from sensorium.config import EngineConfig, MediaLimits
+from sensorium.engine.checkpoint import open_processor, read_config, resolve_folder
 from sensorium.engine.media_pool import MediaPool
 from sensorium.errors import DecodeTimeoutError, MediaError, OverloadedError, TooLargeError
 from sensorium.media.decode import decode
@@ -223,3 +223,11 @@ def test_a_script_without_a_main_guard(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["started", "1"], done.stderr
+
+
+async def test_a_changed_configuration_reaches_the_workers():
+    folder = resolve_folder("")
+    hf_config = read_config(folder) | {"batch_vision_input": True, "changed": 1}
+    changed = open_processor(folder, hf_config, EngineConfig(tokenizer=str(folder)))
+    with pool(changed) as workers:
+        assert isinstance(await workers.prepare(picture(), {}), Prepared)
