@@ -20,7 +20,7 @@ from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
 from sensorium.envs import read_environment
 from sensorium.errors import CacheMissError, EngineDeadError, MediaError, RequestError, TooLargeError, UnsupportedError
-from sensorium.media import embeds
+from sensorium.media import embeds, image
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.limits import with_environment
 from sensorium.media.split import split_audio
@@ -57,6 +57,7 @@ class Preparer:
     def __init__(self, processor: Processor, modalities: Sequence[str], config: EngineConfig) -> None:
         self._processor = processor
         self._modalities = modalities
+        image.read_options(config.media_io_kwargs.get("image"), "media_io_kwargs.image")  # refused now, not per picture
         self._environment = read_environment()
         config = self._config = replace(config, limits=with_environment(config.limits, self._environment))
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))

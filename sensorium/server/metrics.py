@@ -18,6 +18,7 @@ from sensorium.errors import ConfigError
 from sensorium.types import Finished
 
 if TYPE_CHECKING:
+    from sensorium.engine.processor_cache import CacheStats
     from sensorium.engine.protocol import EngineStats
 
 PREFIXES = ("vllm:", "sensorium:")
@@ -63,7 +64,7 @@ class Metrics(Collector):
 
     def __init__(
         self,
-        stats: Callable[[], tuple[str, EngineStats] | None],
+        stats: Callable[[], tuple[str, EngineStats, CacheStats] | None],
         *,
         compat: bool = True,
         buckets: Mapping[str, Any] | None = None,
@@ -140,7 +141,7 @@ class Metrics(Collector):
             for prefix in self._prefixes:
                 yield from self._engine(prefix, *current)
 
-    def _engine(self, prefix: str, model_name: str, stats: EngineStats) -> Iterator[Metric]:
+    def _engine(self, prefix: str, model_name: str, stats: EngineStats, cache: CacheStats) -> Iterator[Metric]:
         names, values = ["model_name", "engine"], [model_name, "0"]
         kv_share = stats.kv_blocks_used / max(1, stats.kv_blocks_total)
         gauges = {
@@ -155,6 +156,8 @@ class Metrics(Collector):
             "prompt_tokens_cached": ("Prompt tokens found in the prefix cache", stats.prefix_hit_tokens),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache", prompt_tokens),
             "prefix_cache_hits": ("Tokens found there", stats.prefix_hit_tokens),
+            "mm_cache_queries": ("Media items looked up in the processor cache", cache.queries),
+            "mm_cache_hits": ("Media items found there", cache.hits),
             "generation_tokens": ("Generated tokens", stats.generation_tokens),
             "num_preemptions": ("Sequences that had to be computed again", stats.preemptions),
             "engine_steps": ("Engine steps", stats.steps),

@@ -385,13 +385,7 @@ def _(stage):
             llm.generate({**prompt, "multi_modal_data": {"image": None}})
 
 
-# Backgrounds of pictures are being built beside this.
-PENDING = {"S003-07"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.xfail] if name in PENDING else []) for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_seed(name, stage: Stage, monkeypatch, tmp_path):
     monkeypatch.setenv("SENSORIUM_ASSETS_URL", f"{stage.url}/assets")
     monkeypatch.setenv("SENSORIUM_ASSETS_CACHE", str(tmp_path / Path("assets")))

@@ -417,8 +417,6 @@ def _(play):
     scope["llm"].close()
 
 
-# Frame recovery, backgrounds and metrics of the processor cache are being built beside this.
-PENDING = {"S003-19", "S003-22", "S003-24", "S003-25a", "S003-25b", "S003-30b"}
 SLOW = {
     "S003-22",
     "S003-24",
@@ -433,11 +431,8 @@ SLOW = {
 }
 
 
-def marked(name):
-    marks = [pytest.mark.xfail] if name in PENDING else []
-    return pytest.param(name, marks=[*marks, *([pytest.mark.slow] if name in SLOW else [])])
-
-
-@pytest.mark.parametrize("name", [marked(name) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def test_seed(name, stage, servers, monkeypatch, capsys):
     CASES[name](Play(stage, servers, monkeypatch, capsys))
