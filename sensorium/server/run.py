@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from sensorium.config import ServerConfig
 from sensorium.envs import read_environment
@@ -68,7 +69,7 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
-def http_server(app: Starlette, config: ServerConfig) -> DrainingServer:
+def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
     """uvicorn, bounded: what it leaves open by default (slow or endless heads, proxy headers) is closed."""
     settings = uvicorn.Config(
         app,
@@ -87,7 +88,9 @@ def http_server(app: Starlette, config: ServerConfig) -> DrainingServer:
         ssl_cert_reqs=ssl.CERT_NONE if config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
         timeout_graceful_shutdown=FLUSH_S,
     )
-    return DrainingServer(settings, app.state.served, config.drain_s)
+    # An application of another kind has no engine to wait for.
+    served = app.state.served if isinstance(app, Starlette) else None
+    return DrainingServer(settings, served, config.drain_s)
 
 
 def run_server(
@@ -160,7 +163,7 @@ def _signal_handlers(server: DrainingServer) -> dict[signal.Signals, Any]:
 class DrainingServer(uvicorn.Server):
     """uvicorn that drains: asked to stop it still answers, with 503, until what runs is finished or drain_s is over."""
 
-    def __init__(self, settings: uvicorn.Config, served: Served, drain_s: float) -> None:
+    def __init__(self, settings: uvicorn.Config, served: Served | None, drain_s: float) -> None:
         super().__init__(settings)
         self._served = served
         self._drain_s = drain_s
@@ -172,18 +175,23 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._asked_s is not None:
-            if self._served.loaded is not None:
-                self._served.loaded.kill()
+            if (client := self._client) is not None:
+                client.kill()
             os._exit(128 + sig)
         log.info("%s: finishing what runs, for at most %g s", signal.Signals(sig).name, self._drain_s)
         self._asked_s = time.monotonic()
-        self._served.draining = True
+        if self._served is not None:
+            self._served.draining = True
+
+    @property
+    def _client(self) -> EngineClient | None:
+        return self._served.loaded if self._served is not None else None
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._is_over()
 
     def _is_over(self) -> bool:
-        client = self._served.loaded
+        client = self._client
         if client is not None and client.state == "failed":
             self.failure = client.reason
             return True
