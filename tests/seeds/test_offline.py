@@ -73,6 +73,18 @@ def tokens(outputs):
     return [output.outputs[0].token_ids for output in outputs]
 
 
+@case("S003-02")
+def _(stage, monkeypatch):
+    assert "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0" in extract.text("003")
+    part = {"type": "image_url", "image_url": {"url": f"{stage.url}/id/32/512/512"}}
+    for prefix in ("VLLM_", "SENSORIUM_"):
+        monkeypatch.setenv(f"{prefix}MEDIA_URL_ALLOW_REDIRECTS", "0")
+        with LLM(stage.model(LLAVA), allowed_media_domains=[stage.host]) as llm, pytest.raises(ValueError):
+            llm.chat([{"role": "user", "content": [part]}])
+        assert stage.asked[-1] == "/id/32/512/512"  # where it leads to was not asked
+        monkeypatch.delenv(f"{prefix}MEDIA_URL_ALLOW_REDIRECTS")
+
+
 @case("S003-03")
 def _(stage):
     script = snippet(0).replaced({LLAVA: stage.model(LLAVA)})
