@@ -65,7 +65,14 @@ async def _run(given: dict[str, Any], folder: Path) -> int:
     if len(left) < len(lines):
         print(f"{len(lines) - len(left)} of {len(lines)} requests are answered in {output} already", file=sys.stderr)
     output.touch()
-    failed = await _answer(given, path, left, output) if left else 0
+    failed = 0
+    if left:
+        log = logging.getLogger("sensorium.access")
+        was, log.disabled = log.disabled, True  # there is the bar, and the output
+        try:
+            failed = await _answer(given, path, left, output)
+        finally:
+            log.disabled = was
     if is_url(target):
         await upload(output, target)
     print(f"{len(left)} requests answered, {failed} of them with an error: {target}", file=sys.stderr)
@@ -80,7 +87,6 @@ async def _answer(given: dict[str, Any], source: Path, lines: list[Line], output
     from sensorium.engine.client import EngineClient
 
     engine, server = configure(given, read_environment())
-    logging.getLogger("sensorium.access").disabled = True
     with LoadingBar(engine.use_tqdm_on_load) as bar:
         client = await asyncio.to_thread(EngineClient, engine, bar.update)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]

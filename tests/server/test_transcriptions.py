@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
+import re
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,10 +122,19 @@ def test_a_url_may_stand_for_the_file(live: Live, sdk: openai.OpenAI):
 
 
 def test_leaving_ends_the_work(live: Live, sdk: openai.OpenAI):
-    impatient = sdk.with_options(timeout=0.05)
-    with pytest.raises(openai.APITimeoutError):
-        impatient.audio.transcriptions.create(model="tiny", file=("t.wav", twice()))
+    def aborted() -> float:
+        text = live.request("GET", "/metrics")[2].decode()
+        counts = re.findall(r'sensorium:request_success_total{[^}]*finished_reason="abort"[^}]*} (\S+)', text)
+        return float(counts[0]) if counts else 0.0
+
+    before = aborted()
+    body, headers = form({"temperature": "2"}, samples.sound(60))  # many clips, and words that do not come to an end
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=30)
+    connection.request("POST", PATH, body, headers)
+    assert eventually(lambda: live.engine.num_requests > 0)
+    connection.close()
     assert eventually(lambda: live.engine.num_requests == 0, 2)
+    assert eventually(lambda: aborted() > before, 2)
 
 
 def test_a_model_without_the_task_says_what_it_does(live: Live):
