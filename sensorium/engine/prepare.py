@@ -23,6 +23,7 @@ from sensorium.errors import CacheMissError, EngineDeadError, MediaError, Reques
 from sensorium.media import embeds, image
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.limits import with_environment
+from sensorium.media.options import check_loading
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
 from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message, Prepared, Prompt
@@ -60,6 +61,7 @@ class Preparer:
         image.read_options(config.media_io_kwargs.get("image"), "media_io_kwargs.image")  # refused now, not per picture
         self._environment = read_environment()
         config = self._config = replace(config, limits=with_environment(config.limits, self._environment))
+        check_loading(config.media_io_kwargs, config.limits)
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
         threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")

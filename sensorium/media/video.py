@@ -51,7 +51,7 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
     """
     if data.startswith(frame_list.MAGIC):
         return frame_list.from_bytes(data, part, limits, options or {})
-    options = _check_options(dict(options or {}), part, limits)
+    options = check_options(dict(options or {}), part, limits)
     try:
         timeline = _scan(data, part, limits)
         wanted, main = _choose(timeline, options, limits)
@@ -344,7 +344,7 @@ def _sound(data: bytes, part: str, limits: MediaLimits) -> Media | None:
     return Media("audio", samples, digest, rate=audio.RATE, part=part)
 
 
-def _check_options(options: dict[str, Any], part: str, limits: MediaLimits) -> dict[str, Any]:
+def check_options(options: dict[str, Any], part: str, limits: MediaLimits) -> dict[str, Any]:
     if unknown := sorted(set(map(str, options)) - OPTIONS):
         raise UnsupportedError(f"unknown video option {unknown[0][:64]}", param=part)
     options = {name: value for name, value in options.items() if value is not None}

@@ -20,7 +20,7 @@ from PIL import Image
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import read_config, resolve_folder
 from sensorium.engine.prepare import Preparer
-from sensorium.errors import CacheMissError, MediaError, RequestError, TooLargeError, UnsupportedError
+from sensorium.errors import CacheMissError, ConfigError, MediaError, RequestError, TooLargeError, UnsupportedError
 from sensorium.media import embeds
 from sensorium.models.base import Processor
 from sensorium.models.registry import load_processor
@@ -149,6 +149,24 @@ def test_what_a_request_decodes_to_is_bounded(processor: Processor):
     limits = replace(CONFIG.limits, max_request_bytes=100_000)
     with preparer(processor, limits=limits) as made, pytest.raises(TooLargeError, match="max_request_bytes"):
         ask(made, MediaRef("image", png("red", (448, 448))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"smell": {}}, {"image": {"rgba_background_color": "red"}}, {"image": {"colour": 1}}, {"video": {"num_frames": 0}},
+     {"audio": {"loudness": 1}}],
+)  # fmt: skip
+def test_loading_options_are_checked_at_start(processor: Processor, options: Any):
+    with pytest.raises(ConfigError, match="media_io_kwargs"):
+        Preparer(processor, ("image",), replace(CONFIG, media_io_kwargs=options))
+
+
+def test_a_background_set_for_the_server(processor: Processor):
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(out, "PNG")
+    with preparer(processor, media_io_kwargs={"image": {"rgba_background_color": [0, 0, 0]}}) as made:
+        patches = ask(made, MediaRef("image", out.getvalue())).media[0].arrays["patches"]
+        assert not patches.any()
 
 
 class Site(ThreadingHTTPServer):
