@@ -20,7 +20,7 @@ from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
 from sensorium.envs import read_environment
 from sensorium.errors import CacheMissError, EngineDeadError, MediaError, RequestError, TooLargeError, UnsupportedError
-from sensorium.media import embeds, image
+from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.limits import with_environment
 from sensorium.media.options import check_loading
@@ -58,7 +58,6 @@ class Preparer:
     def __init__(self, processor: Processor, modalities: Sequence[str], config: EngineConfig) -> None:
         self._processor = processor
         self._modalities = modalities
-        image.read_options(config.media_io_kwargs.get("image"), "media_io_kwargs.image")  # refused now, not per picture
         self._environment = read_environment()
         config = self._config = replace(config, limits=with_environment(config.limits, self._environment))
         check_loading(config.media_io_kwargs, config.limits)
