@@ -241,7 +241,7 @@ class ShapeGraphs:
     """
 
     _MOST_KEPT = 24
-    _MOST_ELEMENTS = 1 << 22
+    _MOST_ELEMENTS = 1 << 24
 
     def __init__(self, encode: Callable[..., torch.Tensor]) -> None:
         self._encode = encode
