@@ -31,7 +31,8 @@ class Mlp(nn.Module):
         if self.approximate == "tanh" and x.is_cuda and x.dtype != torch.float32:
             # One kernel of the library does both; its result is as exact as two roundings to 16 bits.
             assert self.fc1.bias is not None
-            hidden = torch._addmm_activation(self.fc1.bias, x.flatten(0, -2), self.fc1.weight.t(), use_gelu=True)
+            fused = torch._addmm_activation  # pyright: ignore - torch has it but does not export it
+            hidden = fused(self.fc1.bias, x.flatten(0, -2), self.fc1.weight.t(), use_gelu=True)
             return self.fc2(hidden.view(*x.shape[:-1], -1))
         x = self.fc1(x)
         if self.approximate == "quick":
