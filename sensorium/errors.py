@@ -95,9 +95,13 @@ class NotFoundError(SensoriumError):
 class OverloadedError(SensoriumError):
     code, status, retryable = "overloaded", 429, True
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float = 1.0, reason: str = "other"
+    ) -> None:
+        """reason: what is full, in one word, for the metrics."""
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class CheckpointError(SensoriumError):

@@ -218,11 +218,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. queue: arrival to first scheduling; ttft: arrival to first token; total: arrival to the end."""
+    """Seconds. queue: arrival to first scheduling; ttft: arrival to first token; total: arrival to the end.
+
+    preemptions: how often the request lost its place and had to be computed again.
+    """
 
     queue_s: float
     ttft_s: float | None
     total_s: float
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

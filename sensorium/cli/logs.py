@@ -152,11 +152,10 @@ def throughput_line(
     """vLLM's line, for what happened between two snapshots. Counters that went back mean a new engine."""
     prompt = max(0, now.prompt_tokens - before.prompt_tokens) / seconds
     generation = max(0, now.generation_tokens - before.generation_tokens) / seconds
-    looked_up = now.prompt_tokens + now.prefix_hit_tokens
     return (
         f"Avg prompt throughput: {prompt:.1f} tokens/s, Avg generation throughput: {generation:.1f} tokens/s, "
         f"Running: {now.running} reqs, Waiting: {now.waiting} reqs, "
         f"GPU KV cache usage: {100 * now.kv_blocks_used / max(1, now.kv_blocks_total):.1f}%, "
-        f"Prefix cache hit rate: {100 * now.prefix_hit_tokens / max(1, looked_up):.1f}%, "
+        f"Prefix cache hit rate: {100 * now.prefix_hit_tokens / max(1, now.prefix_query_tokens):.1f}%, "
         f"MM cache hit rate: {100 * media_hits / max(1, media_queries):.1f}%"
     )

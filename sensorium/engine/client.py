@@ -22,6 +22,7 @@ from sensorium.config import EngineConfig
 from sensorium.engine.admission import Admission
 from sensorium.engine.checkpoint import Progress
 from sensorium.engine.grammar import GrammarChecker
+from sensorium.engine.histogram import Buckets
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.prepare import MediaStats, Part, Preparer
 from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, RefuseWaiting
@@ -120,7 +121,9 @@ class EngineClient:
         self._refuse_if_ending()
         with self._lock:
             if self._num_preparing >= self.config.max_waiting:
-                raise OverloadedError(f"{self._num_preparing} requests are being prepared already; try again later")
+                raise OverloadedError(
+                    f"{self._num_preparing} requests are being prepared already; try again later", reason="preparing"
+                )
             self._num_preparing += 1
         try:
             future = call(*args)
@@ -200,10 +203,12 @@ class EngineClient:
         config = self.config
         most = config.max_num_queued_reqs or config.max_num_seqs + config.max_waiting
         if len(self._streams) >= most:
-            raise OverloadedError(f"the queue is full ({len(self._streams)} requests); try again later")
+            raise OverloadedError(
+                f"the queue is full ({len(self._streams)} requests); try again later", reason="requests"
+            )
         queued = sum(self._unstarted.values())
         if config.max_num_queued_tokens is not None and queued and queued + num_tokens > config.max_num_queued_tokens:
-            raise OverloadedError(f"the queue is full ({queued} prompt tokens wait); try again later")
+            raise OverloadedError(f"the queue is full ({queued} prompt tokens wait); try again later", reason="tokens")
 
     def _bounded(self, sampling: SamplingParams) -> SamplingParams:
         """With the operator's bound on answers, and a seed of the engine's where the request has none."""
@@ -281,6 +286,10 @@ class EngineClient:
 
     def stats(self) -> EngineStats:
         return self._link.stats()
+
+    def check_seconds(self) -> Buckets:
+        """How long it takes to check answer formats not seen before; bounds COMPILE_S of histogram.py."""
+        return self._grammars.seconds.freeze()
 
     def media_stats(self) -> MediaStats:
         """Of the processor cache and the decoding processes."""

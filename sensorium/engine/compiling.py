@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from sensorium.engine.grammar import GrammarCompiler, Matcher
+from sensorium.engine.histogram import Buckets
 from sensorium.errors import EngineError, SensoriumError
 from sensorium.types import Request
 
@@ -19,6 +20,11 @@ class Compiling:
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
         self._waiting: dict[str, tuple[Request, Future[Matcher]]] = {}
+
+    @property
+    def seconds(self) -> Buckets:
+        """How long compiling takes; see EngineStats.compile_s."""
+        return self._compiler.seconds.freeze()
 
     def __len__(self) -> int:
         return len(self._waiting)

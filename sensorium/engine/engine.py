@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensorium.engine.compiling import Compiling
+from sensorium.engine.counters import Counters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.engine.protocol import (
@@ -81,7 +82,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
-        self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
+        self._counters = Counters(runner.encoder_s)
 
     @property
     def has_work(self) -> bool:
@@ -104,7 +105,7 @@ class Engine:
                 self._fail(work.seq, _explain(error), events)
             tokens = {}
         self._advance(batch, tokens, events)
-        self._steps += 1
+        self._counters.step(sum(work.count for work in batch.works))
         self._update_stats()
         return events
 
@@ -255,7 +256,7 @@ class Engine:
         self.runner.drop_rows(self.scheduler.encoder_cache.take_evicted())
         if not batch.encode:
             return
-        self._encoded_items += len(batch.encode)
+        self._counters.encoded_items += len(batch.encode)
         failed = self.runner.encode(batch.encode)
         for key, error in failed.items():
             log.error("encoding a media item failed", exc_info=error)
@@ -280,7 +281,9 @@ class Engine:
         seq = work.seq
         self.scheduler.complete(work)
         if work.start < seq.prompt_len:
-            self._prompt_tokens += min(work.count, seq.prompt_len - work.start)
+            stop = min(work.start + work.count, seq.prompt_len)
+            self._counters.prompt_tokens += max(stop - max(work.start, seq.counted), 0)
+            seq.counted = max(stop, seq.counted)
         if not work.sample:
             if seq.request.pooling is not None and seq.computed == seq.prompt_len:
                 self._pool(seq, now, events)
@@ -307,7 +310,7 @@ class Engine:
         token, logprob = sampled
         output, sampling = self._outputs[seq.id], seq.request.sampling
         seq.ids.append(token)
-        self._generation_tokens += 1
+        self._counters.generation_tokens += 1
         if seq.resident:
             self._append_to_session(seq, token, now, events)
             return
@@ -352,6 +355,7 @@ class Engine:
             queue_s=(seq.first_scheduled_s if seq.first_scheduled_s is not None else now) - arrival,
             ttft_s=None if seq.first_token_s is None else seq.first_token_s - arrival,
             total_s=now - arrival,
+            preemptions=seq.num_preemptions,
         )
         self._remove(seq)
         events.append(Finished(seq.id, reason, usage, timings, stop_reason))
@@ -371,25 +375,15 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Start counting afresh, e.g. after warm-up."""
-        self._steps = self._prompt_tokens = self._generation_tokens = self._encoded_items = 0
+        self.runner.encoder_s.clear()
+        self.scheduler.reset_counters()
+        self._counters = Counters(self.runner.encoder_s)
         self._update_stats()
 
     def _update_stats(self) -> None:
-        scheduler = self.scheduler
-        self.stats = EngineStats(
-            waiting=len(scheduler.waiting) + len(self.inbox) + len(self._compiling),
-            running=len(scheduler.running),
-            kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
-            kv_blocks_total=scheduler.pool.num_blocks,
-            block_size=scheduler.pool.block_size,
-            encoder_cache_bytes=scheduler.encoder_cache.used_bytes,
-            steps=self._steps,
-            prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
-            prefix_hit_tokens=scheduler.prefix_hit_tokens,
-            encoded_items=self._encoded_items,
-            preemptions=scheduler.num_preemptions,
-        )
+        compiling = self._compiling
+        self.runner.stopwatch.read()
+        self.stats = self._counters.snapshot(self.scheduler, len(self.inbox), len(compiling), compiling.seconds)
 
 
 def _explain(error: Exception) -> str:

@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium.engine.grammar_compile import TokenTable, begin
+from sensorium.engine.histogram import COMPILE_S, Histogram
 from sensorium.errors import OverloadedError, RequestError
 from sensorium.models.base import Tokenizer
 from sensorium.types import StructuredOutputs
@@ -57,6 +59,8 @@ class GrammarChecker:
         self._worker: subprocess.Popen[bytes] | None = None
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
+        self.seconds = Histogram(COMPILE_S)
+        """Of checks that could not be answered from memory."""
 
     def check(self, wanted: StructuredOutputs) -> str:
         """The grammar in llguidance's notation. Blocks for up to some seconds.
@@ -92,7 +96,9 @@ class GrammarChecker:
         with self._turn:
             answer = self._recall(key)
             if answer is None:
+                start = time.perf_counter()
                 answer = self._ask(job)
+                self.seconds.observe(time.perf_counter() - start)
                 self._keep(key, answer)
             return answer
 
@@ -111,7 +117,9 @@ class GrammarChecker:
     def _waiting(self) -> Iterator[None]:
         with self._lock:
             if self._num_waiting >= _MAX_WAITING:
-                raise OverloadedError(f"{self._num_waiting} grammars wait to be compiled already; try again later")
+                raise OverloadedError(
+                    f"{self._num_waiting} grammars wait to be compiled already; try again later", reason="grammars"
+                )
             self._num_waiting += 1
         try:
             yield
@@ -257,6 +265,7 @@ class GrammarCompiler:
         self._pool: ThreadPoolExecutor | None = None
         self._table: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self.seconds = Histogram(COMPILE_S)
 
     def submit(self, wanted: StructuredOutputs, ends: frozenset[int]) -> Future[Matcher]:
         """A matcher, or RequestError. ends: ids that may end the answer."""
@@ -277,6 +286,7 @@ class GrammarCompiler:
             self.checker.close()
 
     def _compile(self, wanted: StructuredOutputs, ends: frozenset[int]) -> Matcher:
+        start = time.perf_counter()
         grammar = self.checker.check(wanted)
         inner = self._compiled.get(grammar)
         if inner is None:
@@ -286,4 +296,5 @@ class GrammarCompiler:
             if len(self._compiled) > _MAX_MATCHERS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
+        self.seconds.observe(time.perf_counter() - start)
         return Matcher(inner.deep_copy(), self._tokenizer.vocab_size, ends, wanted.after)

@@ -21,6 +21,7 @@ from typing import Any
 
 from sensorium import errors
 from sensorium.config import MediaLimits
+from sensorium.engine.marks import MediaCounters
 from sensorium.errors import DecodeTimeoutError, EngineError, MediaError, OverloadedError, SensoriumError
 from sensorium.media import wire
 from sensorium.models.base import Processor
@@ -44,7 +45,6 @@ class PoolStats:
     """Workers that crashed or were killed for taking too long."""
     timeouts: int = 0
     refused: int = 0
-    waiting: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -156,6 +156,8 @@ class _Job:
     options: dict[str, Any] | None
     worker: _Worker | None = None
     cancelled: bool = False
+    took: tuple[float, ...] = ()
+    """Seconds of decoding, and of preprocessing where that was asked for."""
 
 
 @dataclass(slots=True)
@@ -179,14 +181,16 @@ class MediaPool:
         workers: int = 0,
         video_workers: int = 0,
         max_waiting: int = 256,
+        counters: MediaCounters | None = None,
     ) -> None:
-        """processor: the workers load the same.
+        """processor: the workers load the same. counters: what the workers' times go to.
 
         workers: for pictures and sounds; 0 is half the cores, at most eight. video_workers: 0 is half of that.
         """
         workers = workers or max(min((os.cpu_count() or 2) // 2, 8), 1)
         self.limits = limits
         self.stats = PoolStats()
+        self._counters = counters or MediaCounters()
         self._known = (Media, *processor.piece_types)
         self._max_waiting = max_waiting
         self._nursery = _Nursery(processor, limits)
@@ -217,15 +221,31 @@ class MediaPool:
         lane = self._lanes["video" if ref.modality == "video" and ref.form == "media" else "media"]
         if lane.pending >= self._max_waiting + lane.size:
             self.stats.refused += 1
-            raise OverloadedError(f"{lane.pending} media items are waiting to be decoded; try again later")
+            raise OverloadedError(
+                f"{lane.pending} media items are waiting to be decoded; try again later", reason="media"
+            )
         lane.pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(lane.threads, self._run, lane, job)
+            content = await asyncio.get_running_loop().run_in_executor(lane.threads, self._run, lane, job)
+            self._note(job)
+            return content
         except asyncio.CancelledError:
             self._cancel(job)
             raise
         finally:
             lane.pending -= 1
+
+    def _note(self, job: _Job) -> None:
+        end = time.monotonic()
+        for phase, seconds in (("preprocess", job.took[1:]), ("decode", job.took[:1])):
+            for spent in seconds:
+                self._counters.took(phase, job.ref.modality, end - spent, end)  # pyright: ignore[reportArgumentType]
+                end -= spent
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Items that no worker has taken yet, by lane."""
+        return {name: max(lane.pending - lane.size, 0) for name, lane in self._lanes.items()}
 
     def close(self) -> None:
         """Ends the processes; items being decoded fail."""
@@ -270,13 +290,16 @@ class MediaPool:
         return answer["content"]
 
     def _ask(self, worker: _Worker, job: _Job, wall_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + wall_s
+        start = time.monotonic()
+        deadline = start + wall_s
         watch = threading.Timer(wall_s + _GRACE_S, self._nursery.kill, (worker,))
         watch.daemon = True
         watch.start()
         try:
             wire.send(worker.connection, {"ref": job.ref, "options": job.options, "cpu_s": _CPU_SHARE * wall_s})
-            return wire.receive(worker.connection, self._known)[0]
+            answer = wire.receive(worker.connection, self._known)[0]
+            job.took = _bounded(answer.get("took"), time.monotonic() - start)
+            return answer
         except TypeError as error:
             self._bury(worker)
             raise MediaError(f"an option of this {job.ref.modality}: {error}", param=job.ref.part or None) from None
@@ -308,6 +331,13 @@ class MediaPool:
             if job.worker:
                 with contextlib.suppress(OSError):
                     job.worker.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _bounded(took: Any, most_s: float) -> tuple[float, ...]:
+    """What a worker says it took; it is not trusted with numbers that cannot be."""
+    if not isinstance(took, list) or not all(isinstance(spent, float) and spent >= 0 for spent in took):
+        return ()
+    return tuple(took) if sum(took) <= most_s else ()
 
 
 def _error(answer: Mapping[str, Any]) -> SensoriumError:

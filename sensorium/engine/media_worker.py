@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sensorium.errors import SensoriumError, TooLargeError
 from sensorium.media import embeds, frame_list, wire
 from sensorium.media.decode import decode
 from sensorium.models.base import Processor
-from sensorium.types import Embeds, Media, MediaRef, Prepared
+from sensorium.types import Embeds, Media, MediaRef
 
 MAX_ITEMS, MAX_GROWTH = 1000, 512 << 20
 """After so many items, or so much growth of its memory, a worker is replaced."""
@@ -109,13 +109,13 @@ def _serve(connection: socket.socket, processor: Processor, limits: MediaLimits)
         os._exit(0)
 
 
-def prepare_item(processor: Processor, ref: MediaRef, limits: MediaLimits, options: Mapping[str, Any]) -> Prepared:
-    """ref.source holds the item's bytes; options are ChatOptions.media_kwargs."""
+def decode_item(processor: Processor, ref: MediaRef, limits: MediaLimits) -> Media | Embeds:
+    """ref.source holds the item's bytes."""
     is_file = isinstance(ref.source, bytes) and not ref.source.startswith(frame_list.MAGIC)
     if ref.modality == "video" and ref.form == "media" and is_file:
         # A family that chooses frames in its own way says how, for what the request leaves open.
         ref = replace(ref, options=getattr(processor, "video_options", dict)(ref.options))
-    return processor.prepare(decode(ref, limits), options)
+    return decode(ref, limits)
 
 
 def _answer(job: dict[str, Any], processor: Processor, limits: MediaLimits) -> tuple[dict[str, Any], bool]:
@@ -123,8 +123,14 @@ def _answer(job: dict[str, Any], processor: Processor, limits: MediaLimits) -> t
     ref = job["ref"]
     try:
         if job["options"] is None:
-            return {"content": decode(ref, limits)}, False
-        return {"content": prepare_item(processor, ref, limits, job["options"]).content}, False
+            start = time.monotonic()
+            return {"content": decode(ref, limits), "took": [time.monotonic() - start]}, False
+        start = time.monotonic()
+        media = decode_item(processor, ref, limits)
+        decoded = time.monotonic()
+        prepared = processor.prepare(media, job["options"])
+        took = [decoded - start, time.monotonic() - decoded]
+        return {"content": prepared.content, "took": took}, False
     except SensoriumError as error:
         return {"error": type(error).__name__, "message": error.message, "param": error.param}, False
     except MemoryError:

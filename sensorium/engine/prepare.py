@@ -10,16 +10,26 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sensorium.config import EngineConfig
+from sensorium.engine.marks import MediaCounters, MediaTotals
 from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
 from sensorium.envs import read_environment
-from sensorium.errors import CacheMissError, EngineDeadError, MediaError, RequestError, TooLargeError, UnsupportedError
+from sensorium.errors import (
+    CacheMissError,
+    EngineDeadError,
+    MediaError,
+    RequestError,
+    SensoriumError,
+    TooLargeError,
+    UnsupportedError,
+)
 from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.limits import with_environment
@@ -30,6 +40,7 @@ from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message,
 
 log = logging.getLogger(__name__)
 Part = MediaRef | Media | Embeds | Prepared
+T = TypeVar("T")
 MAX_UUID = 2048
 _FETCHES = 4
 CUT_WITHIN_S = 1.0
@@ -42,6 +53,9 @@ class MediaStats:
     cache: CacheStats
     pool: PoolStats
     fetch: FetchStats
+    totals: MediaTotals
+    waiting: Mapping[str, int]
+    """Items that no worker has taken yet, by lane: media, video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +78,14 @@ class Preparer:
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
         threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")
+        self._counters = MediaCounters()
         self._pool = MediaPool(
             processor,
             config.limits,
             workers=config.media_threads,
             video_workers=config.video_decode_workers,
             max_waiting=config.max_waiting,
+            counters=self._counters,
         )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,7 +121,13 @@ class Preparer:
 
     def stats(self) -> MediaStats:
         fetched = self._fetcher.stats if self._fetcher else FetchStats()
-        return MediaStats(replace(self._cache.stats), replace(self._pool.stats), replace(fetched))
+        return MediaStats(
+            replace(self._cache.stats),
+            replace(self._pool.stats),
+            replace(fetched),
+            self._counters.totals(),
+            self._pool.waiting,
+        )
 
     def reset_cache(self) -> None:
         """Forget all preprocessed media."""
@@ -163,7 +185,7 @@ class Preparer:
             index = indices.get(part.modality, 0)
             indices[part.modality] = index + 1
             if identity not in work:  # equal items of one request are prepared once
-                work[identity] = self._item(part, index, options, context)
+                work[identity] = self._counted(self._item, part, index, options, context)
         found = dict(zip(work, await _together(list(work.values())), strict=True))
         size = sum(array_bytes(prepared.content) for prepared in found.values())
         if size > self._config.limits.max_request_bytes:
@@ -178,11 +200,24 @@ class Preparer:
     async def _speech(self, recording: MediaRef, instruction: str, hint: str) -> list[Clip]:
         self._check([recording])
         options = self._with_defaults(ChatOptions())
-        ref = await self._fetched(recording, 0, self._io_options(recording, options), self._context())
-        media = await self._pool.decode(ref)
+        media = await self._counted(self._recording, recording, options)
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._clips, media, instruction, hint, options
         )
+
+    async def _recording(self, recording: MediaRef, options: ChatOptions) -> Media:
+        io_options = self._io_options(recording, options)
+        return await self._pool.decode(await self._fetched(recording, 0, io_options, self._context()))
+
+    async def _counted(self, work: Callable[..., Coroutine[Any, Any, T]], part: Part, *args: object) -> T:
+        """The work on one item, counted by how it ends."""
+        try:
+            result = await work(part, *args)
+        except SensoriumError as error:
+            self._counters.errors[part.modality, error.code] += 1
+            raise
+        self._counters.items[part.modality] += 1
+        return result
 
     def _clips(self, media: Media, instruction: str, hint: str, options: ChatOptions) -> list[Clip]:
         rate = media.rate or 1
@@ -261,9 +296,11 @@ class Preparer:
         else:
             part = replace(part, options=io_options) if isinstance(part, Media) else part
             prepare = self._processor.prepare
+            start = time.monotonic()
             prepared = await asyncio.get_running_loop().run_in_executor(
                 self._threads, prepare, part, options.media_kwargs
             )
+            self._counters.took("preprocess", part.modality, start, time.monotonic())
         self._cache.put(key, prepared)
         return prepared
 
@@ -281,7 +318,10 @@ class Preparer:
             if self._fetcher is None:
                 self._fetcher = Fetcher(self._config.limits, self._environment, self._threads)
             async with context.slots:
+                start = time.monotonic()
                 source = await self._fetcher.fetch(ref, context.budget)
+            self._counters.took("fetch", ref.modality, start, time.monotonic())
+            self._counters.bytes[ref.modality] += len(source)
         return replace(ref, source=source, options=io_options)
 
     def _io_options(self, part: MediaRef | Media | Embeds, options: ChatOptions) -> dict[str, Any]:

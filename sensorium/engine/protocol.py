@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sensorium.engine.histogram import Buckets
 from sensorium.engine.pooler_config import PoolerConfig
 from sensorium.engine.session import SessionPolicy
 from sensorium.types import Request, SamplingParams, Unit
@@ -56,21 +57,36 @@ Control = Abort | RefuseWaiting | ForgetPrefixes | OpenSession | AppendUnit | Ba
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. Totals count since the engine started; restarts is how often that was again."""
+    """A snapshot. Totals count since the engine started; restarts is how often that was again.
+
+    Each prompt token is counted once, as computed (prompt_tokens) or found (prefix_hit_tokens), however often its
+    request is preempted.
+    """
 
     waiting: int = 0
+    deferred: int = 0
+    """Of those waiting: for their grammar."""
     running: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     block_size: int = 0
     encoder_cache_bytes: int = 0
+    encoder_cache_queries: int = 0
+    encoder_cache_hits: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     encoded_items: int = 0
     preemptions: int = 0
     restarts: int = 0
+    step_tokens: Buckets = field(default_factory=Buckets)
+    """Tokens computed in a step; bounds STEP_TOKENS of histogram.py."""
+    encoder_s: Mapping[str, Buckets] = field(default_factory=dict[str, Buckets])
+    """Modality -> seconds of one pass of its encoder, over all items of a step; bounds MEDIA_S."""
+    compile_s: Buckets = field(default_factory=Buckets)
+    """Seconds until an answer format could be followed; bounds COMPILE_S."""
 
 
 @dataclass(frozen=True, slots=True)

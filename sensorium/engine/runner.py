@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs
+from sensorium.engine.histogram import MEDIA_S, Histograms
 from sensorium.engine.readout import Readout
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
+from sensorium.engine.stopwatch import Stopwatch
 from sensorium.kernels.select import paged_attention
 from sensorium.models.base import Model
 from sensorium.types import MediaItem, ModelInputs
@@ -49,6 +51,9 @@ class Runner:
         shape = (2, num_blocks, block_size, model.num_kv_heads, model.head_dim)
         self.kv = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
         self.rows: dict[bytes, torch.Tensor] = {}
+        self.encoder_s = Histograms(MEDIA_S)
+        """Modality -> seconds of one pass of its encoder."""
+        self.stopwatch = Stopwatch(device, self.encoder_s)
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
         self._ahead: _Ahead | None = None
@@ -76,7 +81,9 @@ class Runner:
         for modality in sorted({item.modality for item in items}):
             group = [item for item in items if item.modality == modality]
             try:
-                self._store(group, self.model.encode(modality, group))
+                with self.stopwatch.time(modality):
+                    rows = self.model.encode(modality, group)
+                self._store(group, rows)
             except Exception:
                 for item in group:
                     try:

@@ -75,9 +75,13 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.resident: list[Sequence] = []
-        self.num_preemptions = 0
-        self.prefix_hit_tokens = 0
+        self.reset_counters()
         self._held: dict[str, set[bytes]] = {}
+
+    def reset_counters(self) -> None:
+        self.num_preemptions = 0
+        self.prefix_query_tokens = self.prefix_hit_tokens = 0
+        self.encoder_cache_queries = self.encoder_cache_hits = 0
 
     # ---- what the engine tells it ----------------------------------------------------------------------------------
 
@@ -163,7 +167,9 @@ class Scheduler:
             seq.num_registered = len(hit)
             if seq.num_generated == 0:
                 seq.cached = computed
-            self.prefix_hit_tokens += computed
+            if seq.first_scheduled_s is None and self._uses_prefixes(seq):
+                self.prefix_query_tokens += len(seq.ids)
+                self.prefix_hit_tokens += computed
             seq.status = Status.RUNNING
             self.running.append(seq)
             fits = self._grow(seq, computed + count, set())
@@ -218,6 +224,7 @@ class Scheduler:
             at += 1
         self.waiting.insert(at, seq)
         self.num_preemptions += 1
+        seq.num_preemptions += 1
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
@@ -228,9 +235,12 @@ class Scheduler:
         samples = seq.computed + count == len(seq.ids) and seq.request.pooling is None
         return Work(seq, seq.computed, count, samples)
 
+    def _uses_prefixes(self, seq: Sequence) -> bool:
+        return self.enable_prefix_caching and not seq.needs_every_row
+
     def _match_prefix(self, seq: Sequence) -> list[int]:
         """Cached blocks for the start of a sequence; the last known token is always computed, for its logits."""
-        if not self.enable_prefix_caching or seq.needs_every_row:
+        if not self._uses_prefixes(seq):
             return []
         usable = (len(seq.ids) - 1) // self.pool.block_size
         return self.pool.match(seq.extend_hashes(self.pool.block_size)[:usable])
@@ -240,7 +250,7 @@ class Scheduler:
 
         So several answers to one prompt compute it once, and those who come while it is computed wait for it.
         """
-        if not self.enable_prefix_caching or seq.needs_every_row:
+        if not self._uses_prefixes(seq):
             return False
         usable = (len(seq.ids) - 1) // self.pool.block_size
         if known >= usable:
@@ -279,6 +289,7 @@ class Scheduler:
             return True
         if item.key in self.encoder_cache:
             self.encoder_cache.hold(item.key, seq.id)
+            self.encoder_cache_hits += 1
         else:
             # An item larger than the whole budget still goes, alone.
             if item.rows > budget.rows and budget.encode:
@@ -287,6 +298,7 @@ class Scheduler:
                 return False
             budget.encode[item.key] = item
             budget.rows -= item.rows
+        self.encoder_cache_queries += 1
         held.add(item.key)
         return True
 

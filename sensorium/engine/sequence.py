@@ -29,6 +29,7 @@ class Sequence:
         "blocks",
         "cached",
         "computed",
+        "counted",
         "deadline_s",
         "first_scheduled_s",
         "first_token_s",
@@ -39,6 +40,7 @@ class Sequence:
         "max_len",
         "media",
         "needs_every_row",
+        "num_preemptions",
         "num_registered",
         "positions",
         "prompt_len",
@@ -63,6 +65,9 @@ class Sequence:
         self.max_len = max_len
         self.computed = 0
         self.cached = 0
+        # Prompt tokens before this were counted as computed or found; a preempted sequence computes them again.
+        self.counted = 0
+        self.num_preemptions = 0
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.num_registered = 0

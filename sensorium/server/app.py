@@ -33,19 +33,17 @@ from sensorium.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
-    from sensorium.engine.processor_cache import CacheStats
-    from sensorium.engine.protocol import EngineStats
 
 
 def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig) -> Starlette:
     """The ASGI application for an engine, or for one that is still loading."""
     served = Served(engine if isinstance(engine, Future) else _ready(engine), config)
 
-    def stats() -> tuple[str, EngineStats, CacheStats] | None:
+    def current() -> tuple[str, EngineClient] | None:
         client = served.loaded
-        return (served.name_of(client), client.stats(), client.media_stats().cache) if client is not None else None
+        return (served.name_of(client), client) if client is not None else None
 
-    metrics = Metrics(stats, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
+    metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])

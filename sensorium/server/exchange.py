@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import SensoriumError
+from sensorium.errors import OverloadedError, SensoriumError
 from sensorium.server.anthropic import error_body
 from sensorium.server.errors import ClientGone, describe, printable
 from sensorium.server.guard import is_anthropic
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("sensorium.access")
 
 QUIET_PATHS = {"/health", "/ping", "/metrics"}
+"""Not in the access log, but where its level is debug."""
+UNCOUNTED_PATHS = QUIET_PATHS | {"/load", "/version"}
 LINGER_S, IDLE_S = 2.0, 0.25
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = [
@@ -36,13 +38,14 @@ _HEADERS = [
 class Exchange:
     """Watches what passes: whether the body was read, what was answered. Adds headers to the answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig, metrics: Metrics) -> None:
         self.scope = scope
         self._config = config
+        self._metrics = metrics
         self._receive = receive
         self._send = send
         self._headers = Headers(scope=scope)
-        self.status = 0
+        self.status = self.received = self.sent = 0
         self.start = time.monotonic()
         given = self._headers.get("x-request-id", "")
         is_given = _REQUEST_ID.fullmatch(given) is not None
@@ -56,6 +59,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         message = await self._receive()
+        self.received += len(message.get("body", b""))
         if not message.get("more_body", False):
             self._body_pending = False
         return message
@@ -67,6 +71,7 @@ class Exchange:
             if self._config.enable_request_id_headers:
                 extra.append((b"x-request-id", self.id.encode()))
             message = {**message, "headers": [*message.get("headers", []), *extra]}
+        self.sent += len(message.get("body", b""))
         await self._send(message)
 
     async def refuse(self, error: BaseException) -> None:
@@ -77,6 +82,9 @@ class Exchange:
         elif self._config.log_error_stack:
             log.warning("request %s refused", self.id, exc_info=error)
         self.facts["error"] = body.error.code
+        self._metrics.failed(body.error.code)
+        if isinstance(error, OverloadedError):
+            self._metrics.rejected(error.reason)
         if self.status:
             return
         anthropic = is_anthropic(self.scope["path"])
@@ -118,7 +126,8 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self._config)
+        self._metrics.lag.watch()
+        exchange = Exchange(scope, receive, send, self._config, self._metrics)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
@@ -133,7 +142,9 @@ class Exchanges:
         seconds = time.monotonic() - exchange.start
         scope = exchange.scope
         path = scope["path"].removeprefix(self._root)
-        self._metrics.answered(scope["method"], self._handlers.get(path, "other"), exchange.status, seconds)
+        if path not in UNCOUNTED_PATHS:
+            handler, sizes = self._handlers.get(path, "other"), (exchange.received, exchange.sent)
+            self._metrics.answered(scope["method"], handler, exchange.status, seconds, *sizes)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
         if path in self._silent or not access_log.isEnabledFor(level):
             return

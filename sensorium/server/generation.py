@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class Tally:
     """How far a job has come."""
 
     tokens: int = 0
+    last_s: float | None = None
+    """When the latest tokens came."""
     finished: Finished | None = None
 
 
@@ -115,7 +118,7 @@ class Generation:
         self._metrics = metrics
         self._origin = origin
         self._jobs = jobs
-        self._failed = False
+        self._launched = self._failed = False
         self._vectors: dict[int, np.ndarray] = {}
 
     async def run(self, codec: Codec) -> None:
@@ -167,22 +170,43 @@ class Generation:
                 if wanted is not None:  # refused here, before a stream begins
                     await self._client.acheck_structured(wanted)
             fleet.launch()
+            self._launched = True
+            self._count_start()
             yield ()
             async for events in fleet:
+                now = time.monotonic()
                 for number, event in events:
-                    self._take(number, event, codec)
+                    self._take(number, event, now, codec)
                 yield dict.fromkeys(number for number, _ in events)
         finally:
             fleet.abort()
             self._account()
 
-    def _take(self, number: int, event: Event, codec: Codec | None) -> None:
+    def _count_start(self) -> None:
+        room = self._client.max_model_len
+        for jobs in self._by_prompt():
+            job = self._jobs[jobs[0]]
+            if job.pooling is None:
+                most = room - len(job.prompt.ids)
+                self._metrics.started(len(jobs), min(job.sampling.max_tokens or most, most))
+
+    def _by_prompt(self) -> list[list[int]]:
+        """Numbers of the jobs of each prompt."""
+        groups: dict[int, list[int]] = {}
+        for number, job in enumerate(self._jobs):
+            groups.setdefault(id(job.prompt), []).append(number)
+        return list(groups.values())
+
+    def _take(self, number: int, event: Event, now: float, codec: Codec | None) -> None:
         if isinstance(event, Failed):
             self._failed = True
             raise failure_of(event)
         tally = self.tallies[number]
         if isinstance(event, TextDelta):
             tally.tokens += len(event.token_ids)
+            if tally.last_s is not None:
+                self._metrics.gap(now - tally.last_s, len(event.token_ids))
+            tally.last_s = now
         elif isinstance(event, Finished):
             tally.finished = event
             self._metrics.finished(event)
@@ -195,8 +219,12 @@ class Generation:
         """Write down how the request ended."""
         cut = "error" if self._failed else "abort"
         for tally in self.tallies:
-            if tally.finished is None:
+            if tally.finished is None and self._launched:
                 self._metrics.cut(cut)
+        for numbers in self._by_prompt():
+            tallies = [self.tallies[number] for number in numbers]
+            if all(tally.finished is not None for tally in tallies) and self._jobs[numbers[0]].pooling is None:
+                self._metrics.answered_prompt(max(tally.tokens for tally in tallies))
         self._origin.facts.update(
             prompt_tokens=sum(
                 len(prompt.ids) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values()

@@ -198,7 +198,9 @@ class Responses:
         """Run on without the client."""
         assert self._store is not None
         if self._store.running >= MAX_BACKGROUND:
-            raise OverloadedError(f"{MAX_BACKGROUND} responses are being made in the background already")
+            raise OverloadedError(
+                f"{MAX_BACKGROUND} responses are being made in the background already", reason="background"
+            )
 
         async def run() -> None:
             try:

@@ -141,6 +141,7 @@ def test_the_throughput_line_is_the_one_that_scripts_look_for():
     now = EngineStats(
         prompt_tokens=300,
         generation_tokens=60,
+        prefix_query_tokens=400,
         prefix_hit_tokens=100,
         running=2,
         waiting=1,

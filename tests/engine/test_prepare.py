@@ -12,7 +12,7 @@ import pytest
 from small import ByteTokenizer
 
 from sensorium.config import MediaLimits
-from sensorium.engine.media_worker import prepare_item
+from sensorium.engine.media_worker import decode_item
 from sensorium.types import Media, MediaRef, Prepared
 
 
@@ -52,4 +52,5 @@ def film() -> bytes:
 )
 def test_who_chooses_the_frames(film: bytes, processor: Any, options: dict[str, int], frames: int):
     ref = MediaRef("video", film, "video", options)
-    assert prepare_item(processor, ref, MediaLimits(), {}).content == frames
+    media = decode_item(processor, ref, MediaLimits())
+    assert processor.prepare(media, {}).content == frames

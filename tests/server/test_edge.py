@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from server.bodies import chat
 from server.live import Live, eventually, serve, user
 from starlette.routing import Route
@@ -24,7 +23,6 @@ from sensorium.errors import RequestError
 from sensorium.server.app import build_app
 from sensorium.server.body import decode
 from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
-from sensorium.server.metrics import TOKENS, Histogram
 from sensorium.server.openapi import describe_api
 from sensorium.server.page import page_routes
 from sensorium.server.unsupported import ROUTES
@@ -76,54 +74,7 @@ def test_null_is_the_same_as_leaving_out():
     assert read({**nulls, "messages": user("hi")}) == read({"messages": user("hi")})
 
 
-# ---- metrics and log ----
-
-
-def scrape(live: Live) -> dict[str, float]:
-    """Samples of the vllm: names, without their labels but the bucket."""
-    text = live.request("GET", "/metrics")[2].decode()
-    result: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.startswith("vllm:"):
-                result[sample.name + sample.labels.get("le", "")] = sample.value
-    return result
-
-
-def test_a_finished_request_is_counted_once(live: Live):
-    before = scrape(live)
-    assert live.post(chat(max_tokens=9, ignore_eos=True))[0] == 200
-    after = scrape(live)
-    grown = {name: after[name] - before.get(name, 0) for name in after}
-    assert grown["vllm:generation_tokens_total"] == 9
-    assert grown["vllm:request_generation_tokens_sum"] == 9
-    for name in ("e2e_request_latency", "time_to_first_token", "request_queue_time"):
-        assert grown[f"vllm:{name}_seconds_count"] == grown[f"vllm:{name}_seconds_bucket+Inf"] == 1
-    assert grown["vllm:inter_token_latency_seconds_count"] == 8
-
-
-def test_both_prefixes_say_the_same(live: Live):
-    lines = live.request("GET", "/metrics")[2].decode().splitlines()
-    vllm, own = ([line.replace(prefix, "") for line in lines if prefix in line] for prefix in ("vllm:", "sensorium:"))
-    assert vllm == own
-    assert len(vllm) > 100
-
-
-def test_histogram_buckets_are_cumulative():
-    histogram = Histogram(TOKENS[:3])
-    for value in (0.5, 1, 2, 3, 99):
-        histogram.observe(value)
-    histogram.observe(4, times=2)
-    assert histogram.buckets() == [("1.0", 2), ("2.0", 3), ("5.0", 6), ("+Inf", 7)]
-    assert histogram.sum == 113.5
-
-
-def test_paths_of_strangers_make_no_new_labels(live: Live):
-    for number in range(50):
-        live.request("GET", f"/v1/guess/{number}")
-    handlers = re.findall(r'http_requests_total{handler="([^"]*)"', live.request("GET", "/metrics")[2].decode())
-    assert "other" in handlers
-    assert not any("guess" in handler for handler in handlers)
+# ---- log ----
 
 
 @pytest.mark.parametrize("log_format", ["plain", "json"])
