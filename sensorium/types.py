@@ -315,3 +315,5 @@ class ModelInputs:
     positions: torch.Tensor
     plan: Any
     kv: list[torch.Tensor] | None = None
+    rows: torch.Tensor | None = None
+    """int64 [M], ascending: the rows whose hidden states are wanted, and the only ones that come back. None: all."""

@@ -227,10 +227,10 @@ class ChunkGraphs:
         positions = numbers[:at_slots].view(self._axes, size)
         tiles = numbers[at_tiles:at_ends].view(-1, 4)
         plan = self._plans.chunk_plan(numbers[at_slots:at_tiles], tiles, numbers[stop:], numbers[at_width:])
-        inputs = ModelInputs(positions[0] if self._axes == 1 else positions, plan, self._kv)
+        ends = numbers[at_ends:at_width]
+        inputs = ModelInputs(positions[0] if self._axes == 1 else positions, plan, self._kv, ends)
         # A copy, as the layers may write to what they are given.
-        hidden = self._model.forward(self.x[:size].clone(), inputs)
-        logits = self._model.logits(hidden.index_select(0, numbers[at_ends:at_width]))
+        logits = self._model.logits(self._model.forward(self.x[:size].clone(), inputs))
         return logits, _pick(logits)
 
 

@@ -55,10 +55,13 @@ class Readout:
         for kept in (self.states, self._scores, self._pools):
             kept.pop(seq_id, None)
 
+    @property
+    def is_observing(self) -> bool:
+        """Whether some sequence needs more of a step's rows than those that tokens are chosen from."""
+        return bool(self._scores or self._pools)
+
     def observe(self, works: Seq[Work], hidden: torch.Tensor) -> None:
         """Take what is accumulated from all rows [N of all works, E] of a step."""
-        if not self._scores and not self._pools:
-            return
         offset = 0
         for work in works:
             rows = hidden[offset : offset + work.count]

@@ -130,15 +130,17 @@ class Runner:
             self.block_size,
             self.device,
         )
-        hidden = self.model.forward(x, ModelInputs(self._positions(works), plan, self.kv))
-        self.readout.observe(works, hidden)
         ends = np.cumsum([work.count for work in works]) - 1
-        rows = [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
+        picked = [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
+        rows = None if len(picked) == len(x) else torch.tensor(picked, dtype=torch.int64, device=self.device)
+        every = self.readout.is_observing
+        inputs = ModelInputs(self._positions(works), plan, self.kv, None if every else rows)
+        hidden = self.model.forward(x, inputs)
+        if every:
+            self.readout.observe(works, hidden)
+            hidden = hidden if rows is None else hidden[rows]
         sampled = [work.seq for work in works if work.sample]
-        if not sampled:
-            return {}
-        picked = hidden if len(rows) == hidden.shape[0] else hidden[torch.tensor(rows, device=self.device)]
-        return self.readout.choose(sampled, self.model.logits(picked))
+        return self.readout.choose(sampled, self.model.logits(hidden)) if sampled else {}
 
     def _replay(self, works: Seq[Work], follow: Seq[Work]) -> dict[str, Sampled | Unsampled] | None:
         """The step as a graph, if it is small enough and one was recorded."""

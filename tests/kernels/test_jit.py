@@ -88,6 +88,23 @@ def test_prefill_chunks_and_decodes_equal_the_layers(name, block_size):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("compiled_", [False, True])
+def test_only_the_wanted_rows_come_back(name, compiled_):
+    model = fused(name) if compiled_ else decoder(name)
+    counts = lens = [40, 1, 17, 100]
+    cache = Cache(model, lens, 16)
+    every, _ = cache.run(model, [0, 1, 2, 3], counts, lens, seed=1)
+    x = torch.randn(sum(counts), 72, generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(n) for n in lens])
+    for rows in ([39, 40, 57, 157], [0], [], list(range(158))):
+        plan = CpuPlan(counts, lens, cache.tables, 16, CPU)
+        wanted = torch.tensor(rows, dtype=torch.int64)
+        got = model(x.clone(), ModelInputs(positions, plan, cache.kv, wanted))
+        torch.testing.assert_close(got, every[wanted], rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads():
     lens = [200, 1, 64, 31, 100, 77, 2, 129, 5]
     alone = []

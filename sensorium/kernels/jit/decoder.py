@@ -58,16 +58,16 @@ def _squares(x, n):
 
 
 @kernel
-def _norm(step, counter, x, weight, out):
-    """out = RMS norm of x [N, width]."""
+def _norm(step, counter, rows, x, weight, out):
+    """out = RMS norm of x [rows, width]."""
     n = step.width
-    tiles = (step.rows + _NORM_ROWS - 1) // _NORM_ROWS
+    tiles = (rows + _NORM_ROWS - 1) // _NORM_ROWS
     w = floats(weight)
     while True:
         tile = claim(counter)
         if tile >= tiles:
             break
-        for row in range(tile * _NORM_ROWS, min((tile + 1) * _NORM_ROWS, step.rows)):
+        for row in range(tile * _NORM_ROWS, min((tile + 1) * _NORM_ROWS, rows)):
             source, to = floats(x + row * n * 4), floats(out + row * n * 4)
             factor = ONE / np.float32(math.sqrt(_squares(source, n) / np.float32(n) + step.eps))
             for i in range(n):
@@ -166,10 +166,26 @@ def _store(step, counter, layer):
 
 
 @kernel
-def _layer(step, layer, counter, scratch):
+def _keep(step, counter, n_q):
+    """Move the kept rows of x and mixed to the front. They ascend, so none is overwritten before it has moved."""
+    kept = integers(step.kept)
+    while claim(counter) < 1:
+        for i in range(step.num_kept):
+            source, to = floats(step.x + kept[i] * step.width * 4), floats(step.x + i * step.width * 4)
+            for j in range(step.width):
+                to[j] = source[j]
+            source, to = floats(step.mixed + kept[i] * n_q * 4), floats(step.mixed + i * n_q * 4)
+            for j in range(n_q):
+                to[j] = source[j]
+        add_atomic(counter + 8, 1)
+    return _end_stage(step, counter, 1)
+
+
+@kernel
+def _layer(step, layer, counter, scratch, is_last):
     rows, d = step.rows, step.head_dim
     n_q, n_qkv = step.heads * d, (step.heads + 2 * step.kv_heads) * d
-    counter = _norm(step, counter, step.x, layer.norm1, step.normed)
+    counter = _norm(step, counter, rows, step.x, layer.norm1, step.normed)
     counter = _linear(
         step, counter, scratch, step.normed, rows, step.width, layer.qkv, layer.qkv_bias, n_qkv, step.qkv, STORE
     )
@@ -185,8 +201,10 @@ def _layer(step, layer, counter, scratch):
         attend(step, layer, unit, part, step.kv_heads // parts, scratch)
         add_atomic(counter + 8, 1)
     counter = _end_stage(step, counter, tiles)
+    if is_last and step.num_kept < rows:
+        counter, rows = _keep(step, counter, n_q), step.num_kept
     counter = _linear(step, counter, scratch, step.mixed, rows, n_q, layer.out, 0, step.width, step.x, ADD)
-    counter = _norm(step, counter, step.x, layer.norm2, step.normed)
+    counter = _norm(step, counter, rows, step.x, layer.norm2, step.normed)
     counter = _linear(
         step, counter, scratch, step.normed, rows, step.width, layer.gate_up, 0, step.intermediate, step.gated, GATE
     )
@@ -201,8 +219,8 @@ def run_step(pointer):
     layers = carray(memory(step.layers), step.num_layers, LAYER)
     counter = step.counters
     for i in range(step.num_layers):
-        counter = _layer(step, layers[i], counter, scratch)
-    _norm(step, counter, step.x, step.final_norm, step.out)
+        counter = _layer(step, layers[i], counter, scratch, i == step.num_layers - 1)
+    _norm(step, counter, step.num_kept, step.x, step.final_norm, step.out)
 
 
 @cfunc(types.void(types.CPointer(from_dtype(PRODUCT))), cache=True)

@@ -57,7 +57,9 @@ STEP = np.dtype(
         ("mixed", "i8"),  # [N, H D]
         ("gated", "i8"),  # [N, I]
         ("final_norm", "i8"),  # [E]
-        ("out", "i8"),  # [N, E]
+        ("num_kept", "i8"),  # M
+        ("kept", "i8"),  # int64 [M], ascending: rows that go through the end of the last layer; none if M is N
+        ("out", "i8"),  # [M, E]
     ]
 )
 

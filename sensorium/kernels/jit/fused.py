@@ -19,7 +19,7 @@ from sensorium.kernels.jit.vector import LANES, PANEL
 # Multiplications, some 0.15 ms of one core, from which a second thread pays for being woken.
 _MANY = 8_000_000
 # Stages of a layer, and those around all layers.
-_LAYER_STAGES, _OTHER_STAGES = 8, 1
+_LAYER_STAGES, _OTHER_STAGES = 8, 2
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -83,18 +83,29 @@ class FusedDecoder:
         self._rows = 0
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: CpuPlan, kv: list[torch.Tensor]
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        plan: CpuPlan,
+        kv: list[torch.Tensor],
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [N, E]; cos, sin [N, 1, D]; kv: per layer [2, blocks, block_size, K, D] -> [N, E] after the last norm."""
+        """x [N, E]; cos, sin [N, 1, D]; kv: per layer [2, blocks, block_size, K, D] -> [N, E] after the last norm.
+
+        With kept int64 [M], ascending, those rows of it.
+        """
         rows = x.shape[0]
+        num_kept = rows if kept is None else len(kept)
         self._make_room(rows)
         if kv is not self._kv:
             self._use_cache(kv)
         self._buffers["x"][:rows] = x
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = torch.empty(num_kept, self._width)
         arrays, step = plan.arrays, self._step
         cos, sin = cos.contiguous(), sin.contiguous()
         step["rows"], step["num_units"], step["table_width"] = rows, len(arrays.units), arrays.tables.shape[1]
+        step["num_kept"], step["kept"] = num_kept, 0 if kept is None else kept.data_ptr()
         step["cos"], step["sin"], step["out"] = cos.data_ptr(), sin.data_ptr(), out.data_ptr()
         step["slots"], step["units"] = arrays.slots.ctypes.data, arrays.units.ctypes.data
         step["tables"] = arrays.tables.ctypes.data

@@ -55,12 +55,21 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMlp(c.width, c.intermediate)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inputs: ModelInputs, kv: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        inputs: ModelInputs,
+        kv: torch.Tensor | None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [N, E] -> [N, E]; x may be overwritten."""
+        """x [N, E] -> [N, E], or with rows [M] those rows of it; x may be overwritten."""
         ops, attention = inputs.plan.ops, self.attention
         qkv = ops.norm_linear(x, self.norm1, attention.qkv)
-        x = ops.linear_add(attention.mix(qkv, cos, sin, inputs, kv), attention.out, x)
+        mixed = attention.mix(qkv, cos, sin, inputs, kv)
+        if rows is not None:
+            mixed, x = mixed.index_select(0, rows), x.index_select(0, rows)
+        x = ops.linear_add(mixed, attention.out, x)
         return ops.linear_add(ops.norm_gated(x, self.norm2, self.mlp.gate_up), self.mlp.down, x)
 
     def weights(self) -> LayerWeights:
@@ -104,12 +113,14 @@ class Decoder(nn.Module):
         return self.embedding(ids)
 
     def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor:
-        """[N, E] -> hidden [N, E], after the final norm."""
+        """[N, E] -> hidden [N, E], after the final norm; only those of inputs.rows where they are given."""
         cos, sin = self.rope(inputs.positions, x.dtype)
         if self._fused is not None and isinstance(inputs.plan, CpuPlan) and inputs.kv is not None:
-            return self._fused.forward(x, cos, sin, inputs.plan, inputs.kv)
+            return self._fused.forward(x, cos, sin, inputs.plan, inputs.kv, inputs.rows)
+        last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, inputs, None if inputs.kv is None else inputs.kv[i])
+            rows = inputs.rows if i == last else None
+            x = layer(x, cos, sin, inputs, None if inputs.kv is None else inputs.kv[i], rows)
         return inputs.plan.ops.norm(x, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
