@@ -62,6 +62,12 @@ def report_loaded(client: EngineClient) -> None:
     log.info("Chunked prefill is %s with max_num_batched_tokens=%d", chunked, config.max_num_batched_tokens)
     rows = plan.encoder_cache // facts.row_bytes
     log.info("Encoder cache: %s tokens, %.1f MiB", f"{rows:,}", plan.encoder_cache / 2**20)
+    if plan.largest:
+        items = ", ".join(f"{modality} {size:,} tokens" for modality, size in plan.largest.items())
+        log.info("Planned for the largest media: %s", items)
+    if plan.activations:
+        encoders = f"{plan.encoders / 2**30:.2f}"
+        log.info("Activations: %.2f GiB, of which encoders take up to %s", plan.activations / 2**30, encoders)
 
 
 def memory_lines(facts: EngineFacts) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.grammar import GrammarCompiler
+from sensorium.engine.largest import check_sizes, encode_largest, largest_item, largest_media
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
 from sensorium.engine.pooling import Pooler
 from sensorium.engine.protocol import EngineFacts, MemoryPlan
@@ -28,7 +30,7 @@ from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor
 from sensorium.models.build import load_model
-from sensorium.types import ModelInputs, Prompt, Request, SamplingParams
+from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +114,15 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
 
     started = time.perf_counter()
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
-    check_budget(config, longest_context(config, model))
+    longest = longest_context(config, model)
+    check_budget(config, longest)
+    largest = largest_media(processor, model.modalities, config, longest)
     tune(model, device, dtype, config.block_size)
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    plan = plan_memory(model, config, device, dtype)
+    plan = plan_memory(model, config, device, dtype, largest)
+    check_sizes(largest, config, longest, plan.encoder_cache // (model.hidden_size * dtype.itemsize))
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler)
     if not config.enforce_eager:
@@ -148,24 +153,42 @@ def tune(model: Model, device: torch.device, dtype: torch.dtype, block_size: int
             choice.implementation(model.fuse)
 
 
-def encoder_cache_bytes(config: EngineConfig, row_bytes: int) -> int:
+def encoder_cache_bytes(config: EngineConfig, row_bytes: int, largest: int = 0) -> int:
+    """largest: rows of the largest item, which the cache holds unless its size was asked for."""
     if config.encoder_cache_bytes is not None:
         return config.encoder_cache_bytes
-    return (_ENCODER_CACHE_ROWS if config.encoder_cache_tokens is None else config.encoder_cache_tokens) * row_bytes
+    rows = config.encoder_cache_tokens
+    return (max(_ENCODER_CACHE_ROWS, largest) if rows is None else rows) * row_bytes
 
 
-def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
-    """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not."""
+def plan_memory(
+    model: Model,
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    largest: Mapping[Modality, Prompt] | None = None,
+) -> MemoryPlan:
+    """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not.
+
+    largest: see largest_media; without it no room is planned for encoders.
+    """
+    longest = longest_context(config, model)
+    media = {modality: largest_item(prompt).rows for modality, prompt in (largest or {}).items()}
+    fitting = max((rows for rows in media.values() if rows <= longest), default=0)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-    encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
-    activations = 0
+    encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize, fitting)
+    activations = encoders = 0
     if config.kv_cache_bytes is not None:
         kv = config.kv_cache_bytes
     elif device.type == "cpu":
         kv = _CPU_KV_BYTES
     else:
-        activations = _measure_activations(model, config, device, dtype)
+        encoders = _peak(device, lambda: encode_largest(model, largest or {}, config, longest))
+        step = _peak(device, lambda: _full_step(model, config, device, dtype))
+        # Encoders run before the forward pass and leave no more than the cache holds; what the allocator cannot
+        # reuse between the two is the half step.
+        activations = max(step, encoders) + step // 2
         free, total = torch.cuda.mem_get_info(device)
         kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache
     tokens = kv // token_bytes // config.block_size * config.block_size
@@ -176,20 +199,29 @@ def plan_memory(model: Model, config: EngineConfig, device: torch.device, dtype:
         )
     if config.num_gpu_blocks_override is not None:
         tokens = config.num_gpu_blocks_override * config.block_size
-        return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens)
-    # More blocks than the largest load can fill would only be memory nobody uses.
-    most = config.max_num_seqs * longest_context(config, model)
-    tokens = min(tokens, -(-most // config.block_size) * config.block_size)
-    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens)
+    else:
+        # More blocks than the largest load can fill would only be memory nobody uses.
+        most = config.max_num_seqs * longest
+        tokens = min(tokens, -(-most // config.block_size) * config.block_size)
+    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens, encoders, media)
 
 
 @torch.inference_mode()
-def _measure_activations(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Peak bytes of one full step beyond the weights, from running it on a small throw-away cache."""
-    count = min(config.max_num_batched_tokens, longest_context(config, model))
-    blocks = -(-count // config.block_size)
+def _peak(device: torch.device, work: Callable[[], object]) -> int:
+    """Most bytes on the GPU while `work` runs, beyond those before it."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
+    work()
+    peak = torch.cuda.max_memory_allocated(device) - before
+    gc.collect()
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _full_step(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """As many tokens as a step may have, on a small throw-away cache."""
+    count = min(config.max_num_batched_tokens, longest_context(config, model))
+    blocks = -(-count // config.block_size)
     shape = (2, blocks, config.block_size, model.num_kv_heads, model.head_dim)
     kv = [torch.zeros(shape, dtype=dtype, device=device)] * model.num_layers
     plan = paged_attention(device, dtype).implementation(
@@ -198,12 +230,6 @@ def _measure_activations(model: Model, config: EngineConfig, device: torch.devic
     x = model.embed(torch.zeros(count, dtype=torch.int64, device=device))
     hidden = model.forward(x, ModelInputs(torch.arange(count, device=device), plan, kv))
     model.logits(hidden[: config.max_num_seqs]).float().sort(dim=-1)
-    peak = torch.cuda.max_memory_allocated(device) - before
-    del kv, plan, x, hidden
-    gc.collect()
-    torch.cuda.empty_cache()
-    # Encoders run before the forward pass and are bounded by max_encoder_rows; half a step's peak again covers them.
-    return peak + peak // 2
 
 
 def longest_context(config: EngineConfig, model: Model) -> int:

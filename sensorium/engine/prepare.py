@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from sensorium.config import EngineConfig
 from sensorium.engine.marks import MediaCounters, MediaTotals
+from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
 from sensorium.envs import read_environment
@@ -32,7 +33,6 @@ from sensorium.errors import (
 )
 from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
-from sensorium.media.limits import with_environment
 from sensorium.media.options import check_loading
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor

@@ -98,6 +98,10 @@ class MemoryPlan:
     kv_cache: int
     encoder_cache: int
     kv_tokens: int
+    encoders: int = 0
+    """Of `activations`: what encoding takes at most."""
+    largest: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Modality -> embeddings of the largest item that settings and context admit."""
 
 
 @dataclass(frozen=True, slots=True)

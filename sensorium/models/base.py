@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, ModelInputs, Prepared, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, ModelInputs, Prepared, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,13 @@ class Processor(Protocol):
         """All that can be done to one item on its own. options: ChatOptions.media_kwargs. Runs in media workers too."""
         ...
 
+    def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:
+        """A blank medium that becomes as many rows as any, but at most `longest` where that is possible.
+
+        options: as in prepare. The start plans memory with it, before limits of the media themselves.
+        """
+        ...
+
     def chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
         """Render the chat template and expand media. No MediaRef is left by now."""
         ...
@@ -64,7 +71,7 @@ class Processor(Protocol):
 class Model(Protocol):
     """Weights and forward pass of one family, written for one device."""
 
-    modalities: tuple[str, ...]
+    modalities: tuple[Modality, ...]
     vocab_size: int
     max_model_len: int
     hidden_size: int

@@ -16,7 +16,7 @@ from sensorium.models.llava_config import Config
 from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt
 
 PREPROCESSING = b"llava-1"
 """Part of every content key; changed whenever the arrays below change their meaning."""
@@ -74,6 +74,10 @@ class Processor:
         _refuse(options)
         item = self._embeds(media) if isinstance(media, Embeds) else self._item(media)
         return Prepared("image", item, media.part)
+
+    def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:
+        """Every picture has the same number of rows."""
+        return Media(modality, np.zeros((self._crop, self._crop, 3), dtype=np.uint8), b"largest")
 
     def _items(self, media: Sequence[Media | Embeds | Prepared], options: ChatOptions) -> list[MediaItem]:
         _refuse(options.media_kwargs)

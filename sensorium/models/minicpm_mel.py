@@ -13,6 +13,7 @@ import numpy as np
 RATE = 16_000
 CLIP = 30 * RATE
 _FFT, _HOP, _BANDS = 400, 160, 80
+_SILENCE = (math.log10(1e-10) + 4.0) / 4.0
 
 
 def split_clips(samples: np.ndarray) -> list[np.ndarray]:
@@ -35,9 +36,17 @@ def total_rows(samples: int, pool: int) -> int:
     return whole * pooled_rows(CLIP, pool) + (pooled_rows(rest, pool) if rest else 0)
 
 
+def largest_sound(rows: int, pool: int) -> int:
+    """Samples of the longest recording of at most so many rows, at least 0.1 s."""
+    whole, rest = divmod(rows, pooled_rows(CLIP, pool))
+    return max(whole * CLIP + rest * pool * 2 * _HOP, RATE // 10)
+
+
 def log_mel(clip: np.ndarray) -> np.ndarray:
     """[S] float32, at most 30 s, to [80, F] float32: as if padded with zeros to 30 s, though only F frames are made."""
     frames = mel_frames(len(clip))
+    if not clip.any():
+        return np.full((_BANDS, frames), _SILENCE, dtype=np.float32)
     # Two more frames than asked for still touch the sound: the reference takes its maximum over them too.
     counted = min(frames + 2, CLIP // _HOP)
     padded = np.zeros(min(CLIP, (counted + 3) * _HOP), dtype=np.float64)

@@ -9,15 +9,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.chat_template import ChatTemplate, StandIns, arranged, check_role, check_unfinished
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.minicpm_assembly import Assembly, Marks
+from sensorium.models.minicpm_mel import RATE, largest_sound
 from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Variant
 from sensorium.models.minicpm_slices import SlicePlan
 from sensorium.models.minicpm_sound import Sound
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt, Span
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt, Span
 
 _CHARS_PER_TOKEN = 8
 _WRITTEN = re.compile(r"\(<(image|audio|video)>\./</\1>\)|<(image|audio|video)>\./</\2>")
@@ -70,6 +73,21 @@ class Processor:
             self._width,
         )
         return Prepared(media.modality, tuple(cutter.cut(media)), media.part)
+
+    def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:
+        """A strip of slices, one such frame, or silence."""
+        settings = Settings.read(options)
+        if modality == "audio":
+            samples = largest_sound(longest, self.variant.pool)
+            return Media("audio", np.zeros(samples, dtype=np.float32), b"largest", rate=RATE)
+        limit = settings.max_slice_nums or (1 if modality == "video" else self._max_slices)
+        # More than one slice comes with an overview.
+        slices = max(min(limit, longest // self.variant.queries - 1), 1)
+        scale = settings.scale_resolution or self._scale
+        strip = np.broadcast_to(np.uint8(0), (scale, slices * scale, 3))
+        if modality == "image":
+            return Media(modality, strip, b"largest")
+        return Media(modality, strip[None], b"largest", times_s=np.zeros(1))
 
     def _instructions(self, preprocessor: Mapping[str, Any]) -> Mapping[str, str]:
         """How the checkpoint was trained to be asked what is said; the folder may say otherwise than the family."""

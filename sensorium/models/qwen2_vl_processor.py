@@ -20,7 +20,7 @@ from sensorium.models.picture_settings import PictureSettings, check_options
 from sensorium.models.placeholders import Notation, PromptWriter
 from sensorium.models.qwen2_vl_config import Config
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Prepared, Prompt
+from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt
 
 PREPROCESSING = b"qwen2-vl-1"
 """Part of every content key; changed whenever the arrays below change their meaning."""
@@ -158,6 +158,28 @@ class Processor:
             item = self._picture(media, wishes) if media.modality == "image" else self._video(media, wishes)
         return Prepared(media.modality, item, media.part)
 
+    def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:
+        """A picture with a number of rows that its sides can have, or frames of that size at VIDEO_FPS."""
+        wishes, temporal = self._wishes(options), self._tower.temporal
+        if modality == "image":
+            rows = min(self._limits.changed(wishes).most // self._factor**2, longest)
+            sides, frames = _sides(rows), 1
+        else:
+            limits = self._video_limits.changed(wishes)
+            found: list[tuple[int, int, tuple[int, int]]] = []
+            for slices in range(1, longest + 1):
+                most = limits.for_frames(slices * temporal, self._factor, temporal).most
+                sides = _sides(int(min(most // self._factor**2, longest // slices)))
+                if sides[0] * sides[1] * self._factor**2 < limits.least:
+                    break
+                found.append((sides[0] * sides[1] * slices, slices, sides))
+            # Of equally many rows, the fewest frames: theirs are the largest pieces that the tower sees.
+            _, slices, sides = max(found or [(0, 1, _sides(longest))], key=lambda one: (one[0], -one[1]))
+            frames = slices * temporal
+        blank = np.broadcast_to(np.uint8(0), (frames, *(side * self._factor for side in sides), 3))
+        times = np.arange(frames, dtype=np.float64) / VIDEO_FPS if modality == "video" else None
+        return Media(modality, blank[0] if modality == "image" else blank, b"largest", times_s=times)
+
     def _items(self, media: Sequence[Media | Embeds | Prepared], options: ChatOptions) -> list[MediaItem]:
         self._wishes(options.media_kwargs)
         ready = [item if isinstance(item, Prepared) else self.prepare(item, options.media_kwargs) for item in media]
@@ -239,6 +261,15 @@ class Processor:
         if frame.shape[:2] == (height, width):
             return frame
         return np.asarray(Image.fromarray(frame).resize((width, height), self._pictures.resample))
+
+
+def _sides(rows: int) -> tuple[int, int]:
+    """Height and width of the largest grid of at most so many rows, as near a square as that allows."""
+    for count in range(max(rows, 1), 0, -1):
+        for height in range(math.isqrt(count), 0, -1):
+            if count % height == 0 and count // height <= MAX_RATIO * height:
+                return height, count // height
+    return 1, 1
 
 
 def _frame_rate(media: Media) -> float:

@@ -62,7 +62,7 @@ def test_without_chunked_prefill_a_step_must_hold_a_prompt():
     [
         {"enable_chunked_prefill": False, "max_num_batched_tokens": 256},
         {"long_prefill_token_threshold": 7, "max_num_batched_tokens": 64},
-        {"disable_chunked_mm_input": True, "max_num_batched_tokens": 96},
+        {"disable_chunked_mm_input": True, "max_num_batched_tokens": 96, "limit_mm_per_prompt": {"audio": 0}},
         {"max_num_batched_tokens": 33},
     ],
 )
@@ -155,9 +155,9 @@ def test_text_only_loads_no_tower():
 
 
 def test_blocks_and_rows_may_be_counted_by_hand():
-    with client(num_gpu_blocks_override=11, encoder_cache_tokens=100) as engine:
+    with client(num_gpu_blocks_override=11, encoder_cache_tokens=400, max_model_len=176) as engine:
         assert engine.stats().kv_blocks_total == 11
-        assert engine.facts.encoder_cache_bytes == 100 * engine.facts.row_bytes
+        assert engine.facts.encoder_cache_bytes == 400 * engine.facts.row_bytes
 
 
 # ---- sampling defaults --------------------------------------------------------------------------------------------
