@@ -11,17 +11,17 @@ from sensorium.envs import read_environment
 from sensorium.errors import RequestError
 from sensorium.parsers.reasoning import reasoning_marks
 from sensorium.parsers.tools import tool_parser
+from sensorium.server.answer_form import AnswerForm
 from sensorium.server.beams import search_beams
 from sensorium.server.body import decode, read_body
 from sensorium.server.chat_codec import ChatCodec, Heading
 from sensorium.server.chat_plan import (
-    ReasoningPlan,
     check,
-    plan_answer,
     plan_sampling,
     room_for_prompt,
     to_messages,
     to_options,
+    to_tools,
 )
 from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
@@ -29,7 +29,6 @@ from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import truncate
 from sensorium.server.schema import StreamOptions
 from sensorium.server.served import Served
-from sensorium.server.tools import plan_tools
 from sensorium.types import Message
 
 
@@ -62,9 +61,7 @@ class ChatCompletions:
     async def answer(self, request: ChatRequest, scope: Scope, send: Send) -> None:
         """Answer a request that was checked."""
         client, config = self._served.client(), self._config
-        tools = plan_tools(
-            request.tools, request.tool_choice, parallel=request.parallel_tool_calls is not False, config=config
-        )
+        tools = to_tools(request, config)
         origin = Origin.of(
             scope,
             "chatcmpl-",
@@ -83,12 +80,11 @@ class ChatCompletions:
         del messages
         if (room := room_for_prompt(request, client)) is not None:
             prompt = truncate(prompt, room, request.truncation_side or "left")
-        reasoning = ReasoningPlan.of(config, prompt, last if options.continue_final_message else None)
-        jobs = [Job(prompt, sampling) for sampling in plan_sampling(request, client, tools, reasoning)]
+        form = AnswerForm.of(config, prompt, tools, last if options.continue_final_message else None)
+        jobs = [Job(prompt, sampling) for sampling in plan_sampling(request, client, form)]
         generation = Generation(client, self._metrics, origin, jobs)
         heading = self._heading(request, origin.id, last, new_turn=options.add_generation_prompt)
-        plan = plan_answer(request, tools, reasoning)
-        codec = ChatCodec(heading, plan, prompt, generation.tallies, client.tokenizer.token_bytes)
+        codec = ChatCodec(heading, form, prompt, generation.tallies, client.tokenizer.token_bytes)
         if request.use_beam_search:
             await search_beams(client, request, origin, prompt, generation.tallies, codec)
             await send_json(send, codec.reply())
@@ -118,4 +114,5 @@ class ChatCompletions:
             token_ids=bool(request.return_token_ids),
             tokens_as_ids=config.return_tokens_as_token_ids if as_ids is None else as_ids,
             prompt_text=bool(request.return_prompt_text),
+            reasoning=request.include_reasoning is not False,
         )

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sensorium.parsers.reasoning import ReasoningParser
-from sensorium.parsers.writing import CallDelta, ToolParser
+from sensorium.parsers.writing import CallDelta
+from sensorium.server.answer_form import AnswerForm, Piece
 from sensorium.types import Finished, TextDelta, TokenLogprob
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerPlan:
-    """How answers of a request are read. The parsers are made anew for each choice."""
-
-    reasoning: Callable[[], ReasoningParser] | None = None
-    tools: Callable[[], ToolParser] | None = None
-    calls_end_turn: bool = False
-    """finish_reason is tool_calls where the model itself stopped after a call."""
-    parallel: bool = True
-    """Without, only the first call is kept."""
-    keep_reasoning: bool = True
-    """Without, reasoning is left out, its tokens and their log-probabilities too."""
 
 
 @dataclass(slots=True)
@@ -49,12 +34,13 @@ class News:
 class Answer:
     """Takes the events of one choice. `take_news` gives what came since it was last called."""
 
-    def __init__(self, index: int, plan: AnswerPlan, prefix: str = "") -> None:
-        """prefix: text that the content begins with, not generated."""
+    def __init__(self, index: int, form: AnswerForm, prefix: str = "", *, keep_reasoning: bool = True) -> None:
+        """prefix: text that the content begins with, not generated. Without keep_reasoning, reasoning is left out, its
+        tokens and their log-probabilities too."""
         self.index = index
-        self._plan = plan
-        self._reasoning = plan.reasoning() if plan.reasoning else None
-        self._tools = plan.tools() if plan.tools else None
+        self._splitter = form.splitter()
+        self._calls_end_turn = form.tools.mode in ("auto", "required")
+        self._keep_reasoning = keep_reasoning
         self._news = News()
         self._text: list[str] = [prefix]
         self._hidden: list[str] = []
@@ -64,25 +50,24 @@ class Answer:
 
     @property
     def finish_reason(self) -> str | None:
+        """tool_calls where the model itself stopped after a call that it chose to make."""
         if self.finished is None:
             return None
-        called = self._plan.calls_end_turn and self.num_calls and self.finished.reason == "stop"
+        called = self._calls_end_turn and self.num_calls and self.finished.reason == "stop"
         return "tool_calls" if called else self.finished.reason
 
     def add(self, event: TextDelta | Finished) -> None:
         if isinstance(event, Finished):
-            self._end()
+            self._take(self._splitter.finish())
             self.finished = event
             return
-        hidden = self._reasoning is not None and self._reasoning.is_reasoning
-        content = self._split(event.text)
-        if self._reasoning is not None and (hidden or self._reasoning.is_reasoning):
+        pieces = self._splitter.feed(event.text)
+        if self._splitter.thinks:
             self.reasoning_tokens += len(event.token_ids)
-            hidden = not self._plan.keep_reasoning
-        if not hidden:
+        if self._keep_reasoning or not self._splitter.thinks:
             self._news.logprobs.extend(event.logprobs)
             self._news.token_ids.extend(event.token_ids)
-        self._read(content)
+        self._take(pieces)
 
     def take_news(self) -> News:
         news, self._news = self._news, News()
@@ -92,38 +77,14 @@ class Answer:
         self._hidden.clear()
         return news
 
-    def _split(self, text: str) -> str:
-        """The part of a text that is not reasoning."""
-        if self._reasoning is None:
-            return text
-        reasoning, content = self._reasoning.feed(text)
-        self._hide(reasoning)
-        return content
-
-    def _hide(self, reasoning: str) -> None:
-        if reasoning and self._plan.keep_reasoning:
-            self._hidden.append(reasoning)
-
-    def _read(self, content: str) -> None:
-        if self._tools is None:
-            self._text.append(content)
-        elif content:
-            self._take(self._tools.feed(content))
-
-    def _end(self) -> None:
-        if self._reasoning is not None:
-            reasoning, content = self._reasoning.finish()
-            self._hide(reasoning)
-            self._read(content)
-        if self._tools is not None:
-            self._take(self._tools.finish())
-
-    def _take(self, deltas: list[str | CallDelta]) -> None:
-        for delta in deltas:
-            if isinstance(delta, str):
-                self._text.append(delta)
-            elif delta.index == 0 or self._plan.parallel:
-                self._add_call(delta)
+    def _take(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if isinstance(piece, CallDelta):
+                self._add_call(piece)
+            elif isinstance(piece, str):
+                self._text.append(piece)
+            elif self._keep_reasoning:
+                self._hidden.append(piece.text)
 
     def _add_call(self, delta: CallDelta) -> None:
         calls = self._news.calls

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sensorium.server.chat_answer import Answer, AnswerPlan, CallPiece, News
+from sensorium.server.answer_form import AnswerForm
+from sensorium.server.chat_answer import Answer, CallPiece, News
 from sensorium.server.chat_schema import (
     AssistantReply,
     ChatChunk,
@@ -46,13 +47,14 @@ class Heading:
     token_ids: bool = False
     tokens_as_ids: bool = False
     prompt_text: bool = False
+    reasoning: bool = True
 
 
 class ChatCodec:
     """One answer with its choices; see generation.Codec."""
 
     def __init__(
-        self, heading: Heading, plan: AnswerPlan, prompt: Prompt, tallies: Sequence[Tally], token_bytes: TokenBytes
+        self, heading: Heading, form: AnswerForm, prompt: Prompt, tallies: Sequence[Tally], token_bytes: TokenBytes
     ) -> None:
         self._heading = heading
         self._prompt = prompt
@@ -60,7 +62,9 @@ class ChatCodec:
         self._token_bytes = token_bytes
         self._created = int(time.time())
         self._scored: Sequence[TokenLogprob | None] | None = None
-        self.answers = [Answer(number, plan, heading.prefix) for number in range(len(tallies))]
+        self.answers = [
+            Answer(number, form, heading.prefix, keep_reasoning=heading.reasoning) for number in range(len(tallies))
+        ]
 
     def take(self, number: int, event: Progress) -> None:
         if isinstance(event, PromptScored):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
-from sensorium.params import SamplingParams, StructuredOutputs
-from sensorium.parsers.reasoning import Marks, ReasoningParser, reasoning_marks
+from sensorium.params import SamplingParams
+from sensorium.server.answer_form import AnswerForm
 from sensorium.server.beams import check_beams
-from sensorium.server.chat_answer import AnswerPlan
-from sensorium.server.chat_schema import WITHOUT_EFFECT, ChatRequest
+from sensorium.server.chat_schema import WITHOUT_EFFECT, ChatRequest, NamedTool
 from sensorium.server.messages import Reading, read_messages
 from sensorium.server.sampling import check_logprobs, to_rule, to_sampling
-from sensorium.server.tools import ToolPlan
-from sensorium.types import ChatOptions, Message, Prompt
+from sensorium.server.tools import Named, ToolPlan, plan_tools
+from sensorium.types import ChatOptions, Message
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -87,6 +88,8 @@ def _check_together(request: ChatRequest) -> None:
             "only with truncate_prompt_tokens",
         ),
         "truncate_prompt_tokens": (request.truncate_prompt_tokens == 0, "must be at least 1, or -1"),
+        "tools": (request.tools == [], "must not be empty; leave it out instead"),
+        "tool_choice": (request.tools is None and request.tool_choice not in (None, "none"), "only with tools"),
         "parallel_tool_calls": (request.parallel_tool_calls is False and request.tools is None, "only with tools"),
         "vllm_xargs": (bool(request.vllm_xargs), "this server has no extension that takes arguments"),
         "modalities": ("audio" in (request.modalities or ()), "an answer in speech is not supported by this server"),
@@ -170,75 +173,20 @@ def _effort(request: ChatRequest) -> dict[str, Any]:
 # ---- the answer ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningPlan:
-    """marks: how this model writes reasoning. start: where the prompt leaves it, see ReasoningParser."""
-
-    marks: Marks
-    start: Literal["open", "closed", "unsaid"] = "unsaid"
-
-    @classmethod
-    def of(cls, config: ServerConfig, prompt: Prompt, unfinished: Message | None) -> ReasoningPlan | None:
-        """unfinished: the message to be continued, if it is not a new one."""
-        if config.reasoning_parser is None:
-            return None
-        marks = reasoning_marks(config.reasoning_parser)
-        if unfinished is not None:
-            text = "".join(part for part in unfinished.parts if isinstance(part, str))
-            opened, closed = text.rfind(marks.opener), text.rfind(marks.closer)
-            return cls(marks, "open" if opened > closed else "closed")
-        end = (prompt.text or "").rstrip()
-        return cls(
-            marks, "open" if end.endswith(marks.opener) else "closed" if end.endswith(marks.closer) else "unsaid"
-        )
-
-    def parser(self) -> ReasoningParser:
-        return ReasoningParser(self.marks, self.start)
+def to_tools(request: ChatRequest, config: ServerConfig) -> ToolPlan:
+    functions = [
+        {name: value for name, value in msgspec.to_builtins(tool.function).items() if value is not None}
+        for tool in request.tools or ()
+    ]
+    choice = request.tool_choice or "auto"
+    named = Named(choice.function.name, "tool_choice.function.name") if isinstance(choice, NamedTool) else choice
+    return plan_tools(functions, named, config, parallel=request.parallel_tool_calls is not False)
 
 
-def plan_answer(request: ChatRequest, tools: ToolPlan, reasoning: ReasoningPlan | None) -> AnswerPlan:
-    return AnswerPlan(
-        reasoning=reasoning.parser if reasoning else None,
-        tools=tools.parser,
-        calls_end_turn=tools.mode in ("auto", "required"),
-        parallel=tools.parallel,
-        keep_reasoning=request.include_reasoning is not False,
-    )
-
-
-def plan_sampling(
-    request: ChatRequest, client: EngineClient, tools: ToolPlan, reasoning: ReasoningPlan | None
-) -> list[SamplingParams]:
+def plan_sampling(request: ChatRequest, client: EngineClient, form: AnswerForm) -> list[SamplingParams]:
     """One for each choice."""
-    more: dict[str, Any] = {"prompt_logprobs": request.prompt_logprobs}
-    rule = to_rule(request)
-    if rule is not None and tools.rule is not None:
-        raise RequestError("tool_choice: required or named tools leave no room for another rule", param="tool_choice")
-    rule = rule or tools.rule
-    if rule is not None:
-        more["structured_outputs"] = after_reasoning(rule, client, reasoning)
-    if are_special((*tools.marks, *((reasoning.marks.opener, reasoning.marks.closer) if reasoning else ())), client):
-        more["skip_special_tokens"] = False
+    more = {"prompt_logprobs": request.prompt_logprobs, **form.demands(to_rule(request), client)}
     return [replace(to_sampling(request, client.default_sampling, choice), **more) for choice in range(request.n or 1)]
-
-
-def after_reasoning(
-    rule: StructuredOutputs, client: EngineClient, reasoning: ReasoningPlan | None
-) -> StructuredOutputs:
-    """The rule holds for the answer: what is thought before is free."""
-    if reasoning is None or reasoning.start == "closed":
-        return rule
-    return replace(rule, after=tuple(client.tokenizer.encode(reasoning.marks.closer, allow_special=True)))
-
-
-def are_special(marks: Collection[str], client: EngineClient) -> bool:
-    """Whether any of the spellings would be left out of the text as a special token."""
-    if not marks:
-        return False
-    tokenizer = client.tokenizer
-    return not {
-        tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in tokenizer.special_ids
-    }.isdisjoint(marks)
 
 
 def room_for_prompt(request: ChatRequest, client: EngineClient) -> int | None:

@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
 from sensorium.parsers.writing import CallDelta
+from sensorium.server.answer_form import AnswerForm, Piece, Splitter, Thought
 from sensorium.server.anthropic import (
     UNSUPPORTED,
     AnyChoice,
-    AutoChoice,
     BlockOut,
     Conversation,
     CountRequest,
@@ -42,19 +42,19 @@ from sensorium.server.body import decode, read_body
 from sensorium.server.door import JsonDoor, State
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.pieces import Piece, Splitter, Thought, ToolUse, splitter
 from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import SamplingFields
 from sensorium.server.served import Served
 from sensorium.server.sse import frame
-from sensorium.types import ChatOptions, Prompt, SamplingParams, StructuredOutputs, TextDelta
+from sensorium.server.tools import Choice, Named, ToolPlan, plan_tools
+from sensorium.types import ChatOptions, Message, Prompt, SamplingParams, StructuredOutputs, TextDelta
 
 _SAME = ("temperature", "top_k", "top_p", "max_tokens")
 
 
 def messages_routes(served: Served, config: ServerConfig, metrics: Metrics) -> list[Route]:
     async def count(request: CountRequest, state: State) -> TokenCountOut:
-        prompt = await _prepare(served, config, request, _tool_use(request))
+        prompt, _ = await _prepare(served, config, request, _tools(request, config))
         return TokenCountOut(len(prompt.ids))
 
     counting = JsonDoor(served, config, msgspec.json.Decoder(CountRequest), count, unsupported=UNSUPPORTED)
@@ -87,47 +87,54 @@ class Messages:
         origin = Origin.of(scope, "msg_")
         if request.metadata and request.metadata.user_id:
             origin.facts["user"] = request.metadata.user_id
-        use = _tool_use(request)
-        prompt = await _prepare(self._served, self._config, request, use)
+        tools = _tools(request, self._config)
+        prompt, unfinished = await _prepare(self._served, self._config, request, tools)
         request.messages.clear()  # inline pictures would otherwise stay in memory until the answer is done
-        sampling = use.shape(_sampling(request, client.default_sampling), client, self._config, prompt)
+        form = AnswerForm.of(self._config, prompt, tools, unfinished)
+        sampling = _sampling(request, client.default_sampling)
+        sampling = replace(sampling, **form.demands(sampling.structured_outputs, client))
         generation = Generation(client, self._metrics, origin, [Job(prompt, sampling)])
-        split = splitter(self._config, prompt, use)
-        codec = _Codec(request, origin.id, self._served.name, prompt, generation.tallies[0], split)
+        codec = _Codec(origin.id, self._served.name, prompt, generation.tallies[0], form.splitter())
         if request.stream:
             await generation.stream(codec, send, self._config.sse_keep_alive_interval)
         else:
             await generation.reply(codec, send)
 
 
-async def _prepare(served: Served, config: ServerConfig, request: Conversation, use: ToolUse) -> Prompt:
-    use.check(config)
+async def _prepare(
+    served: Served, config: ServerConfig, request: Conversation, tools: ToolPlan
+) -> tuple[Prompt, Message | None]:
+    """The prompt, and the last message if it is the assistant's: then the answer continues it."""
     thinks = isinstance(request.thinking, ThinkingOn | ThinkingAdaptive)
+    continues = request.messages[-1].role == "assistant"
     options = ChatOptions(
+        add_generation_prompt=not continues,
+        continue_final_message=continues,
         template_kwargs={**config.default_chat_template_kwargs, "enable_thinking": thinks},
-        tools=use.shown(config),
+        tools=tools.in_prompt,
         template=config.chat_template,
         content_format=config.chat_template_content_format,
         interleave=config.interleave_mm_strings,
     )
     messages = to_messages(request)
-    if request.messages[-1].role == "assistant":  # its words are put in the model's mouth
-        options = replace(options, add_generation_prompt=False, continue_final_message=True)
-    return await prepare_chat(served.client(), messages, options)
+    prompt = await prepare_chat(served.client(), messages, options)
+    return prompt, messages[-1] if continues else None
 
 
-def _tool_use(request: Conversation) -> ToolUse:
-    tools, choice = to_tools(request), request.tool_choice
-    parallel = isinstance(choice, NoChoice) or choice is None or not choice.disable_parallel_tool_use
-    match choice:
-        case None | AutoChoice():
-            return ToolUse(tools=tools, parallel=parallel)
+def _tools(request: Conversation, config: ServerConfig) -> ToolPlan:
+    given = request.tool_choice
+    parallel = given is None or isinstance(given, NoChoice) or not given.disable_parallel_tool_use
+    choice: Choice = "auto"
+    match given:
         case AnyChoice():
-            return ToolUse(tools=tools, mode="required", parallel=parallel)
+            choice = "required"
         case NamedChoice():
-            return ToolUse(tools=tools, mode="named", name=choice.name, parallel=parallel)
+            choice = Named(given.name, "tool_choice.name")
         case NoChoice():
-            return ToolUse(tools=tools, mode="none")
+            choice = "none"
+        case _:
+            pass
+    return plan_tools(to_tools(request), choice, config, parallel=parallel)
 
 
 def _sampling(request: MessagesRequest, defaults: SamplingParams) -> SamplingParams:
@@ -153,9 +160,7 @@ class _Call:
 class _Codec:
     """Messages and their events: a block after the other, each opened, filled and closed."""
 
-    def __init__(
-        self, request: MessagesRequest, id_: str, model: str, prompt: Prompt, tally: Tally, split: Splitter
-    ) -> None:
+    def __init__(self, id_: str, model: str, prompt: Prompt, tally: Tally, split: Splitter) -> None:
         self._id, self._model, self._tally, self._split = id_, model, tally, split
         self._input_tokens = len(prompt.ids)
         self._blocks: list[list[str] | _Call] = []

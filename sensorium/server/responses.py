@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
 from sensorium.errors import NotFoundError, OverloadedError, RequestError
+from sensorium.server.answer_form import AnswerForm
 from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.pieces import ToolUse, splitter
 from sensorium.server.responses_schema import (
     RESPONSES_REQUEST,
     UNSUPPORTED,
@@ -37,6 +37,7 @@ from sensorium.server.responses_stream import ResponseCodec, Silent
 from sensorium.server.sampling import to_sampling
 from sensorium.server.schema import SamplingFields
 from sensorium.server.served import Served
+from sensorium.server.tools import Named, ToolPlan, plan_tools
 from sensorium.types import ChatOptions, Message, SamplingParams, StructuredOutputs
 
 MAX_KEPT, MAX_KEPT_BYTES = 1024, 256 << 20
@@ -155,10 +156,11 @@ class Responses:
         earlier, messages = self._earlier(request, scope), to_messages(request)
         request.input = ""  # inline media would otherwise stay in memory as text until the answer is done
         opening = [Message("system", (request.instructions,))] if request.instructions else []
-        use = _tool_use(request)
-        use.check(config)
-        prompt = await prepare_chat(client, [*opening, *earlier, *messages], _options(request, config, use))
-        sampling = use.shape(_sampling(request, client.default_sampling), client, config, prompt)
+        tools = _tools(request, config)
+        prompt = await prepare_chat(client, [*opening, *earlier, *messages], _options(request, config, tools))
+        form = AnswerForm.of(config, prompt, tools)
+        sampling = _sampling(request, client.default_sampling)
+        sampling = replace(sampling, **form.demands(sampling.structured_outputs, client))
         generation = Generation(client, self._metrics, origin, [Job(prompt, sampling)])
         response = _response(request, origin.id, self._served.name, sampling, stored=self._keeps(request))
         wants_logprobs = "message.output_text.logprobs" in (request.include or ())
@@ -166,7 +168,7 @@ class Responses:
             response,
             len(prompt.ids),
             generation.tallies[0],
-            splitter(config, prompt, use),
+            form.splitter(),
             client.tokenizer.token_bytes if wants_logprobs else None,
         )
         kept = _Kept(response, _owner(scope), [*earlier, *messages], size)
@@ -216,19 +218,17 @@ class Responses:
         self._store.put(kept)
 
 
-def _tool_use(request: ResponsesRequest) -> ToolUse:
-    tools: list[dict[str, Any]] = [
+def _tools(request: ResponsesRequest, config: ServerConfig) -> ToolPlan:
+    functions: list[dict[str, Any]] = [
         {"name": tool.name, "description": tool.description or "", "parameters": tool.parameters or {"type": "object"}}
         for tool in request.tools or ()
     ]
-    parallel = request.parallel_tool_calls is not False
-    choice = request.tool_choice
-    if isinstance(choice, FunctionChoice):
-        return ToolUse(tools=tools, mode="named", name=choice.name, parallel=parallel)
-    return ToolUse(tools=tools, mode=choice or "auto", parallel=parallel)
+    choice = request.tool_choice or "auto"
+    named = Named(choice.name, "tool_choice.name") if isinstance(choice, FunctionChoice) else choice
+    return plan_tools(functions, named, config, parallel=request.parallel_tool_calls is not False)
 
 
-def _options(request: ResponsesRequest, config: ServerConfig, use: ToolUse) -> ChatOptions:
+def _options(request: ResponsesRequest, config: ServerConfig, tools: ToolPlan) -> ChatOptions:
     variables = dict(config.default_chat_template_kwargs)
     if request.reasoning is not None and request.reasoning.effort is not None:
         variables |= {"reasoning_effort": request.reasoning.effort}
@@ -236,7 +236,7 @@ def _options(request: ResponsesRequest, config: ServerConfig, use: ToolUse) -> C
     return ChatOptions(
         template_kwargs=variables | (request.chat_template_kwargs or {}),
         media_kwargs=request.mm_processor_kwargs or {},
-        tools=use.shown(config),
+        tools=tools.in_prompt,
         template=config.chat_template,
         content_format=config.chat_template_content_format,
         interleave=config.interleave_mm_strings,

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from sensorium.parsers.writing import CallDelta
+from sensorium.server.answer_form import Piece, Splitter, Thought
 from sensorium.server.errors import describe
 from sensorium.server.generation import Progress, Tally
-from sensorium.server.pieces import Piece, Splitter, Thought
 from sensorium.server.reports import TokenBytes, report_logprobs
 from sensorium.server.responses_schema import InputDetails, OutputDetails, Response, ResponseUsage
 from sensorium.server.sse import frame
@@ -45,8 +45,7 @@ class ResponseCodec:
         if isinstance(event, TextDelta):
             self._logprobs.extend(event.logprobs)
             pieces = self._split.feed(event.text)
-            thinks = bool(pieces) and isinstance(pieces[-1], Thought)
-            self._reasoning_tokens += len(event.token_ids) if thinks else 0
+            self._reasoning_tokens += len(event.token_ids) if self._split.thinks else 0
             self._add(pieces)
         elif self._tally.finished is not None:
             self._add(self._split.finish())

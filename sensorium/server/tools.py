@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import msgspec
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
@@ -14,15 +12,28 @@ from sensorium.params import StructuredOutputs
 from sensorium.parsers.json_calls import ObjectArray
 from sensorium.parsers.tools import NamedCall, calls_schema, tool_marks, tool_parser
 from sensorium.parsers.writing import ToolParser
-from sensorium.server.chat_schema import NamedTool, Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The choice of one function. place: the field that says so, for error messages."""
+
+    name: str
+    place: str
+
+
+Choice = Literal["none", "auto", "required"] | Named
 
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    """mode: how calls come about. in_prompt: tools as templates read them. marks: spellings a parser must see."""
+    """mode: how calls come about. in_prompt: tools as templates read them. marks: spellings a parser must see.
+
+    Without parallel, only the first call of an answer is kept.
+    """
 
     mode: Literal["none", "auto", "required", "named"] = "none"
-    in_prompt: tuple[dict[str, Any], ...] = ()
+    in_prompt: tuple[Mapping[str, Any], ...] = ()
     rule: StructuredOutputs | None = None
     parser: Callable[[], ToolParser] | None = None
     marks: tuple[str, ...] = ()
@@ -30,31 +41,27 @@ class ToolPlan:
 
 
 def plan_tools(
-    tools: Sequence[Tool] | None,
-    choice: Literal["none", "auto", "required"] | NamedTool | None,
-    *,
-    parallel: bool,
-    config: ServerConfig,
+    functions: Sequence[Mapping[str, Any]], choice: Choice, config: ServerConfig, *, parallel: bool = True
 ) -> ToolPlan:
-    """Raises RequestError where tools and choice do not fit each other, or the server's settings."""
-    if tools is None:
-        if choice not in (None, "none"):
-            raise RequestError("tool_choice: only with tools", param="tool_choice")
+    """functions: name, description and parameters (a JSON schema) of each; the last two may be missing.
+
+    Raises RequestError where functions and choice do not fit each other, or the server's settings.
+    """
+    if not functions:
+        if choice not in ("none", "auto"):
+            raise RequestError("tool_choice: there are no tools to choose from", param="tool_choice")
         return ToolPlan()
-    if not tools:
-        raise RequestError("tools: must not be empty; leave it out instead", param="tools")
-    names = [tool.function.name for tool in tools]
+    names = [function["name"] for function in functions]
     if len(set(names)) < len(names):
         raise RequestError("tools: two functions have the same name", param="tools")
-    in_prompt = tuple(_for_template(tool) for tool in tools)
-    functions = [entry["function"] for entry in in_prompt]
+    in_prompt = tuple({"type": "function", "function": dict(function)} for function in functions)
     if choice == "none":
         return ToolPlan(in_prompt=() if config.exclude_tools_when_tool_choice_none else in_prompt)
-    if isinstance(choice, NamedTool):
-        name = choice.function.name
+    if isinstance(choice, Named):
+        name = choice.name
         if name not in names:
-            reason = f"tool_choice: there is no tool {name[:64]!r}; there are {', '.join(names)[:400]}"
-            raise RequestError(reason, param="tool_choice.function.name")
+            reason = f"{choice.place}: there is no tool {name[:64]!r}; there are {', '.join(names)[:400]}"
+            raise RequestError(reason, param=choice.place)
         schema = functions[names.index(name)].get("parameters") or {"type": "object"}
         rule = StructuredOutputs(json=schema, disable_any_whitespace=True)
         return ToolPlan("named", in_prompt, rule, lambda: NamedCall(name), parallel=parallel)
@@ -64,14 +71,8 @@ def plan_tools(
     kind = config.tool_call_parser
     if not config.enable_auto_tool_choice or kind is None:
         raise RequestError(
-            'tool_choice: "auto" needs a server started with --enable-auto-tool-choice and --tool-call-parser; '
-            '"required", "none" and a named function work without',
+            "tool_choice: that the model chooses tools itself needs a server started with --enable-auto-tool-choice "
+            "and --tool-call-parser; that it must call one, or none, works without",
             param="tool_choice",
         )
     return ToolPlan("auto", in_prompt, None, lambda: tool_parser(kind, functions), tool_marks(kind), parallel)
-
-
-def _for_template(tool: Tool) -> dict[str, Any]:
-    function: dict[str, Any] = msgspec.to_builtins(tool.function)
-    given = {name: value for name, value in function.items() if value is not None}
-    return {"type": "function", "function": given}

@@ -241,3 +241,44 @@ def test_a_rule_that_makes_no_sense_is_refused_before_anything_runs(plain: opena
     for extra in ({"guided_regex": "("}, {"structured_outputs": {"json": {"type": "nonsense"}}}):
         with pytest.raises(openai.BadRequestError):
             whole(plain, extra_body=extra)
+
+
+IMPOSSIBLE = {"type": "object", "properties": {"a": {"type": "nonsense"}}, "required": ["a"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": IMPOSSIBLE}}
+SAID: dict[str, Any] = {"messages": QUESTION, "max_tokens": 20}
+DOORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {**SAID, "response_format": FORMAT}),
+    "chat by a tool": (
+        "/v1/chat/completions",
+        {**SAID, "tools": [{"type": "function", "function": {"name": "f", "parameters": IMPOSSIBLE}}]},
+    ),
+    "completions": ("/v1/completions", {"prompt": "a", "max_tokens": 20, "response_format": FORMAT}),
+    "responses": (
+        "/v1/responses",
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": IMPOSSIBLE}}},
+    ),
+    "responses by a tool": (
+        "/v1/responses",
+        {"input": "a", "tools": [{"type": "function", "name": "f", "parameters": IMPOSSIBLE}]},
+    ),
+    "messages": (
+        "/v1/messages",
+        {"model": "tiny", **SAID, "output_config": {"format": {"type": "json_schema", "schema": IMPOSSIBLE}}},
+    ),
+    "messages by a tool": (
+        "/v1/messages",
+        {"model": "tiny", **SAID, "tools": [{"name": "f", "input_schema": IMPOSSIBLE}], "tool_choice": {"type": "any"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", DOORS)
+def test_a_schema_that_cannot_be_kept_is_a_plain_error(live: Live, name: str, stream: bool):
+    path, body = DOORS[name]
+    if "tools" in body and "tool_choice" not in body:
+        body = {**body, "tool_choice": "required"}
+    status, answer = live.post({**body, "stream": stream}, path)
+    assert status == 400, answer
+    assert answer["error"]["type"] in ("invalid_request_error", "BadRequestError")
+    assert "nonsense" in answer["error"]["message"]
