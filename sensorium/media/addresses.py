@@ -125,7 +125,7 @@ class Listing:
         """Port and, where the host is a literal, address. Names are judged by admits_address once looked up."""
         if self._private:
             return target.address is None or not is_metadata(target.address)
-        ports = {*_WEB_PORTS, *self._names.get(target.host, ())}
+        ports = {*_WEB_PORTS, *self._names.get(target.host, ()), *self._names.get("*", ())}
         for suffix in self._suffixes(target.host):
             ports |= self._names[suffix]
         if target.address is not None:

@@ -190,6 +190,7 @@ class _CheckedResolver(AbstractResolver):
         self._failed: dict[str, float] = {}
 
     async def resolve(self, host: str, port: int = 0, family: AddressFamily = AF_UNSPEC) -> list[ResolveResult]:
+        host = host.lower().removesuffix(".")
         if time.monotonic() - self._failed.get(host, -_FAILED_NAME_S) < _FAILED_NAME_S:
             raise OSError("the name could not be looked up")
         try:
