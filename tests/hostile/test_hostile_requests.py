@@ -1,5 +1,5 @@
-"""Every single request of the catalogue of hostile inputs. Each is answered as its table says, what it must not reach is
-not reached, memory stays bounded, and what other users are being told at that moment does not change.
+"""Every single request of the catalogue of hostile inputs. Each is answered as its table says, what it must not
+reach is not reached, memory stays bounded, and what other users are being told at that moment does not change.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import pytest
-from hostile import fields, inline, web
+from hostile import fields, inline, pictures, recordings, tensors, web
 from hostile.cases import OK, Case, Table, table
 from hostile.world import Target, World
 
-TABLE: Table = table(web.CASES, inline.CASES, fields.CASES)
+TABLE: Table = table(web.CASES, inline.CASES, pictures.CASES, recordings.CASES, tensors.CASES, fields.CASES)
 MEMORY = 192 << 20
 """What a request may make the server and its engine take for a moment; the largest bodies have 64 MB."""
 _INSIDES = re.compile(r"0x[0-9a-f]{6}|Traceback|\.py\b|sensorium\.|/home/|site-packages")

@@ -23,10 +23,19 @@ REFUSED: dict[str, list[str]] = {
     "H-002": ["http://localhost@/", "http://localhost.localdomain@/", "http://a.localhost@/", "http://x.internal@/"],
     "H-003": ["http://169.254.169.254/latest/meta-data/"],
     "H-004": [
-        "http://169.254.170.2/", "http://100.100.100.200/", "http://168.63.129.16/", "http://192.0.0.192/",
+        "http://169.254.170.2/",
+        "http://100.100.100.200/",
+        "http://168.63.129.16/",
+        "http://192.0.0.192/",
         "http://[fd00:ec2::254]/",
     ],
-    "H-005": ["http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.0.1/", "http://100.64.0.1/", "http://198.18.0.1/"],
+    "H-005": [
+        "http://10.0.0.1/",
+        "http://172.16.0.1/",
+        "http://192.168.0.1/",
+        "http://100.64.0.1/",
+        "http://198.18.0.1/",
+    ],
     "H-006": ["http://0.0.0.0@/", "http://0@/", "http://[::]@/"],
     "H-007": ["http://2130706433@/"],
     "H-008": ["http://0177.0.0.1@/", "http://017700000001@/"],
@@ -37,7 +46,11 @@ REFUSED: dict[str, list[str]] = {
     "H-013": ["http://[64:ff9b::a9fe:a9fe]/", "http://[64:ff9b:1::a9fe:a9fe]/"],
     "H-014": ["http://[2002:a9fe:a9fe::1]/", "http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/"],
     "H-015": [
-        "http://[fe80::1%25lo]@/", "http://[fe80::1]@/", "http://[fec0::1]/", "http://[ff02::1]/", "http://224.0.0.1/",
+        "http://[fe80::1%25lo]@/",
+        "http://[fe80::1]@/",
+        "http://[fec0::1]/",
+        "http://[ff02::1]/",
+        "http://224.0.0.1/",
         "http://255.255.255.255/",
     ],
     "H-016": ["http://allowed.test\x01127.0.0.1@/", "http://allowed.test:80\x01127.0.0.1@/"],
@@ -46,26 +59,46 @@ REFUSED: dict[str, list[str]] = {
     "H-019": ["http://127.0.0.1@#\x01allowed.test/", "http://127.0.0.1@?\x01allowed.test/"],
     "H-020": ["http://１２７.0.0.1@/", "http://①②⑦.0.0.1@/", "http://127。0。0。1@/"],
     "H-021": [
-        "http://allowed.test。evil.test/", "http://allowed.te\u017ft/", "http://\u212aelvin.test/",
-        "http://allowed\u00ad.test/", "http://allowed\u200d.test/",
+        "http://allowed.test。evil.test/",
+        "http://allowed.te\u017ft/",
+        "http://\u212aelvin.test/",
+        "http://allowed\u00ad.test/",
+        "http://allowed\u200d.test/",
     ],
     "H-022": [
-        "http://a.test%00.b.test/", "http://127.0.0.1%2f\x01a.test", "http://127%2e0%2e0%2e1@/",
+        "http://a.test%00.b.test/",
+        "http://127.0.0.1%2f\x01a.test",
+        "http://127%2e0%2e0%2e1@/",
         "http://%31%32%37.0.0.1@/",
     ],
-    "H-023": ["http://127.0\t.0.1@/", "ht\ntp://127.0.0.1@/", "http://127.0.0.1\r@/", " http://127.0.0.1@/", "http://1 .test/"],
+    "H-023": [
+        "http://127.0\t.0.1@/",
+        "ht\ntp://127.0.0.1@/",
+        "http://127.0.0.1\r@/",
+        " http://127.0.0.1@/",
+        "http://1 .test/",
+    ],
     "H-024": ["http://127.0.0.1@/a\r\nX-Injected:1"],
     "H-026": [f"http://a.test:{port}/" for port in ("22", "6379", "25", "0", "65536", "99999", "-1")],
     "H-027": [
-        "ftp://a.test/", "gopher://a.test/", "dict://a.test/", "ldap://a.test/", "jar:http://a.test!/", "unix:/x",
-        "javascript:0", "httpx://a.test/", "a.test/x.png", "//127.0.0.1@/", "HTTP://127.0.0.1@/",
+        "ftp://a.test/",
+        "gopher://a.test/",
+        "dict://a.test/",
+        "ldap://a.test/",
+        "jar:http://a.test!/",
+        "unix:/x",
+        "javascript:0",
+        "httpx://a.test/",
+        "a.test/x.png",
+        "//127.0.0.1@/",
+        "HTTP://127.0.0.1@/",
     ],
     "H-040": ["http://a.test/" + "a" * 1_000_000, "http://a.test/?" + "&".join(f"k{i}=1" for i in range(10_000))],
     "H-041": ["http://127.0.0.1:1/", "http://10.255.255.1:81/", "http://127.0.0.1@/"],
     # Names of a name server that answers with addresses inside.
     "H-028": ["http://two.test@/", "http://inner.test@/", "http://mapped.test@/", "http://tunnel.test@/"],
     "H-030": ["http://six.test@/"],
-}  # fmt: skip
+}
 """What nobody may fetch by default. \\x01 stands for a written @."""
 
 
@@ -78,7 +111,9 @@ def refused(url: Callable[[World], str], make: Callable[[str], Any] = image, par
 
 
 ADDRESSES: Table = {
-    f"{number} {position}": refused(trapped(url)) for number, urls in REFUSED.items() for position, url in enumerate(urls)
+    f"{number} {position}": refused(trapped(url))
+    for number, urls in REFUSED.items()
+    for position, url in enumerate(urls)
 }
 
 
@@ -92,8 +127,10 @@ def _responses(url: str) -> dict[str, Any]:
 
 def _anthropic(url: str) -> dict[str, Any]:
     return {
-        "model": "tiny", "max_tokens": 2, "messages": user([{"type": "image", "source": {"type": "url", "url": url}}]),
-    }  # fmt: skip
+        "model": "tiny",
+        "max_tokens": 2,
+        "messages": user([{"type": "image", "source": {"type": "url", "url": url}}]),
+    }
 
 
 def _counted(url: str) -> dict[str, Any]:
@@ -121,19 +158,17 @@ FIELDS: Table = {
     "H-037 responses": refused(LOOPBACK, _responses, "input", path=RESPONSES),
     "H-037 messages": refused(LOOPBACK, _anthropic, "messages", path=MESSAGES),
     "H-037 counting tokens": refused(LOOPBACK, _counted, "messages", path=MESSAGES + "/count_tokens"),
-    "H-037 tokenize": refused(
-        LOOPBACK, lambda url: {"messages": user([image_part(url)])}, "messages", path=TOKENIZE
-    ),
-    "H-037 rendering": refused(
-        LOOPBACK, lambda url: chat(messages=user([image_part(url)]), stream=True), "messages"
-    ),
+    "H-037 tokenize": refused(LOOPBACK, lambda url: {"messages": user([image_part(url)])}, "messages", path=TOKENIZE),
+    "H-037 rendering": refused(LOOPBACK, lambda url: chat(messages=user([image_part(url)]), stream=True), "messages"),
     "H-038 the server itself": refused(_own_name),
     "H-039 5,000 addresses": Case(
         lambda world: chat(messages=user([image_part(f"{world.url('/x')}?{n}") for n in range(5000)])), 400, "messages"
     ),
     "H-039 65 addresses": Case(
         lambda world: chat(messages=user([image_part(f"http://127.0.0.1:{world.trap.port}/{n}") for n in range(65)])),
-        400, "messages", "invalid_request",
+        400,
+        "messages",
+        "invalid_request",
     ),
     "H-031 1,000 answers, all inside": refused(trapped("http://many.test@/")),
     "H-031 a name server that hangs": Case(
@@ -142,7 +177,7 @@ FIELDS: Table = {
     "H-042 TLS that nobody signed": Case(
         lambda world: image(f"https://127.0.0.1:{world.host.port}/x.png"), (502, 504), IMAGE, FETCH_FAILED, LISTED
     ),
-}  # fmt: skip
+}
 
 
 def listed(path: str, status: int = OK, code: str | None = None, name: str = "127.0.0.1", **more: Any) -> Case:
@@ -172,7 +207,9 @@ LISTS: Table = {
     "H-032 to loopback": listed("/redirect?http://127.0.0.1:1/", 400, BLOCKED),
     "H-033 to a file": listed("/redirect?file:///etc/passwd", 400, BLOCKED),
     "H-033 to another port": outside(lambda world: world.url(f"/redirect?http://127.0.0.1:{world.trap.port}/x")),
-    "H-033 to a name that is not listed": outside(lambda world: world.url(f"/redirect?http://e.test:{world.host.port}/")),
+    "H-033 to a name that is not listed": outside(
+        lambda world: world.url(f"/redirect?http://e.test:{world.host.port}/")
+    ),
     "H-034 round and round": listed("/loop", 422, FETCH_FAILED),
     "H-034 four hops": listed("/chain/4", 422, FETCH_FAILED),
     "H-034 three hops": listed("/chain/3"),
@@ -190,7 +227,9 @@ LISTS: Table = {
     "H-050 compressed twice": listed("/nested", 422, FETCH_FAILED),
     "H-050 brotli": listed("/br", 422, FETCH_FAILED),
     "H-050 zstd": listed("/zstd", 422, FETCH_FAILED),
-    **{f"H-051 status {status}": listed(f"/status/{status}", 422, FETCH_FAILED) for status in (404, 403, 410, 204, 206)},
+    **{
+        f"H-051 status {status}": listed(f"/status/{status}", 422, FETCH_FAILED) for status in (404, 403, 410, 204, 206)
+    },
     **{f"H-051 status {status}": listed(f"/status/{status}", 502, FETCH_FAILED) for status in (500, 503)},
     "H-051 status 101": listed("/status/101", (422, 502, 504), FETCH_FAILED),
     "H-052 a page": listed("/html", 400, INVALID),
@@ -204,15 +243,18 @@ LISTS: Table = {
     "H-135 more bytes than a video may have": Case(
         lambda world: video_url(world.url("/huge")), 413, VIDEO, server=LISTED
     ),
-}  # fmt: skip
+}
 
 
 def file_url(form: str, status: int = 400, code: str = BLOCKED, make: Callable[[str], Any] = image) -> Case:
     """{D} is the folder that may be read from."""
     return Case(
         lambda world: make(form.replace("{D}", str(world.folder))),
-        status, "messages[0].content[0]" if status != OK else None, code if status != OK else None, LISTED,
-    )  # fmt: skip
+        status,
+        "messages[0].content[0]" if status != OK else None,
+        code if status != OK else None,
+        LISTED,
+    )
 
 
 FILES: Table = {
@@ -255,7 +297,7 @@ FILES: Table = {
     },
     "H-072 a zip as a picture": Case(image(samples.data_url("image/png", b"PK\x03\x04" + bytes(60))), 400, IMAGE),
     "H-072 a tar as a picture": Case(image(samples.data_url("image/png", b"../x" + bytes(508))), 400, IMAGE),
-}  # fmt: skip
+}
 
 CASES = table(ADDRESSES, FIELDS, LISTS, FILES)
 GOOD = samples.data_url("image/png", PNG)

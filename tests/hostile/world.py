@@ -29,7 +29,7 @@ NAMES: dict[str, list[Any]] = {
     "allowed.test": [["127.0.0.1"]],
     "rebind.test": [["127.0.0.1"], ["169.254.169.254"]],
     "metadata.test": [["127.0.0.1", "169.254.169.254"]],
-        # Below a listed suffix, or any public name.
+    # Below a listed suffix, or any public name.
     "inner.suffix.test": [["127.0.0.5"]],
     "two.test": [["93.184.216.34", "127.0.0.1"]],
     "six.test": [["93.184.216.34", "::1"]],
