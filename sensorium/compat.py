@@ -58,7 +58,6 @@ REFUSED: dict[str, Foreign] = {
     ),
     "mm_encoder_attn_backend": Foreign("str", None, "the towers choose their kernels themselves; leave it out"),
     "enable_logging_iteration_details": Foreign("bool", False, "steps are not logged; /metrics counts them"),
-    "otlp_traces_endpoint": Foreign("str", None, "no traces are exported; there are /metrics and request ids"),
     "enable_log_outputs": Foreign("bool", False, "what users and models say is never logged"),
     "enable_per_request_metrics": Foreign("bool", False, "answers carry no metrics; GET /metrics has them for all"),
     "stream_interval": Foreign("int", 1, "each step's tokens go out at once; merge chunks in the client"),

@@ -273,6 +273,8 @@ class ServerConfig:
     """Keep answers of /v1/responses in memory, for previous_response_id and background."""
     max_audio_filesize_mb: int = 25
     """Largest file that may be transcribed."""
+    otlp_traces_endpoint: str | None = None
+    """URL that spans are sent to by OTLP over HTTP; needs the extra `tracing`."""
     metrics_compat: bool = True
     """Export metrics under vllm: too."""
     custom_histogram_buckets: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -51,7 +51,7 @@ ENGINE_MODELS = {
 MEDIA_DOORS = ("client", "prepare", "media_pool", "media_worker")
 POLICY = ["scheduler", "blocks", "sequence", "session", "encoder_cache"]
 # Optional packages, found out about at the moment they are needed.
-OPTIONAL = {"openai", "transformers", "triton", "flashinfer", "huggingface_hub", "numba"}
+OPTIONAL = {"openai", "transformers", "triton", "flashinfer", "huggingface_hub", "numba", "opentelemetry"}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 

@@ -164,6 +164,7 @@ SERVER: dict[str, dict[str, Flag]] = {
         "log_level": _flag("least severe line to log"),
         "uvicorn_log_level": _flag("the same for the HTTP library"),
         "log_format": _flag("log lines as text or as JSON objects"),
+        "otlp_traces_endpoint": _flag("send spans there by OTLP over HTTP; needs the extra `tracing`"),
         "metrics_compat": _flag("export metrics under vllm: too"),
         "custom_histogram_buckets": _flag("JSON: histogram name to list of bucket bounds"),
     },

@@ -33,7 +33,8 @@ def start_logging(config: ServerConfig) -> None:
     handler.setFormatter(
         _JsonLines() if config.log_format == "json" else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     )
-    for name, level in (("sensorium", config.log_level), ("uvicorn", config.uvicorn_log_level)):
+    levels = {"sensorium": config.log_level, "uvicorn": config.uvicorn_log_level, "opentelemetry": "warning"}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.setLevel(_TRACE if level == "trace" else level.upper())
         logger.addHandler(handler)

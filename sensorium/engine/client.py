@@ -24,6 +24,7 @@ from sensorium.engine.checkpoint import Progress
 from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.histogram import Buckets
 from sensorium.engine.link import Kind, Link, Supervision
+from sensorium.engine.marks import mark
 from sensorium.engine.prepare import MediaStats, Part, Preparer
 from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, RefuseWaiting
 from sensorium.engine.request_log import describe
@@ -100,7 +101,7 @@ class EngineClient:
         return self._prepare(self._preparer.chat, messages, options or ChatOptions()).result()
 
     async def aprepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt:
-        return await asyncio.wrap_future(self._prepare(self._preparer.chat, messages, options or ChatOptions()))
+        return await self._aprepare(self._preparer.chat, messages, options or ChatOptions())
 
     def prepare_raw(
         self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None
@@ -111,11 +112,18 @@ class EngineClient:
     async def aprepare_raw(
         self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None
     ) -> Prompt:
-        return await asyncio.wrap_future(self._prepare(self._preparer.raw, text, media, options or ChatOptions()))
+        return await self._aprepare(self._preparer.raw, text, media, options or ChatOptions())
 
     async def aprepare_speech(self, recording: MediaRef, instruction: str, hint: str = "") -> list[Clip]:
         """A recording cut into clips with the question what is said; see Preparer.speech."""
-        return await asyncio.wrap_future(self._prepare(self._preparer.speech, recording, instruction, hint))
+        return await self._aprepare(self._preparer.speech, recording, instruction, hint)
+
+    async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
+        start = time.monotonic()
+        try:
+            return await asyncio.wrap_future(self._prepare(call, *args))
+        finally:
+            mark("prepare", start, time.monotonic())
 
     def _prepare(self, call: Callable[..., Future[T]], *args: object) -> Future[T]:
         self._refuse_if_ending()

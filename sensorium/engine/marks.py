@@ -59,7 +59,7 @@ class MediaCounters:
 
     def took(self, phase: Phase, modality: str, start_s: float, stop_s: float) -> None:
         self._seconds[phase].observe(modality, stop_s - start_s)
-        mark(phase, start_s, stop_s, modality)
+        mark(f"media.{phase}", start_s, stop_s, modality)
 
     def totals(self) -> MediaTotals:
         seconds: dict[Phase, Mapping[str, Buckets]] = {phase: self._seconds[phase].freeze() for phase in PHASES}

@@ -28,6 +28,7 @@ from sensorium.server.pooling import pooling_routes
 from sensorium.server.responses import responses_routes
 from sensorium.server.served import Served
 from sensorium.server.tokenize import tokenize_routes
+from sensorium.server.tracing import Tracer
 from sensorium.server.transcriptions import speech_routes
 from sensorium.server.unsupported import unsupported_routes
 
@@ -43,6 +44,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         client = served.loaded
         return (served.name_of(client), client) if client is not None else None
 
+    tracer = Tracer(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
     metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
@@ -62,7 +64,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     ]
     labels = {route.path: route.path for route in routes}
     middleware = [
-        Middleware(Exchanges, metrics=metrics, handlers=labels, config=config),
+        Middleware(Exchanges, metrics=metrics, handlers=labels, config=config, tracer=tracer),
         Middleware(Guard, config=config, open_paths=[*open_paths(config), *(route.path for route in page)]),
     ]
     if config.allowed_origins:
@@ -76,6 +78,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
     app.state.served = served
+    app.state.tracer = tracer
     app.router.redirect_slashes = False
     return app
 

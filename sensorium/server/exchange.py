@@ -15,11 +15,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sensorium.config import ServerConfig
+from sensorium.engine.marks import Mark
 from sensorium.errors import OverloadedError, SensoriumError
 from sensorium.server.anthropic import error_body
 from sensorium.server.errors import ClientGone, describe, printable
 from sensorium.server.guard import is_anthropic
 from sensorium.server.metrics import Metrics
+from sensorium.server.tracing import Tracer, attributes_of
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("sensorium.access")
@@ -44,14 +46,14 @@ class Exchange:
         self._metrics = metrics
         self._receive = receive
         self._send = send
-        self._headers = Headers(scope=scope)
+        self.headers = Headers(scope=scope)
         self.status = self.received = self.sent = 0
         self.start = time.monotonic()
-        given = self._headers.get("x-request-id", "")
+        given = self.headers.get("x-request-id", "")
         is_given = _REQUEST_ID.fullmatch(given) is not None
         self.id = given if is_given else uuid.uuid4().hex
-        length = self._headers.get("content-length", "0")
-        self._body_pending = length != "0" or "transfer-encoding" in self._headers
+        length = self.headers.get("content-length", "0")
+        self._body_pending = length != "0" or "transfer-encoding" in self.headers
         state: dict[str, Any] = scope.setdefault("state", {})
         if is_given:
             state["given_id"] = given
@@ -90,7 +92,7 @@ class Exchange:
         anthropic = is_anthropic(self.scope["path"])
         content = error_body(error) if anthropic else msgspec.json.encode(body)
         headers |= {"content-type": "application/json", "content-length": str(len(content))}
-        linger = self._body_pending and "expect" not in self._headers
+        linger = self._body_pending and "expect" not in self.headers
         if self._body_pending:
             headers["connection"] = "close"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -112,12 +114,20 @@ class Exchange:
 class Exchanges:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: dict[str, str], config: ServerConfig) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        handlers: dict[str, str],
+        config: ServerConfig,
+        tracer: Tracer | None = None,
+    ) -> None:
         """handlers: exact path -> label in the metrics; other paths are counted as "other"."""
         self._app = app
         self._metrics = metrics
         self._handlers = handlers
         self._config = config
+        self._tracer = tracer
         self._json = config.log_format == "json"
         self._root = config.root_path.rstrip("/")
         self._silent = {"/" + path.strip("/") for path in config.disable_access_log_for_endpoints}
@@ -128,23 +138,33 @@ class Exchanges:
             return
         self._metrics.lag.watch()
         exchange = Exchange(scope, receive, send, self._config, self._metrics)
+        with contextlib.nullcontext() if self._tracer is None else self._tracer.noting() as marks:
+            try:
+                await self._follow(exchange)
+            finally:
+                self._record(exchange, marks)
+
+    async def _follow(self, exchange: Exchange) -> None:
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(exchange.scope, exchange.receive, exchange.send)
         except ClientGone:
             exchange.status = exchange.status or 499
             exchange.facts["error"] = "client_gone"
         except (Exception, asyncio.CancelledError) as error:
             await exchange.refuse(error)
-        finally:
-            self._record(exchange)
 
-    def _record(self, exchange: Exchange) -> None:
-        seconds = time.monotonic() - exchange.start
+    def _record(self, exchange: Exchange, marks: list[Mark] | None) -> None:
+        end = time.monotonic()
+        seconds = end - exchange.start
         scope = exchange.scope
         path = scope["path"].removeprefix(self._root)
         if path not in UNCOUNTED_PATHS:
             handler, sizes = self._handlers.get(path, "other"), (exchange.received, exchange.sent)
             self._metrics.answered(scope["method"], handler, exchange.status, seconds, *sizes)
+            if self._tracer is not None and marks is not None:
+                attributes = attributes_of(scope["method"], path[:200], handler, exchange.status, exchange.facts)
+                whole = Mark(f"{scope['method']} {handler}", exchange.start, end)
+                exchange.facts["trace_id"] = self._tracer.record(whole, exchange.headers, attributes, marks)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
         if path in self._silent or not access_log.isEnabledFor(level):
             return

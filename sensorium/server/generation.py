@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
+from sensorium.engine.marks import mark
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import ClientGone
 from sensorium.server.fleet import Fleet
@@ -35,6 +36,7 @@ from sensorium.types import (
     PromptScored,
     SamplingParams,
     TextDelta,
+    Timings,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class Tally:
     """How far a job has come."""
 
     tokens: int = 0
+    submitted_s: float = 0.0
     last_s: float | None = None
     """When the latest tokens came."""
     finished: Finished | None = None
@@ -155,6 +158,7 @@ class Generation:
 
         def submit(number: int) -> Stream:
             job = self._jobs[number]
+            self.tallies[number].submitted_s = time.monotonic()
             return self._client.submit(
                 job.prompt,
                 job.sampling,
@@ -210,6 +214,7 @@ class Generation:
         elif isinstance(event, Finished):
             tally.finished = event
             self._metrics.finished(event)
+            _mark(event.timings, tally.submitted_s, str(number))
         elif isinstance(event, Pooled):
             self._vectors[number] = event.data
         if codec is not None and isinstance(event, TextDelta | PromptScored | Finished):
@@ -221,6 +226,9 @@ class Generation:
         for tally in self.tallies:
             if tally.finished is None and self._launched:
                 self._metrics.cut(cut)
+        for number, tally in enumerate(self.tallies):
+            if tally.finished is None and tally.submitted_s:
+                mark("generate", tally.submitted_s, time.monotonic(), str(number))
         for numbers in self._by_prompt():
             tallies = [self.tallies[number] for number in numbers]
             if all(tally.finished is not None for tally in tallies) and self._jobs[numbers[0]].pooling is None:
@@ -232,6 +240,15 @@ class Generation:
             completion_tokens=sum(tally.tokens for tally in self.tallies),
             finish=",".join(tally.finished.reason if tally.finished else cut for tally in self.tallies),
         )
+
+
+def _mark(timings: Timings, start_s: float, number: str) -> None:
+    """For the trace: an answer, and its time waiting, computing the prompt, and generating."""
+    mark("generate", start_s, start_s + timings.total_s, number)
+    mark("queue", start_s, start_s + timings.queue_s, number)
+    if timings.ttft_s is not None:
+        mark("prefill", start_s + timings.queue_s, start_s + timings.ttft_s, number)
+        mark("decode", start_s + timings.ttft_s, start_s + timings.total_s, number)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

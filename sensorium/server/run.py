@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -29,6 +30,7 @@ from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
 from sensorium.server.protocol import BoundedProtocol
 from sensorium.server.served import Served
+from sensorium.server.tracing import Tracer
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -89,8 +91,9 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
         timeout_graceful_shutdown=FLUSH_S,
     )
     # An application of another kind has no engine to wait for.
-    served = app.state.served if isinstance(app, Starlette) else None
-    return DrainingServer(settings, served, config.drain_s)
+    state = app.state if isinstance(app, Starlette) else None
+    served, tracer = (state.served, state.tracer) if state is not None else (None, None)
+    return DrainingServer(settings, served, config.drain_s, tracer)
 
 
 def run_server(
@@ -163,8 +166,11 @@ def _signal_handlers(server: DrainingServer) -> dict[signal.Signals, Any]:
 class DrainingServer(uvicorn.Server):
     """uvicorn that drains: asked to stop it still answers, with 503, until what runs is finished or drain_s is over."""
 
-    def __init__(self, settings: uvicorn.Config, served: Served | None, drain_s: float) -> None:
+    def __init__(
+        self, settings: uvicorn.Config, served: Served | None, drain_s: float, tracer: Tracer | None = None
+    ) -> None:
         super().__init__(settings)
+        self._tracer = tracer
         self._served = served
         self._drain_s = drain_s
         self._asked_s: float | None = None
@@ -182,6 +188,11 @@ class DrainingServer(uvicorn.Server):
         self._asked_s = time.monotonic()
         if self._served is not None:
             self._served.draining = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     @property
     def _client(self) -> EngineClient | None:
