@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sensorium.errors import MediaError, RequestError, SensoriumError, UnsupportedError
-from sensorium.media import audio, image
+from sensorium.media import audio, embeds, image
 from sensorium.types import Embeds, Media, MediaRef, Modality
 
 Item = Media | MediaRef | Embeds
@@ -73,7 +73,7 @@ def read_media(
         return replace(read(value, part, options or {}), uuid=name)
     except SensoriumError:
         raise
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise MediaError(f"{part}: {error}", param=part) from error
 
 
@@ -155,16 +155,16 @@ def read_embeds(modality: Modality, value: Any, part: str, uuids: Sequence[str |
         of_it = {name: array[index] if several else array for name, array in others.items()}
         tensors = {main: tensor, **{name: np.asarray(array) for name, array in of_it.items()}}
         uuid = uuids[index] if uuids and index < len(uuids) else None
-        found.append(Embeds(modality, tensors, _digest(tensors), part, uuid))
+        found.append(embeds.from_arrays(modality, tensors, part, uuid))
     if uuids is not None and len(found) != len(uuids):
         raise RequestError(f"{part} holds embeddings of {len(found)} items; one is expected here", param=part)
     return found
 
 
 def _rows(value: Any, name: str, part: str) -> list[np.ndarray]:
-    """[rows, E] float32 for each item."""
+    """[rows, E] for each item."""
     items: Iterable[Any] = value if isinstance(value, list | tuple) or _dimensions(value) == 3 else [value]
-    found = [_numbers(item, name, part).astype(np.float32) for item in items]
+    found = [_numbers(item, name, part) for item in items]
     found = [item[0] if item.ndim == 3 and len(item) == 1 else item for item in found]
     if not found or any(item.ndim != 2 for item in found):
         shapes = ", ".join(str(list(item.shape)) for item in found) or "none"
@@ -193,14 +193,6 @@ def _cut(rows: np.ndarray, grid: np.ndarray, part: str) -> list[np.ndarray]:
     if sizes.min() <= 0 or np.any(ends % sizes.sum()):
         raise RequestError(f"{part}: {len(rows)} embeddings do not fill grids of {sizes.tolist()} patches", param=part)
     return np.split(rows, ends[:-1] // sizes.sum())
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> bytes:
-    digest = hashlib.blake2b(digest_size=32, person=b"embeds")
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name}{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
 
 
 # ---- pictures, recordings, videos -----------------------------------------------------------------------------------

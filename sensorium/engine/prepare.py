@@ -178,14 +178,19 @@ class Preparer:
     ) -> Prompt:
         self._check(parts)
         context = self._context()
-        work: dict[Any, Coroutine[Any, Any, Prepared]] = {}
-        identities = [_identity(part) for part in parts]
+        identities = _identities(parts, by_uuid=self._cache.capacity_bytes > 0)
         indices: dict[str, int] = {}
+        chosen: dict[Any, tuple[Part, int]] = {}
         for identity, part in zip(identities, parts, strict=True):
             index = indices.get(part.modality, 0)
             indices[part.modality] = index + 1
-            if identity not in work:  # equal items of one request are prepared once
-                work[identity] = self._counted(self._item, part, index, options, context)
+            if identity not in chosen or _is_reference(chosen[identity][0]):
+                chosen[identity] = part, index
+        # Equal items of one request are prepared once.
+        work = {
+            identity: self._counted(self._item, part, index, options, context)
+            for identity, (part, index) in chosen.items()
+        }
         found = dict(zip(work, await _together(list(work.values())), strict=True))
         size = sum(array_bytes(prepared.content) for prepared in found.values())
         if size > self._config.limits.max_request_bytes:
@@ -282,9 +287,14 @@ class Preparer:
         form = "embeds" if _is_embeds(part) else "media"
         uuid_key = None
         if part.uuid is not None and self._cache.capacity_bytes:
-            uuid_key = cache_key(options.namespace, f"uuid {part.modality} {form}", part.uuid.encode(), settings)
+            uuid_key = _uuid_key(part, form, settings, options)
             if (hit := self._cache.get(uuid_key)) is not None:
                 return hit
+            if isinstance(part, MediaRef) and part.source is None and form == "media":
+                # What a reference names may have come as embeddings.
+                embeds_key = _uuid_key(part, "embeds", {"io": {}, "kwargs": options.media_kwargs}, options)
+                if (hit := self._cache.get(embeds_key)) is not None:
+                    return hit
         if isinstance(part, MediaRef):
             part = await self._fetched(part, index, io_options, context)
         digest = _digest(part)
@@ -373,11 +383,36 @@ def _check_uuid(uuid: str, part: str) -> None:
         raise MediaError(f"a media uuid must be 1 to {MAX_UUID} printable characters", param=part or None)
 
 
-def _identity(part: Part) -> Any:
-    """Equal for parts that are sure to become the same item."""
+def _identities(parts: Sequence[Part], *, by_uuid: bool) -> list[Any]:
+    """Equal for parts that are sure to become the same item; a reference by uuid joins the part that has its data."""
+    found = [_identity(part, by_uuid) for part in parts]
+    named: dict[Any, Any] = {}
+    for part, identity in zip(parts, found, strict=True):
+        if by_uuid and not isinstance(part, Prepared) and part.uuid is not None and not _is_reference(part):
+            named.setdefault((part.modality, part.uuid), identity)
+    return [
+        named.get((part.modality, part.uuid), identity)
+        if not isinstance(part, Prepared) and _is_reference(part)
+        else identity
+        for part, identity in zip(parts, found, strict=True)
+    ]
+
+
+def _identity(part: Part, by_uuid: bool) -> Any:
+    if by_uuid and not isinstance(part, Prepared) and part.uuid is not None and not _is_reference(part):
+        options = {} if isinstance(part, Embeds) else part.options
+        return part.modality, _is_embeds(part), part.uuid, repr(options)
     if not isinstance(part, MediaRef) or not isinstance(part.source, str | bytes | None):
         return id(part)
     return part.modality, part.form, part.source, part.uuid, repr(part.options)
+
+
+def _is_reference(part: Part) -> bool:
+    return isinstance(part, MediaRef) and part.source is None
+
+
+def _uuid_key(part: MediaRef | Media | Embeds, form: str, settings: Mapping[str, Any], options: ChatOptions) -> bytes:
+    return cache_key(options.namespace, f"uuid {part.modality} {form}", str(part.uuid).encode(), settings)
 
 
 def _digest(part: MediaRef | Media | Embeds) -> bytes:
