@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sensorium.inline import Pieces
 from sensorium.params import BeamSearchParams as BeamSearchParams
 from sensorium.params import PoolingParams as PoolingParams
 from sensorium.params import SamplingParams as SamplingParams
@@ -33,11 +34,12 @@ class MediaRef:
     """A piece of media not fetched yet: a URL (http, https, data, file) or raw bytes. `part` names it in errors.
 
     With form "embeds" the source holds embeddings: base64 text or bytes of one tensor file, or a mapping of tensor
-    names to those. A source of None is a reference by `uuid` to an item that the processor cache holds.
+    names to those. A source of None is a reference by `uuid` to an item that the processor cache holds. Text may be a
+    LongText, whose bytes are Pieces.
     """
 
     modality: Modality
-    source: str | bytes | Mapping[str, Any] | None
+    source: str | bytes | Pieces | Mapping[str, Any] | None
     part: str = ""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     uuid: str | None = None

@@ -13,11 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sensorium"
 
-LOW = {"types", "params", "errors", "config", "envs", "compat"}
+LOW = {"types", "params", "errors", "config", "envs", "compat", "inline"}
 # Part of the package -> the parts it may import besides itself. What is on top (cli, demo, bench, doctor) may all.
 LAYERS = {
     "params": {"errors"},
-    "types": {"params"},
+    "types": {"params", "inline"},
+    "inline": set(),
     "errors": set(),
     "config": {"errors"},
     "envs": {"errors"},

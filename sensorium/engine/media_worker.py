@@ -6,6 +6,7 @@ single-threaded; for every worker it forks itself, so a worker is there within m
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -31,6 +32,8 @@ from sensorium.types import Embeds, Media, MediaRef
 MAX_ITEMS, MAX_GROWTH = 1000, 512 << 20
 """After so many items, or so much growth of its memory, a worker is replaced."""
 ORDER_BYTES = 9
+NICE = 5
+"""A decoder gives way to the engine and the server: running streams keep their pace on a machine without free cores."""
 _PR_SET_PDEATHSIG, _CLONE_NEWUSER, _CLONE_NEWNET = 1, 0x10000000, 0x40000000
 _PAGE = resource.getpagesize()
 
@@ -44,6 +47,7 @@ def main() -> None:
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _give_way()
     _leave_network()
     setup, _ = wire.receive(control, (MediaLimits,))
     try:
@@ -149,6 +153,13 @@ def _limit(cpu_s: float, memory: int) -> None:
 def _soft(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _give_way() -> None:
+    os.nice(NICE)
+    # A session of its own may be a scheduling group of its own, within which alone the line above counts.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def _leave_network() -> None:

@@ -31,6 +31,7 @@ from sensorium.errors import (
     TooLargeError,
     UnsupportedError,
 )
+from sensorium.inline import Pieces
 from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.options import check_loading
@@ -421,8 +422,13 @@ def _digest(part: MediaRef | Media | Embeds) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     if isinstance(part.source, Mapping):
         for name, value in part.source.items():
-            digest.update(f"{name} {len(value) if isinstance(value, bytes) else repr(value)}".encode())
-            digest.update(value if isinstance(value, bytes) else b"")
-    elif isinstance(part.source, bytes):
-        digest.update(part.source)
+            digest.update(f"{name} {len(value) if isinstance(value, bytes | Pieces) else repr(value)}".encode())
+            _update(digest, value)
+    else:
+        _update(digest, part.source)
     return digest.digest()
+
+
+def _update(digest: hashlib.blake2b, value: Any) -> None:
+    for data in value.parts if isinstance(value, Pieces) else (value,):
+        digest.update(data if isinstance(data, bytes) else b"")

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pybase64
 from numpy.lib import format as npy
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, SensoriumError, TooLargeError
+from sensorium.inline import Pieces, decode_base64, text_size
 from sensorium.types import Embeds, MediaRef, Modality
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -28,7 +28,7 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 _MAX_HEADER, _MAX_TENSORS, _MAX_DIMS = 100_000, 16, 4
 
 
-def payload(ref: MediaRef, limits: MediaLimits) -> bytes | dict[str, Any]:
+def payload(ref: MediaRef, limits: MediaLimits) -> bytes | Pieces | dict[str, Any]:
     """What ref.source says as bytes: base64 text is decoded, of a mapping every value; numbers stay as they are."""
     if isinstance(ref.source, Mapping):
         if len(ref.source) > _MAX_TENSORS:
@@ -94,14 +94,14 @@ def load_reader(ref: MediaRef) -> None:
         importlib.import_module("torch")
 
 
-def _bytes(value: str | bytes, ref: MediaRef, limits: MediaLimits) -> bytes:
-    size = len(value) if isinstance(value, bytes) else len(value) // 4 * 3 - 2
+def _bytes(value: str | bytes, ref: MediaRef, limits: MediaLimits) -> bytes | Pieces:
+    size = len(value) if isinstance(value, bytes) else text_size(value) // 4 * 3 - 2
     if size > limits.max_embeds_bytes:
         raise TooLargeError(f"embeddings of more than {limits.max_embeds_bytes} bytes", param=ref.part or None)
     if isinstance(value, bytes):
         return value
     try:
-        return pybase64.b64decode(value, validate=True)
+        return decode_base64(value)
     except ValueError:
         raise MediaError("the base64 text of the embeddings is not valid", param=ref.part or None) from None
 

@@ -29,6 +29,7 @@ from sensorium.errors import (
     SensoriumError,
     TooLargeError,
 )
+from sensorium.inline import Pieces
 from sensorium.media.addresses import Listing, WebAddress, parse_url
 from sensorium.media.local import check_size, read_local
 from sensorium.types import MediaRef
@@ -100,7 +101,7 @@ class Fetcher:
     async def close(self) -> None:
         await self._session.close()
 
-    async def fetch(self, ref: MediaRef, budget: Budget | None = None) -> bytes:
+    async def fetch(self, ref: MediaRef, budget: Budget | None = None) -> bytes | Pieces:
         """The referenced bytes. Raises MediaBlockedError, MediaFetchError and those below it, TooLargeError."""
         if not isinstance(ref.source, str) or ref.source[:5].lower() in ("data:", "file:"):
             read = functools.partial(read_local, ref, self._limits)

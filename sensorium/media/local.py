@@ -7,10 +7,9 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-import pybase64
-
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaBlockedError, MediaError, TooLargeError
+from sensorium.inline import Pieces, decode_base64, part_of, text_size
 from sensorium.media import frame_list
 from sensorium.types import MediaRef
 
@@ -18,7 +17,7 @@ from sensorium.types import MediaRef
 _FAMILIES = {"image": {"image"}, "audio": {"audio", "video"}, "video": {"video"}}
 
 
-def read_local(ref: MediaRef, limits: MediaLimits) -> bytes:
+def read_local(ref: MediaRef, limits: MediaLimits) -> bytes | Pieces:
     if isinstance(ref.source, bytes):
         check_size(len(ref.source), ref, limits)
         return ref.source
@@ -29,7 +28,7 @@ def read_local(ref: MediaRef, limits: MediaLimits) -> bytes:
     return _read_file_url(ref.source, ref, limits)
 
 
-def _read_data_url(url: str, ref: MediaRef, limits: MediaLimits) -> bytes:
+def _read_data_url(url: str, ref: MediaRef, limits: MediaLimits) -> bytes | Pieces:
     """data:[type][;parameters];base64,<standard alphabet, padded, nothing else>"""
     comma = url.find(",", 0, 256)
     head = url[5 : max(comma, 5)].lower().split(";")
@@ -38,8 +37,8 @@ def _read_data_url(url: str, ref: MediaRef, limits: MediaLimits) -> bytes:
     family = head[0].strip().partition("/")[0]
     if head[0].strip() not in ("", "application/octet-stream") and family not in _FAMILIES[ref.modality]:
         raise MediaError(f"a data: URL of another type than {ref.modality}", param=ref.part)
-    check_size((len(url) - comma - 1) // 4 * 3 - 2, ref, limits)
-    text = url[comma + 1 :]
+    check_size((text_size(url) - comma - 1) // 4 * 3 - 2, ref, limits)
+    text = part_of(url, url[comma + 1 :])
     try:
         if ref.modality == "video" and head[0].strip() == "video/jpeg":
             count = text.count(",") + 1
@@ -47,8 +46,8 @@ def _read_data_url(url: str, ref: MediaRef, limits: MediaLimits) -> bytes:
                 raise MediaError(
                     f"{count} frames; at most {limits.max_video_frames} (max_video_frames)", param=ref.part
                 )
-            return frame_list.join([pybase64.b64decode(frame, validate=True) for frame in text.split(",")])
-        return pybase64.b64decode(text, validate=True)
+            return frame_list.join([bytes(decode_base64(part_of(text, frame))) for frame in text.split(",")])
+        return decode_base64(text)
     except MediaError:
         raise
     except ValueError:

@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sensorium.inline import Pieces
+
 _LENGTHS = struct.Struct("<II")
 _INLINE = 4096
 _MAX_TREE, _MAX_BUFFERS = 64 << 20, 4 << 30
@@ -24,17 +26,19 @@ _KINDS = "biuf"
 
 
 def send(connection: socket, value: Any) -> None:
-    """Write one frame. Values: None, bool, numbers, str, bytes, lists, tuples, dicts, arrays and flat dataclasses."""
-    buffers: list[memoryview] = []
+    """Write one frame. Values: None, bool, numbers, str, bytes, Pieces, lists, tuples, dicts, arrays and flat
+    dataclasses."""
+    buffers: list[memoryview | Pieces] = []
     tree = msgspec.msgpack.encode([_flat(value, buffers), [len(buffer) for buffer in buffers]])
     connection.sendall(_LENGTHS.pack(len(tree), len(buffers)) + tree)
     for buffer in buffers:
-        connection.sendall(buffer)
+        for part in buffer.parts if isinstance(buffer, Pieces) else (buffer,):
+            connection.sendall(part)
 
 
 def receive(connection: socket, known: tuple[type, ...] = ()) -> tuple[Any, int]:
     """The next frame's value and the bytes of its buffers. EOFError where the other side has gone; ValueError for
-    anything `send` does not write. Bytes objects come back as bytes, arrays own their memory."""
+    anything `send` does not write. Bytes and Pieces come back as bytes, arrays own their memory."""
     head, count = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
     if head > _MAX_TREE:
         raise ValueError("a tree over the limit")
@@ -62,7 +66,7 @@ def _exactly(connection: socket, size: int) -> bytearray:
     return data
 
 
-def _flat(value: Any, buffers: list[memoryview]) -> Any:
+def _flat(value: Any, buffers: list[memoryview | Pieces]) -> Any:
     if value is None or (isinstance(value, bool | str | int | float) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, np.generic):
@@ -71,6 +75,9 @@ def _flat(value: Any, buffers: list[memoryview]) -> Any:
         if len(value) <= _INLINE:
             return ["b", bytes(value)]
         buffers.append(memoryview(value).cast("B"))
+        return ["B", len(buffers) - 1]
+    if isinstance(value, Pieces):
+        buffers.append(value)
         return ["B", len(buffers) - 1]
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in _KINDS:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sensorium.errors import RequestError
+from sensorium.inline import behind
 from sensorium.server.errors import MAX_MESSAGE, describe, printable
 from sensorium.server.schema import Input, Label, TokenCount, Url
 from sensorium.server.sse import frame
@@ -332,4 +333,4 @@ def _part(block: TextBlock | ImageBlock, where: str) -> str | MediaRef:
     source = block.source
     if isinstance(source, UrlSource):
         return MediaRef("image", source.url, f"{where}.source.url")
-    return MediaRef("image", f"data:{source.media_type};base64,{source.data}", f"{where}.source.data")
+    return MediaRef("image", behind(f"data:{source.media_type};base64,", source.data), f"{where}.source.data")

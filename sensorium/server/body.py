@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope
 
 from sensorium.errors import RequestError, TooLargeError, UnsupportedError
 from sensorium.server.errors import ClientGone, HttpError
+from sensorium.server.lift import Body, Lifter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,14 +34,17 @@ _LONE_SURROGATE = re.compile(
 )
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. An announced length over the limit is refused before reading."""
+async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
+    """The whole body, at most `limit` bytes, long base64 taken out. A greater announced length is refused unread."""
     headers = Headers(scope=scope)
     media_type, _, parameters = headers.get("content-type", "").partition(";")
     encoded_otherwise = "charset" in parameters and "utf-8" not in parameters.lower()
     if media_type.strip().lower() != "application/json" or encoded_otherwise:
         raise HttpError(415, "unsupported_media_type", "the body must be sent as application/json in UTF-8")
-    return b"".join([piece async for piece in read_pieces(scope, receive, limit)])
+    lifter = Lifter()
+    async for piece in read_pieces(scope, receive, limit):
+        lifter.feed(piece)
+    return lifter.finish()
 
 
 async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
@@ -71,22 +75,27 @@ async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenera
             return
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str], *, lenient: bool = False) -> T:
+def decode(body: Body, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str], *, lenient: bool = False) -> T:
     """The typed request. Raises RequestError naming the path of the first fault.
 
     unsupported: top-level fields of the API that this server does not offer -> what they would do. lenient: fields that
     are not known are left out with a warning.
     """
     try:
-        return decoder.decode(body)
+        return body.settle(_typed(body.text, decoder, unsupported, lenient=lenient))
     except RecursionError:
         raise RequestError("the JSON is nested too deeply") from None
+
+
+def _typed(text: bytes, decoder: msgspec.json.Decoder[T], unsupported: dict[str, str], *, lenient: bool) -> T:
+    try:
+        return decoder.decode(text)
     except msgspec.ValidationError as error:
         if lenient and _misplaced(str(error), "contains unknown"):
-            return _without_unknown(msgspec.json.decode(body), decoder.type, unsupported)
+            return _without_unknown(msgspec.json.decode(text), decoder.type, unsupported)
         raise _invalid(str(error), decoder.type, unsupported) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed(str(error), body) from None
+        raise _malformed(str(error), text) from None
 
 
 def decode_fields(fields: dict[str, Any], kind: type[T], unsupported: dict[str, str]) -> T:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from sensorium.errors import RequestError
+from sensorium.inline import behind
 from sensorium.types import MediaRef, Message, Modality
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def _audio_source(value: Any, place: str, uuid: str | None) -> str | None:
         return None
     if not isinstance(value, str) or not value:
         _refuse(place, "must be base64")
-    return value if value.startswith("data:") else f"data:audio/any;base64,{value}"
+    return value if value.startswith("data:") else behind("data:audio/any;base64,", value)
 
 
 def _embeds(part: Mapping[str, Any], kind: str, place: str, uuid: str | None) -> list[str | MediaRef]:

@@ -109,7 +109,7 @@ class Responses:
         self._served.client()
         body = await read_body(scope, receive, self._config.max_body_bytes)
         request = decode(body, RESPONSES_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        size = len(body)
+        size = body.size
         del body
         self._served.check_name(request.model)
         self._check(request)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sensorium.errors import RequestError, UnsupportedError
+from sensorium.inline import behind
 from sensorium.server.body import decode_fields
 from sensorium.server.schema import Groups, Input, Key, Label, Penalty, Scalar, StopText, TokenCount, TokenId, Url
 from sensorium.types import MediaRef, Message, Role
@@ -320,7 +321,7 @@ def _part(part: str | Content, place: str) -> str | MediaRef:
             return MediaRef("video", part.video_url, f"{place}.video_url")
         case InputAudio():
             data = part.input_audio.data
-            source = data if data.startswith("data:") else f"data:audio/any;base64,{data}"
+            source = data if data.startswith("data:") else behind("data:audio/any;base64,", data)
             return MediaRef("audio", source, f"{place}.input_audio")
 
 
