@@ -23,11 +23,7 @@ from sensorium.errors import RequestError
 from sensorium.server.app import build_app
 from sensorium.server.body import decode
 from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
-<<<<<<< HEAD
-=======
 from sensorium.server.lift import Lifter
-from sensorium.server.metrics import TOKENS, Histogram
->>>>>>> 2dd60ec (Long base64 leaves request bodies as they arrive, so that no upload holds up a stream; media workers give way)
 from sensorium.server.openapi import describe_api
 from sensorium.server.page import page_routes
 from sensorium.server.unsupported import ROUTES
