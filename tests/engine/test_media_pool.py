@@ -118,15 +118,15 @@ async def test_a_crash_costs_one_item(processor: Processor, long_film: MediaRef,
 
 
 async def test_a_hanging_decoder_is_killed_at_the_deadline(processor: Processor):
-    limits = replace(LIMITS, decode_timeout_s=0.3)
+    limits = replace(LIMITS, decode_timeout_s=1.0)
     with pool(processor, limits) as workers:
         await workers.prepare(picture(), {})
         stuck = workers.pids()[1]
         os.kill(stuck, signal.SIGSTOP)
         started = time.monotonic()
-        with pytest.raises(DecodeTimeoutError, match=r"0\.3 seconds"):
+        with pytest.raises(DecodeTimeoutError, match="1 seconds"):
             await workers.prepare(picture(), {})
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 3.0
         await workers.prepare(picture(), {})
         assert stuck not in workers.pids()
         await ready(lambda: not is_running(stuck))
