@@ -32,7 +32,7 @@ class MediaLimits:
     max_request_download_bytes: int = 160 << 20
     """All that a request may fetch from the web."""
     max_pixels: int = 50_000_000
-    max_audio_s: float = 1800.0
+    max_audio_s: float = 600.0
     max_video_s: float = 3600.0
     max_video_frames: int = 768
     max_items: int = 64

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, SensoriumError, UnsupportedError
 from sensorium.media import audio, embeds, image
 from sensorium.types import Embeds, Media, MediaRef, Modality
@@ -19,6 +20,7 @@ Item = Media | MediaRef | Embeds
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "video")
 FRAMES_PER_SECOND = 24.0
 """Of frames that come without a rate."""
+_ANY_LENGTH = MediaLimits(max_audio_s=float("inf"))
 _SCHEMES = ("http", "https", "data", "file")
 _METADATA = ("fps", "frames_indices", "total_num_frames", "duration", "video_backend", "do_sample_frames")
 
@@ -218,7 +220,8 @@ def _audio(value: Any, part: str, options: Mapping[str, Any]) -> Media:
         samples = samples.T
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
-    return audio.from_array(samples, rate, part, options=options)
+    # How long a recording may be is asked when it is prepared, by the limits of the engine.
+    return audio.from_array(samples, rate, part, _ANY_LENGTH, options)
 
 
 def _video(value: Any, part: str, options: Mapping[str, Any]) -> Media:

@@ -96,6 +96,55 @@ def rows(value, modality="image"):
     ]
 
 
+ROWS = np.stack([np.full(16_000, 1.0), np.full(16_000, 3.0)]).astype(np.float32)
+NOISE = np.random.default_rng(3).standard_normal((2, 22_050)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "mono"),
+    [
+        (ROWS, 16_000, np.full(16_000, 2.0)),
+        (ROWS.T, 16_000, np.full(16_000, 2.0)),
+        (ROWS[:1], 16_000, ROWS[0]),
+        (ROWS[:1].T, 16_000, ROWS[0]),
+        (NOISE[:, :2], 16_000, NOISE[:, :2].mean(axis=0)),
+        (torch.from_numpy(ROWS), 16_000, np.full(16_000, 2.0)),
+        (torch.tensor([[-32768, 16384], [-32768, 0]], dtype=torch.int16), 16_000, [-1.0, 0.25]),
+        (np.array([0, 128, 192], dtype=np.uint8), 16_000, [-1.0, 0.0, 0.5]),
+        (np.array([-(2**31), 2**30], dtype=np.int32), 16_000, [-1.0, 0.5]),
+    ],
+)
+def test_channels_become_one(samples, rate, mono):
+    (item,) = read_items("audio", (samples, rate))
+    np.testing.assert_allclose(item.data, np.asarray(mono, dtype=np.float32), atol=1e-6)
+
+
+def test_channels_become_one_before_the_rate_changes():
+    (wanted,) = read_items("audio", (NOISE.mean(axis=0), 44_100))
+    assert len(wanted.data) == 8_000
+    for form in (NOISE, NOISE.T, torch.from_numpy(NOISE)):
+        (item,) = read_items("audio", (form, 44_100))
+        np.testing.assert_allclose(item.data, wanted.data, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ((np.float32(1.0), 16_000), "audio"),
+        ((np.zeros((2, 2, 2), np.float32), 16_000), "unsupported audio shape"),
+        ((np.zeros(0, np.float32), 16_000), "no samples"),
+        ((np.array([0.0, np.nan], np.float32), 16_000), "finite"),
+        ((np.array([0.0, np.inf], np.float32), 8_000), "finite"),
+        ((np.zeros(9, np.float32), float("inf")), "infinity"),
+        ((np.zeros(9, np.float32), 1), "samples per second"),
+        ((np.zeros(9, np.complex64), 16_000), "floats or signed integers"),
+    ],
+)
+def test_what_is_no_recording(value, words):
+    with pytest.raises(ValueError, match=words):
+        read_items("audio", value)
+
+
 def test_tensors_are_embeddings():
     whole = torch.randn(2, 4, 8)
     each = [("image", {"image_embeds": [4, 8]})] * 2

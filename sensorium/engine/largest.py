@@ -12,6 +12,7 @@ import numpy as np
 
 from sensorium.config import EngineConfig
 from sensorium.engine.media_limits import with_environment
+from sensorium.engine.media_options import processor_kwargs
 from sensorium.envs import read_environment
 from sensorium.errors import CheckpointError, SensoriumError
 from sensorium.models.base import Model, Processor
@@ -33,11 +34,12 @@ def largest_media(
     Sizes in limit_mm_per_prompt say what to plan for in place of the largest.
     """
     found: dict[Modality, Prompt] = {}
+    wishes = processor_kwargs(config.mm_processor_kwargs)
     for modality in modalities:
         if config.takes(modality):
             try:
-                media = processor.largest(modality, longest, config.mm_processor_kwargs)
-                options = ChatOptions(media_kwargs=config.mm_processor_kwargs, template=_ALONE, content_format="string")
+                media = processor.largest(modality, longest, wishes)
+                options = ChatOptions(media_kwargs=wishes, template=_ALONE, content_format="string")
                 found[modality] = processor.chat([Message("user", (_bounded(media, config),))], options)
             except SensoriumError as error:
                 raise CheckpointError(f"mm_processor_kwargs: {error.message}", param="mm_processor_kwargs") from error

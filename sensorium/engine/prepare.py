@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from sensorium.config import EngineConfig
 from sensorium.engine.marks import MediaCounters, MediaTotals
 from sensorium.engine.media_limits import with_environment
+from sensorium.engine.media_options import loading_options, settled, with_server_defaults
 from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
 from sensorium.envs import read_environment
@@ -75,7 +76,10 @@ class Preparer:
         self._modalities = modalities
         self._environment = read_environment()
         config = self._config = replace(config, limits=with_environment(config.limits, self._environment))
-        check_loading(config.media_io_kwargs, config.limits)
+        loading = config.media_io_kwargs
+        if "video" in loading:
+            loading = {**loading, "video": settled(loading["video"], config.limits)}
+        check_loading(loading, config.limits)
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
         threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")
@@ -168,9 +172,7 @@ class Preparer:
             return self._loop
 
     def _with_defaults(self, options: ChatOptions) -> ChatOptions:
-        if not self._config.mm_processor_kwargs:
-            return options
-        return replace(options, media_kwargs={**self._config.mm_processor_kwargs, **options.media_kwargs})
+        return with_server_defaults(options, self._config.mm_processor_kwargs)
 
     # ---- in the loop -----------------------------------------------------------------------------------------------
 
@@ -305,7 +307,9 @@ class Preparer:
         if isinstance(part, MediaRef):
             prepared = await self._pool.prepare(part, options.media_kwargs)
         else:
-            part = replace(part, options=io_options) if isinstance(part, Media) else part
+            if isinstance(part, Media):
+                self._check_media(part, options)
+                part = replace(part, options=io_options)
             prepare = self._processor.prepare
             start = time.monotonic()
             prepared = await asyncio.get_running_loop().run_in_executor(
@@ -339,15 +343,23 @@ class Preparer:
         """The server's defaults, the request's, and the part's own."""
         if isinstance(part, Embeds) or _is_embeds(part):
             return {}
-        default = self._config.media_io_kwargs.get(part.modality, {})
-        asked = {**options.media_io_kwargs.get(part.modality, {}), **part.options}
         if isinstance(part, Media):
             return dict(part.options)
-        # Of the two ways to choose frames, a request's own clears the default other one.
-        for name, other in (("fps", "num_frames"), ("num_frames", "fps")):
-            if asked.get(name) is not None and other not in asked:
-                default = {key: value for key, value in default.items() if key != other}
-        return {**default, **asked}
+        default = self._config.media_io_kwargs.get(part.modality, {})
+        asked = {**options.media_io_kwargs.get(part.modality, {}), **part.options}
+        return loading_options(part.modality, default, asked, self._config.limits)
+
+    def _check_media(self, media: Media, options: ChatOptions) -> None:
+        """What decoders check of files, for media that come decoded."""
+        most = self._config.limits.max_audio_s
+        if media.modality == "audio" and len(media.data) > most * (media.rate or 1):
+            raise TooLargeError(f"the audio is longer than {most:g} seconds (max_audio_s)", param=media.part or None)
+        hears = options.media_io_kwargs.get("video", {}).get("use_audio")
+        if media.modality == "video" and hears and media.audio is None:
+            raise MediaError(
+                "use_audio_in_video: these frames come without sound; give the recording as audio",
+                param=media.part or None,
+            )
 
     async def _leave(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

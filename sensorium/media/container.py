@@ -20,6 +20,9 @@ _MAGIC = {
     b"ID3": "mp3",
     b"FORM": "aiff",
     b"#!AMR": "amr",
+    b"caff": "caf",
+    b".snd": "au",
+    b"RF64": "wav",
 }
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
@@ -48,7 +51,7 @@ def open_container(data: bytes, format_name: str | None, part: str) -> Any:
             format=format_name,
             options={
                 "protocol_whitelist": "",
-                "format_whitelist": "wav,avi,flac,ogg,matroska,webm,mp3,aiff,amr,aac,mov,mp4",
+                "format_whitelist": "wav,avi,flac,ogg,matroska,webm,mp3,aiff,amr,aac,mov,mp4,caf,au",
             },
             metadata_errors="ignore",
         )

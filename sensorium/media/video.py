@@ -73,6 +73,10 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
         "main_times_s": tuple(moment for _, moment in shown) or (0.0,),
     }
     sound = _sound(data, part, limits) if options.get("use_audio") is not False else None
+    if sound is None and options.get("use_audio"):
+        raise MediaError(
+            "the video has no sound track that can be decoded; leave use_audio_in_video out for it", param=part
+        )
     return Media(
         "video",
         np.stack(frames),

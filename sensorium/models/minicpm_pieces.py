@@ -197,6 +197,8 @@ class PieceCutter:
         if packing > 1 and not self.variant.packs_frames:
             raise UnsupportedError("this model does not pack video frames", param=media.part or None)
         tenths = temporal_ids([float(times[index]) for index in main], duration) if packing > 1 else None
+        if media.options.get("use_audio") and not self.hears:
+            raise UnsupportedError("this model hears nothing: leave use_audio_in_video out", param=media.part or None)
         sounds = self._sounds(media, [*moments, duration])
         for position, index in enumerate(main):
             follows = packing > 1 and position % packing > 0

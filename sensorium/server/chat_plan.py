@@ -110,9 +110,11 @@ def _check_media_options(request: ChatRequest, config: ServerConfig) -> None:
     video = (request.media_io_kwargs or {}).get("video", {})
     for name, kinds, most in (("num_frames", int, MAX_FRAMES), ("fps", (int, float), MAX_FPS)):
         value = video.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most):
+        if value is None or (value == -1 and type(value) is int):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
             place = f"media_io_kwargs.video.{name}"
-            raise RequestError(f"{place}: must be a number above 0 and at most {most}", param=place)
+            raise RequestError(f"{place}: must be a number above 0 and at most {most}, or -1", param=place)
     if config.trust_request_mm_kwargs:
         return
     given = [
@@ -136,9 +138,6 @@ def to_messages(request: ChatRequest, config: ServerConfig = _DEFAULTS) -> list[
         modality: {name: value for name, value in options.items() if value is not None}
         for modality, options in (request.media_io_kwargs or {}).items()
     }
-    hears = (request.mm_processor_kwargs or {}).get("use_audio_in_video")
-    if hears is not None:
-        loading["video"] = {**loading.get("video", {}), "use_audio": hears}
     return read_messages(request.messages, Reading(loading, config.allow_unknown_fields))
 
 
@@ -151,7 +150,6 @@ def to_options(
     if request.documents is not None:
         variables["documents"] = request.documents
     processing = {name: value for name, value in (request.mm_processor_kwargs or {}).items() if value is not None}
-    processing.pop("use_audio_in_video", None)
     return ChatOptions(
         add_generation_prompt=not continues if generates is None else generates,
         continue_final_message=continues,

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from media.clips import video_file
 from PIL import Image
 
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import read_config, resolve_folder
 from sensorium.engine.prepare import Preparer
 from sensorium.errors import CacheMissError, ConfigError, MediaError, RequestError, TooLargeError, UnsupportedError
+from sensorium.live_media import read_media
 from sensorium.media import embeds
 from sensorium.models.base import Processor
 from sensorium.models.registry import load_processor
@@ -127,6 +129,60 @@ def test_the_cache_stays_below_its_size(processor: Processor):
         ask(made, MediaRef("image", None, uuid="5"))
         with pytest.raises(CacheMissError):
             ask(made, MediaRef("image", None, uuid="0"))
+
+
+def film(sound: str | None = "aac") -> MediaRef:
+    return MediaRef("video", video_file(frames=50, sound=sound), "messages[0].content[0]")
+
+
+def modalities(prompt: Prompt) -> set[str]:
+    return {item.modality for item in prompt.media}
+
+
+def test_the_sound_of_a_video_is_heard_unless_it_is_switched_off(processor: Processor, shared: Preparer):
+    hears, deaf = (ChatOptions(media_kwargs={"use_audio_in_video": value}) for value in (True, False))
+    assert modalities(ask(shared, film())) == {"video", "audio"}
+    assert modalities(ask(shared, film(), options=hears)) == {"video", "audio"}
+    assert modalities(ask(shared, film(), options=deaf)) == {"video"}
+    with preparer(processor, mm_processor_kwargs={"use_audio_in_video": False}) as made:
+        assert modalities(ask(made, film())) == {"video"}
+        assert modalities(ask(made, film(), options=hears)) == {"video", "audio"}
+
+
+def test_sound_that_is_not_there_is_missed(shared: Preparer):
+    hears = ChatOptions(media_kwargs={"use_audio_in_video": True})
+    assert modalities(ask(shared, film(None))) == {"video"}
+    with pytest.raises(MediaError, match="no sound track") as caught:
+        ask(shared, film(None), options=hears)
+    assert caught.value.param == "messages[0].content[0]"
+    frames = read_media("video", np.zeros((2, 32, 32, 3), np.uint8), "p")
+    with pytest.raises(MediaError, match="give the recording as audio"):
+        ask(shared, frames, options=hears)
+    with pytest.raises(RequestError, match="true or false"):
+        ask(shared, film(), options=ChatOptions(media_kwargs={"use_audio_in_video": "yes"}))
+
+
+def test_minus_one_is_every_frame_and_no_rate(processor: Processor, shared: Preparer):
+    def count(made: Preparer, **video: Any) -> int:
+        options = ChatOptions(media_io_kwargs={"video": video}, media_kwargs={"use_audio_in_video": False})
+        return len(ask(made, film(), options=options).spans)
+
+    assert count(shared, num_frames=-1) == 50
+    assert count(shared, fps=-1) == count(shared) == 2
+    assert count(shared, num_frames=-1, fps=4) == 8
+    assert count(shared, num_frames=5, fps=-1) == 5
+    limits = replace(CONFIG.limits, max_video_frames=20)
+    with preparer(processor, limits=limits, media_io_kwargs={"video": {"num_frames": -1}}) as made:
+        assert count(made) == 20
+        assert count(made, fps=-1) == 20
+        assert count(made, fps=4) == 8
+
+
+def test_a_recording_at_hand_is_no_longer_than_a_file_may_be(processor: Processor):
+    with preparer(processor, limits=replace(CONFIG.limits, max_audio_s=1.0)) as made:
+        assert modalities(ask(made, read_media("audio", np.zeros(16_000, np.float32), "p"))) == {"audio"}
+        with pytest.raises(TooLargeError, match="max_audio_s"):
+            ask(made, read_media("audio", np.zeros(16_001, np.float32), "p"))
 
 
 @pytest.mark.parametrize("uuid", ["", "x" * 2049, "a\nb", "\x00"])

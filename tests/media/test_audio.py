@@ -37,7 +37,7 @@ def loudness(samples: np.ndarray) -> float:
     [("mp3", "mp3"), ("ogg", "libopus"), ("flac", "flac"), ("mp4", "aac"), ("webm", "libopus"), ("matroska", "libopus"),
      ("adts", "aac"), ("aiff", "pcm_s16be"), ("wav", "adpcm_ms"), ("wav", "pcm_s16le"), ("wav", "pcm_u8"),
      ("wav", "pcm_s24le"), ("wav", "pcm_s32le"), ("wav", "pcm_f32le"), ("wav", "pcm_f64le"), ("wav", "pcm_mulaw"),
-     ("wav", "pcm_alaw")],
+     ("wav", "pcm_alaw"), ("caf", "pcm_s16le"), ("au", "pcm_s16be")],
 )  # fmt: skip
 def test_formats(container: str, codec: str):
     samples = decode(sound_file(container, codec, tone(1.5, 48_000)))
