@@ -1,6 +1,6 @@
 # make demo   ask the packaged model about a picture, a recording and a video
 # make serve  serve it until Ctrl-C (ARGS="--port 9000" and the like are passed on)
-# make test   the test suite · make test-all: the slow tests too · make check: lint and types · make bench: numbers
+# make test   the test suite · make test-all: the slow tests and other clients too · make check: lint and types · make bench: numbers
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ serve: $(VENV)/.run
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.clients
 	$(PYTEST)
 
 check: $(VENV)/.dev
@@ -44,3 +44,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	@echo "Installing what the tests need"
 	@$(LOCK) sh -ec '$(PIP_INSTALL) -e ".[dev]"; touch $@'
+
+$(VENV)/.clients: $(VENV)/.dev
+	@echo "Installing the clients that the slow tests talk with"
+	@$(LOCK) sh -ec '$(PIP_INSTALL) -e ".[dev,clients]"; touch $@'

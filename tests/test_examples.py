@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -29,10 +30,17 @@ def url(packaged_model):
         yield f"{live.url}/v1"
 
 
-def run(name: str, *arguments: str, url: str = "", stdin: str = "") -> str:
+@pytest.fixture(scope="module")
+def pooling_url(packaged_model):
+    config = EngineConfig(model=str(packaged_model), runner="pooling")
+    with EngineClient(config) as client, serve(client) as live:
+        yield f"{live.url}/v1"
+
+
+def run(name: str, *arguments: str, url: str = "", stdin: str = "", folder: Path | None = None) -> str:
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     environment = os.environ | {"OPENAI_BASE_URL": url}
-    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -51,6 +59,32 @@ def test_chat(url):
 
 def test_offline(questions):
     assert "How many" in run("offline.py", str(ASSETS / questions["image"]["file"]))
+
+
+def test_tools(url):
+    called, *answer = run("tools.py", url=url).splitlines()
+    name, arguments = called.split(" ", 1)
+    assert name == "weather"
+    assert 1 <= json.loads(arguments)["days"] <= 9
+    assert answer
+
+
+def test_structured_output(questions, url):
+    found = ast.literal_eval(run("structured.py", str(ASSETS / questions["image"]["file"]), url=url))
+    assert set(found) == {"objects", "circle"}
+
+
+def test_embeddings(pooling_url):
+    closest, *_ = run("embeddings.py", "Good morning", "A purple heart", "Good morning", url=pooling_url).splitlines()
+    assert closest == "1.000 Good morning"
+
+
+def test_batch(questions, tmp_path):
+    question = questions["image"]
+    picture = str(ASSETS / question["file"])
+    answers = run("batch.py", picture, picture, folder=tmp_path).splitlines()
+    assert [answer.split(" ", 1)[0] for answer in answers] == [f"{n}-{question['file']}" for n in (0, 1)]
+    assert len({answer.split(" ", 1)[1] for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -38,6 +38,7 @@ PART_TYPES = (*TEXT_PARTS, *URL_PARTS, "input_audio", *EMBEDS_PARTS)
 _MESSAGE_KEYS = (
     "role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "refusal", "annotations",
     "audio", "function_call",
+    "provider_specific_fields",  # LiteLLM's notes on an answer, sent back with it
 )  # fmt: skip
 _PART_KEYS = ("type", "uuid", "cache_control", "annotations", "detail", "format")
 MAX_PARTS, MAX_UUID, MAX_CALLS = 2048, 2048, 256
