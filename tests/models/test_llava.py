@@ -99,8 +99,8 @@ def test_pixels_of_published_size(tmp_path, name):
 
 
 def test_a_thread_of_pixels_is_cut_before_it_is_scaled(client):
-    thread = np.zeros((30_000, 1, 3), dtype=np.uint8)
-    thread[15_000:] = 255
+    thread = np.zeros((16_000, 1, 3), dtype=np.uint8)
+    thread[8_000:] = 255
     prompt = client.loaded.processor.raw("<image>", [image.from_array(thread)], ChatOptions())
     pixels = prompt.media[0].arrays["pixels"]
     assert pixels.shape == (56, 56, 3)
