@@ -156,7 +156,7 @@ class EngineConfig:
     use_tqdm_on_load: bool = True
     """A progress bar while loading, on terminals."""
     disable_log_stats: bool = False
-    """No throughput line every 10 s."""
+    """No throughput line every 10 s, and no numbers of the engine in /metrics."""
     enable_log_requests: bool = False
     """One line per request with its parameters, never its content."""
     limits: MediaLimits = field(default_factory=MediaLimits)
@@ -275,6 +275,8 @@ class ServerConfig:
     """Largest file that may be transcribed."""
     otlp_traces_endpoint: str | None = None
     """URL that spans are sent to by OTLP over HTTP; needs the extra `tracing`."""
+    enable_per_request_metrics: bool = False
+    """`metrics` in answers of one choice: how long it took, in milliseconds."""
     metrics_compat: bool = True
     """Export metrics under vllm: too."""
     custom_histogram_buckets: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -102,7 +102,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "video_decode_workers": _flag("most videos decoded at once"),
     },
     LOGS: {
-        "disable_log_stats": _flag("no throughput line every 10 s"),
+        "disable_log_stats": _flag("no throughput line every 10 s, no numbers of the engine in /metrics"),
         "enable_log_requests": _flag("one line per request with its parameters, never its content"),
     },
 }
@@ -164,6 +164,7 @@ SERVER: dict[str, dict[str, Flag]] = {
         "log_level": _flag("least severe line to log"),
         "uvicorn_log_level": _flag("the same for the HTTP library"),
         "log_format": _flag("log lines as text or as JSON objects"),
+        "enable_per_request_metrics": _flag("in answers of one choice, how long it took"),
         "otlp_traces_endpoint": _flag("send spans there by OTLP over HTTP; needs the extra `tracing`"),
         "metrics_compat": _flag("export metrics under vllm: too"),
         "custom_histogram_buckets": _flag("JSON: histogram name to list of bucket bounds"),

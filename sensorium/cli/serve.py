@@ -55,6 +55,8 @@ def configure(given: Mapping[str, Any], environment: Environment) -> tuple[Engin
     if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
         raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")
     server = build(ServerConfig, _from_environment(environment) | dict(given))
+    if server.enable_per_request_metrics and engine.disable_log_stats:
+        raise ConfigError("enable_per_request_metrics and disable_log_stats contradict each other; leave one out")
     keys = (*server.api_keys, *_read_keys(server.api_key_file))
     if not keys and environment.api_key:
         keys = (environment.api_key,)

@@ -114,5 +114,6 @@ class ChatCompletions:
             token_ids=bool(request.return_token_ids),
             tokens_as_ids=config.return_tokens_as_token_ids if as_ids is None else as_ids,
             prompt_text=bool(request.return_prompt_text),
+            timings=config.enable_per_request_metrics,
             reasoning=request.include_reasoning is not False,
         )

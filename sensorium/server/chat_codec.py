@@ -24,8 +24,8 @@ from sensorium.server.chat_schema import (
     ToolCallDelta,
 )
 from sensorium.server.generation import Progress, Tally
-from sensorium.server.reports import TokenBytes, report_logprobs, report_prompt_logprobs, report_usage
-from sensorium.server.schema import ChoiceLogprobs, StreamOptions, UsageReport
+from sensorium.server.reports import TokenBytes, report_logprobs, report_prompt_logprobs, report_timings, report_usage
+from sensorium.server.schema import ChoiceLogprobs, RequestTimings, StreamOptions, UsageReport
 from sensorium.server.sse import DONE, frame
 from sensorium.types import Prompt, PromptScored, TokenLogprob
 
@@ -47,6 +47,8 @@ class Heading:
     token_ids: bool = False
     tokens_as_ids: bool = False
     prompt_text: bool = False
+    timings: bool = False
+    """Whether the answer, or the chunk with the whole usage, says how long it took."""
     reasoning: bool = True
 
 
@@ -89,6 +91,7 @@ class ChatCodec:
             prompt_token_ids=list(self._prompt.ids) if heading.token_ids else None,
             prompt_text=self._shown_prompt(),
             metadata=UNSET if heading.metadata is None else heading.metadata,
+            metrics=self._timings(),
         )
         return msgspec.json.encode(completion)
 
@@ -135,7 +138,7 @@ class ChatCodec:
     def ending(self) -> list[bytes]:
         if not self._heading.usage.include_usage:
             return [DONE]
-        return [self._chunk([], self._usage()), DONE]
+        return [self._chunk([], self._usage(), metrics=self._timings()), DONE]
 
     def _chunk_choice(self, answer: Answer) -> ChunkChoice | None:
         """What is new in an answer; None if that is nothing a client could see."""
@@ -182,6 +185,9 @@ class ChatCodec:
 
     def _shown_prompt(self) -> str | UnsetType:
         return (self._prompt.text or "") if self._heading.prompt_text else UNSET
+
+    def _timings(self) -> RequestTimings | UnsetType:
+        return report_timings(self._tallies) if self._heading.timings else UNSET
 
     def _usage_if_asked(self) -> UsageReport | UnsetType | None:
         if self._heading.usage.continuous_usage_stats:

@@ -14,6 +14,7 @@ from sensorium.server.schema import (
     Key,
     Label,
     PromptLogprob,
+    RequestTimings,
     Salt,
     SamplingFields,
     Scalar,
@@ -232,6 +233,7 @@ class ChatCompletion(Struct, kw_only=True):
     prompt_text: str | UnsetType = UNSET
     kv_transfer_params: None = None
     metadata: dict[str, str] | UnsetType = UNSET
+    metrics: RequestTimings | UnsetType = UNSET
 
 
 class Delta(Struct, kw_only=True):
@@ -262,6 +264,7 @@ class ChatChunk(Struct, kw_only=True):
     usage: UsageReport | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_text: str | UnsetType = UNSET
+    metrics: RequestTimings | UnsetType = UNSET
 
 
 CHAT_REQUEST = msgspec.json.Decoder(ChatRequest)

@@ -17,9 +17,17 @@ from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import MAX_PROMPTS, PromptInput, prepare_all, split_prompts
-from sensorium.server.reports import TokenBytes
+from sensorium.server.reports import TokenBytes, report_timings
 from sensorium.server.sampling import to_sampling
-from sensorium.server.schema import Key, Label, PromptTokensDetails, SamplingFields, StreamOptions, UsageReport
+from sensorium.server.schema import (
+    Key,
+    Label,
+    PromptTokensDetails,
+    RequestTimings,
+    SamplingFields,
+    StreamOptions,
+    UsageReport,
+)
 from sensorium.server.served import Served
 from sensorium.server.sse import DONE, frame
 from sensorium.types import Prompt, PromptScored, SamplingParams, TextDelta, TokenLogprob
@@ -91,6 +99,7 @@ class Completion(Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: UsageReport | UnsetType | None = UNSET
     system_fingerprint: str | None
+    metrics: RequestTimings | UnsetType = UNSET
 
 
 class Completions:
@@ -123,7 +132,8 @@ class Completions:
             for choice in range(request.many)
         ]
         generation = Generation(client, self._metrics, origin, jobs)
-        codec = _Codec(request, origin.id, self._served, prompts, generation.tallies)
+        timed = self._config.enable_per_request_metrics
+        codec = _Codec(request, origin.id, self._served, prompts, generation.tallies, timed=timed)
         if request.stream:
             await generation.stream(codec, send, self._config.sse_keep_alive_interval)
         else:
@@ -156,9 +166,17 @@ class _Codec:
     """Text completions. Jobs are numbered prompt by prompt."""
 
     def __init__(
-        self, request: CompletionRequest, id_: str, served: Served, prompts: Sequence[Prompt], tallies: Sequence[Tally]
+        self,
+        request: CompletionRequest,
+        id_: str,
+        served: Served,
+        prompts: Sequence[Prompt],
+        tallies: Sequence[Tally],
+        *,
+        timed: bool,
     ) -> None:
         self._request = request
+        self._timed = timed
         self._prompts = prompts
         self._tallies = tallies
         self._tokenizer = served.client().tokenizer
@@ -187,7 +205,7 @@ class _Codec:
             if many > n:
                 numbers.sort(key=lambda number: -self._texts[number].score / max(self._tallies[number].tokens, 1))
             choices += [self._choice(number, len(choices) + place) for place, number in enumerate(numbers[:n])]
-        return self._encode(choices, self._usage())
+        return self._encode(choices, self._usage(), self._timings())
 
     def opening(self) -> Sequence[bytes]:
         return ()
@@ -201,7 +219,12 @@ class _Codec:
         return [frame(self._encode([choice], usage)) for choice in seen]
 
     def ending(self) -> Sequence[bytes]:
-        return [frame(self._encode([], self._usage())), DONE] if self._options.include_usage else [DONE]
+        if not self._options.include_usage:
+            return [DONE]
+        return [frame(self._encode([], self._usage(), self._timings())), DONE]
+
+    def _timings(self) -> RequestTimings | UnsetType:
+        return report_timings(self._tallies) if self._timed else UNSET
 
     def _choice(self, number: int, index: int) -> CompletionChoice:
         """What is new in one text."""
@@ -230,7 +253,12 @@ class _Codec:
             prompt_token_ids=list(prompt.ids) if request.return_token_ids and first else UNSET,
         )
 
-    def _encode(self, choices: list[CompletionChoice], usage: UsageReport | UnsetType | None) -> bytes:
+    def _encode(
+        self,
+        choices: list[CompletionChoice],
+        usage: UsageReport | UnsetType | None,
+        timings: RequestTimings | UnsetType = UNSET,
+    ) -> bytes:
         completion = Completion(
             id=self._id,
             created=self._created,
@@ -238,6 +266,7 @@ class _Codec:
             choices=choices,
             usage=usage,
             system_fingerprint=self._fingerprint,
+            metrics=timings,
         )
         return msgspec.json.encode(completion)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from msgspec import UNSET, UnsetType
+
 from sensorium.server.generation import Tally, distinct
 from sensorium.server.schema import (
     ChoiceLogprobs,
@@ -11,6 +13,7 @@ from sensorium.server.schema import (
     ContentLogprob,
     PromptLogprob,
     PromptTokensDetails,
+    RequestTimings,
     TopLogprob,
     UsageReport,
 )
@@ -46,6 +49,22 @@ def report_usage(
     )
     hidden = CompletionTokensDetails(reasoning)
     return UsageReport(total, completion, total + completion, found if details else None, hidden)
+
+
+def report_timings(tallies: Sequence[Tally]) -> RequestTimings | UnsetType:
+    """How long a single answer took. Several share their steps, so that no time is any one's own: nothing then."""
+    finished = tallies[0].finished if len(tallies) == 1 else None
+    if finished is None or finished.timings.ttft_s is None:
+        return UNSET
+    timings, tokens = finished.timings, finished.usage.completion_tokens
+    ttft_s = finished.timings.ttft_s
+    return RequestTimings(
+        time_to_first_token_ms=round(1000 * ttft_s, 3),
+        generation_time_ms=round(1000 * timings.total_s, 3),
+        queue_time_ms=round(1000 * timings.queue_s, 3),
+        mean_itl_ms=round(1000 * (timings.total_s - ttft_s) / (tokens - 1), 3) if tokens > 1 else None,
+        tokens_per_second=round(tokens / timings.total_s, 3),
+    )
 
 
 def report_logprobs(

@@ -156,6 +156,16 @@ class UsageReport(Struct):
     completion_tokens_details: CompletionTokensDetails = msgspec.field(default_factory=CompletionTokensDetails)
 
 
+class RequestTimings(Struct):
+    """`metrics` of an answer, in milliseconds. generation_time: arrival to end; mean_itl: between two tokens."""
+
+    time_to_first_token_ms: float
+    generation_time_ms: float
+    queue_time_ms: float
+    mean_itl_ms: float | None
+    tokens_per_second: float
+
+
 class ModelCard(Struct, kw_only=True):
     id: str
     object: Literal["model"] = "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import time
@@ -331,3 +332,34 @@ def test_a_recording_counts_as_one(live: Live):
     with watching(live) as moved:
         assert live.post(chat(messages=user([part])))[0] == 200
     assert moved["mm_items_total{audio}"] == 1
+
+
+# ---- in answers ----
+
+
+@pytest.fixture(scope="module")
+def timed(engine: EngineClient) -> Iterator[Live]:
+    with serve(engine, enable_per_request_metrics=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_says_how_long_it_took(timed: Live, path: str):
+    asked = {"messages": user("hi")} if "chat" in path else {"prompt": "hi"}
+    body = asked | {"max_tokens": 6, "ignore_eos": True}
+    start = time.monotonic()
+    metrics = timed.post(body, path)[1]["metrics"]
+    whole_ms = 1000 * (time.monotonic() - start)
+    assert 0 <= metrics["queue_time_ms"] < metrics["time_to_first_token_ms"] < metrics["generation_time_ms"] < whole_ms
+    rest_ms = metrics["generation_time_ms"] - metrics["time_to_first_token_ms"]
+    assert metrics["mean_itl_ms"] == pytest.approx(rest_ms / 5, abs=0.01)
+    assert metrics["tokens_per_second"] == pytest.approx(6000 / metrics["generation_time_ms"], rel=0.01)
+    assert "metrics" not in timed.post(body | {"n": 2, "seed": 1, "temperature": 1.0}, path)[1]
+    data = json.dumps(body | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+    streamed = timed.request("POST", path, data, {"content-type": "application/json"})[2].split(b"\n\n")
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in streamed if line.startswith(b"data: {")]
+    assert ["metrics" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_answers_say_nothing_of_it_unasked(live: Live):
+    assert "metrics" not in live.post(chat())[1]
