@@ -45,7 +45,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
         return _json({"version": __version__})
 
     async def scrape(request: Request) -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(await metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def openapi(request: Request) -> Response:
         return Response(description, media_type="application/json")

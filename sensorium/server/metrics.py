@@ -5,6 +5,7 @@ vLLM's names are exported twice, under `vllm:` for existing dashboards and under
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -157,9 +158,14 @@ class Metrics(Collector):
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
-    def render(self) -> bytes:
-        """The text exposition format."""
-        return generate_latest(self._registry)
+    async def render(self) -> bytes:
+        """The text exposition format. Written family by family, so that streams go on meanwhile."""
+        parts: list[bytes] = []
+        for family in self._registry.collect():
+            registry: Any = _Alone(family)
+            parts.append(generate_latest(registry))
+            await asyncio.sleep(0)
+        return b"".join(parts)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._http()
@@ -202,6 +208,16 @@ class Metrics(Collector):
             for handler, size in sizes.items():
                 family.add_metric([handler], counts[handler], size)
             yield family
+
+
+class _Alone:
+    """A registry of one family."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> list[Metric]:
+        return [self._family]
 
 
 def _one_label(counts: Mapping[str, float]) -> dict[tuple[str, ...], float]:
