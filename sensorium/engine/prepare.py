@@ -413,7 +413,7 @@ def _identities(parts: Sequence[Part], *, by_uuid: bool) -> list[Any]:
 
 def _identity(part: Part, by_uuid: bool) -> Any:
     if by_uuid and not isinstance(part, Prepared) and part.uuid is not None and not _is_reference(part):
-        options = {} if isinstance(part, Embeds) else part.options
+        options: Mapping[str, Any] = {} if isinstance(part, Embeds) else part.options
         return part.modality, _is_embeds(part), part.uuid, repr(options)
     if not isinstance(part, MediaRef) or not isinstance(part.source, str | bytes | None):
         return id(part)
