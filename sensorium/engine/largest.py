@@ -70,12 +70,22 @@ def check_sizes(largest: Mapping[Modality, Prompt], config: EngineConfig, longes
             )
 
 
-def encode_largest(model: Model, largest: Mapping[Modality, Prompt], config: EngineConfig, longest: int) -> int:
+def sample_media(
+    processor: Processor, modalities: Sequence[Modality], config: EngineConfig, longest: int
+) -> dict[Modality, Prompt]:
+    """What encoders are measured with. Of a picture they see all at once, of long sounds and videos a part."""
+    found = largest_media(processor, [name for name in modalities if name == "image"], config, longest)
+    others = [name for name in modalities if name != "image"]
+    return found | largest_media(processor, others, config, min(longest, config.max_encoder_rows))
+
+
+def encode_samples(model: Model, samples: Mapping[Modality, Prompt], config: EngineConfig, longest: int) -> int:
     """Run the encoders on as much as one step may bring them of each modality. Returns how many rows came of it."""
     rows = 0
-    for prompt in largest.values():
+    for prompt in samples.values():
         item = largest_item(prompt)
         if item.rows <= longest:
+            item = replace(item, arrays={name: np.array(array) for name, array in item.arrays.items()})
             together = max(config.max_encoder_rows // item.rows, 1)
             rows += sum(map(len, model.encode(item.modality, [item] * together)))
     return rows

@@ -17,7 +17,7 @@ from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.grammar import GrammarCompiler
-from sensorium.engine.largest import check_sizes, encode_largest, largest_item, largest_media
+from sensorium.engine.largest import check_sizes, encode_samples, largest_item, largest_media, sample_media
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
 from sensorium.engine.pooling import Pooler
 from sensorium.engine.protocol import EngineFacts, MemoryPlan
@@ -121,7 +121,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    plan = plan_memory(model, config, device, dtype, largest)
+    samples = sample_media(processor, model.modalities, config, longest) if device.type == "cuda" else None
+    plan = plan_memory(model, config, device, dtype, largest, samples)
     check_sizes(largest, config, longest, plan.encoder_cache // (model.hidden_size * dtype.itemsize))
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler)
@@ -167,10 +168,11 @@ def plan_memory(
     device: torch.device,
     dtype: torch.dtype,
     largest: Mapping[Modality, Prompt] | None = None,
+    samples: Mapping[Modality, Prompt] | None = None,
 ) -> MemoryPlan:
     """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not.
 
-    largest: see largest_media; without it no room is planned for encoders.
+    largest, samples: see largest_media and sample_media; without them no room is planned for encoders.
     """
     longest = longest_context(config, model)
     media = {modality: largest_item(prompt).rows for modality, prompt in (largest or {}).items()}
@@ -184,7 +186,9 @@ def plan_memory(
     elif device.type == "cpu":
         kv = _CPU_KV_BYTES
     else:
-        encoders = _peak(device, lambda: encode_largest(model, largest or {}, config, longest))
+        encoders = _peak(device, lambda: encode_samples(model, samples or {}, config, longest))
+        # The rows of the largest item, in pieces and put together.
+        encoders += 2 * fitting * model.hidden_size * dtype.itemsize
         step = _peak(device, lambda: _full_step(model, config, device, dtype))
         # Encoders run before the forward pass and leave no more than the cache holds; what the allocator cannot
         # reuse between the two is the half step.

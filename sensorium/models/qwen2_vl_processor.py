@@ -248,11 +248,12 @@ class Processor:
         if max(height, width) > MAX_RATIO * min(height, width):
             raise MediaError(f"{width}x{height} is too narrow; at most {MAX_RATIO} to 1 is possible", param=media.part)
         height, width = smart_resize(height, width, self._factor, limits)
-        resized = [self._resized(frame, height, width) for frame in frames]
+        if frames.shape[1:3] != (height, width) or frames.flags.writeable:
+            frames = np.stack([self._resized(frame, height, width) for frame in frames])
         key = hashlib.blake2b(PREPROCESSING + media.modality.encode() + media.digest, digest_size=32)
         # Prompts with equal keys also share positions, in which the time counts.
         key.update(repr((height, width, seconds)).encode())
-        arrays = {"frames": np.stack(resized), "seconds": np.array([seconds], dtype=np.float64)}
+        arrays = {"frames": frames, "seconds": np.array([seconds], dtype=np.float64)}
         slices = -(-len(frames) // self._tower.temporal)
         rows = slices * (height // self._factor) * (width // self._factor)
         return MediaItem(media.modality, key.digest(), rows, arrays | self._pictures.constants)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sensorium.cli.logs import report_loaded
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.engine.checkpoint import open_checkpoint, open_processor
 from sensorium.engine.client import EngineClient
-from sensorium.engine.largest import encode_largest, largest_item, largest_media
+from sensorium.engine.largest import encode_samples, largest_item, largest_media, sample_media
 from sensorium.engine.loading import encoder_cache_bytes
 from sensorium.errors import CheckpointError
 from sensorium.media import audio
@@ -66,6 +68,16 @@ def test_sizes_that_the_operator_names_and_limits_of_media_count(golden: Path):
     assert sliced["image"] == 3 * 64
 
 
+def test_planning_for_the_longest_video_holds_none(golden: Path):
+    """A hundred thousand rows of frames would be half a gigabyte."""
+    tracemalloc.start()
+    _, found = largest(golden, "qwen2_vl", 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["video"] > 90_000
+    assert peak < 100 << 20
+
+
 def client(golden: Path, name: str, **settings) -> EngineClient:
     base = {"model": str(golden / FOLDERS[name]), "kv_cache_bytes": 64 << 20, "max_model_len": 512}
     return EngineClient(EngineConfig(**(base | settings)))
@@ -87,8 +99,9 @@ def test_what_holds_it_starts_and_says_so(golden: Path, caplog: pytest.LogCaptur
         assert engine.facts.plan.largest == {"image": 64, "video": 512}
         # What a GPU is measured with runs: as many of each as a step may encode.
         loaded, config = engine.loaded, engine.config
-        prompts = largest_media(loaded.processor, engine.modalities, config, 512)
-        assert encode_largest(loaded.model, prompts, config, 512) == 4096 + 4096
+        prompts = sample_media(loaded.processor, engine.modalities, config, 512)
+        with torch.inference_mode():
+            assert encode_samples(loaded.model, prompts, config, 512) == 4096 + 4096
     assert "Planned for the largest media: image 64 tokens, video 512 tokens" in caplog.text
 
 
