@@ -24,7 +24,9 @@ def evaluate(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def run(kind: str, task: dict[str, Any], arguments: dict[str, Any], **options: Any) -> dict[str, Any]:
         made = ConfigurableTask(config=dict(task))
-        return lm_eval.simple_evaluate(model=kind, model_args=arguments, tasks=[made], log_samples=True, **options)
+        return lm_eval.simple_evaluate(
+            model=kind, model_args=arguments, tasks=[made], log_samples=True, bootstrap_iters=0, **options
+        )
 
     return run
 
