@@ -77,6 +77,6 @@ async def test_64_streams_equal_their_solo_runs(crowded: Live) -> None:
     stats = crowded.engine.stats()
     assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
     assert crowded.engine.num_requests == 0
-    # The first rounds touch the KV cache and fill caches of bounded size, such as torch's of batch shapes; a request
-    # that left its picture behind would add far more.
-    assert used[-1] <= used[3] * 1.12, f"resident bytes after each round: {used}"
+    # The first rounds touch the KV cache and compile kernels for the shapes there are; a request that left its
+    # picture behind would add far more.
+    assert used[-1] <= used[3] * 1.05, f"resident bytes after each round: {used}"
