@@ -2,10 +2,11 @@
 
     python benchmarks/inter_token.py [--streams 8] [--seconds 8] [--rounds 3] [--answered]
 
-Uploads come from two processes of low priority, pictures from one and videos from the other, each one at a time. They
-are read and parsed to the end, then refused for the name of their model; with --answered they are decoded, encoded and
-answered with one token, so what those cost counts too. client: gaps at the socket; engine_step: what a step takes, with
-the pauses before it. The ratios are those of the rounds' medians and minima.
+Uploads come from two processes of low priority, pictures from one and videos from the other, each one at a time and at
+the speed of a gigabit network (--megabytes-per-second). They are read and parsed to the end, then refused for the name
+of their model; with --answered they are decoded, encoded and answered with one token, so what those cost counts too.
+client: gaps at the socket; engine_step: what a step takes, with the pauses before it. The ratios are those of the
+rounds' medians and minima.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ HEAD = (
     "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 )
 PAUSE_S = {"picture": 0.5, "video": 1.0}
+CHUNK = 256 << 10
 
 
 def picture() -> bytes:
@@ -63,8 +65,8 @@ def video(size: int) -> bytes:
     return buffer.getvalue()
 
 
-def upload(port: int, file: str, pause_s: float, seconds: float) -> None:
-    """Sends the file's request again and again; prints how many and which answers came."""
+def upload(port: int, file: str, pause_s: float, seconds: float, rate: float) -> None:
+    """Sends the file's request again and again at `rate` bytes a second; prints how many and which answers came."""
     os.nice(19)
     until = time.monotonic() + seconds
     body = Path(file).read_bytes()
@@ -72,7 +74,10 @@ def upload(port: int, file: str, pause_s: float, seconds: float) -> None:
     while time.monotonic() < until:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(HEAD.format(len(body)).encode())
-            connection.sendall(body)
+            start = time.monotonic()
+            for at in range(0, len(body), CHUNK):
+                time.sleep(max(start + at / rate - time.monotonic(), 0))
+                connection.sendall(memoryview(body)[at : at + CHUNK])
             statuses.append(connection.recv(65536)[9:12].decode())
         time.sleep(pause_s)
     print(json.dumps({status: statuses.count(status) for status in set(statuses)}))
@@ -111,12 +116,14 @@ def stream(port: int, streams: int, seconds: float) -> list[float]:
     return gaps
 
 
-def measure(port: int, streams: int, seconds: float, files: dict[str, str]) -> dict[str, float | str]:
-    """Gaps in ms. files: by kind, what is uploaded meanwhile."""
+def measure(
+    port: int, streams: int, seconds: float, files: dict[str, str], rate: float = 1.0
+) -> dict[str, float | str]:
+    """Gaps in ms. files: by kind, what is uploaded meanwhile, `rate` bytes a second."""
     command = [sys.executable, __file__, "--upload", str(port)]
     uploaders = {
         kind: subprocess.Popen(
-            [*command, file, str(PAUSE_S[kind]), str(seconds)], stdout=subprocess.PIPE, text=True
+            [*command, file, str(PAUSE_S[kind]), str(seconds), str(rate)], stdout=subprocess.PIPE, text=True
         )
         for kind, file in files.items()
     }  # fmt: skip
@@ -163,13 +170,14 @@ def compare(rounds: Sequence[tuple[dict[str, float | str], dict[str, float | str
 
 def main() -> None:
     if sys.argv[1:2] == ["--upload"]:
-        upload(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), float(sys.argv[5]))
+        upload(int(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:7]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--megabytes-per-second", type=float, default=125)
     parser.add_argument("--answered", action="store_true")
     args, serve = parser.parse_known_args()
     command = [sys.executable, "-m", "sensorium", "serve", "--port", "0", "--no-access-log", *serve]
