@@ -74,9 +74,11 @@ def sample_media(
     processor: Processor, modalities: Sequence[Modality], config: EngineConfig, longest: int
 ) -> dict[Modality, Prompt]:
     """What encoders are measured with. Of a picture they see all at once, of long sounds and videos a part."""
-    found = largest_media(processor, [name for name in modalities if name == "image"], config, longest)
-    others = [name for name in modalities if name != "image"]
-    return found | largest_media(processor, others, config, min(longest, config.max_encoder_rows))
+    some = min(longest, config.max_encoder_rows)
+    found: dict[Modality, Prompt] = {}
+    for name in modalities:
+        found |= largest_media(processor, (name,), config, longest if name == "image" else some)
+    return found
 
 
 def encode_samples(model: Model, samples: Mapping[Modality, Prompt], config: EngineConfig, longest: int) -> int:
