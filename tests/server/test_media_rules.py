@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from media.clips import video_file
 from PIL import Image
 from server import samples
 from server.live import Live, serve
@@ -184,6 +185,40 @@ def test_who_stands_for_damaged_frames(packaged_model: Path):
         tokens, seen = scores(live, film(every, {6}))
         wanted = scores(live, film([0, 12, 19]))
         assert (tokens, seen) == (wanted[0], pytest.approx(wanted[1], abs=1e-5))
+
+
+# ---- sound of videos, and all of their frames ----------------------------------------------------------------------
+
+
+def clip(sound: str | None, frames: int = 50) -> dict[str, Any]:
+    data = video_file(frames=frames, sound=sound)
+    return {"type": "video_url", "video_url": {"url": samples.data_url("video/mp4", data)}}
+
+
+def test_a_request_says_whether_a_video_is_heard(live: Live):
+    def asked(part: dict[str, Any], hears: object) -> tuple[int, Any]:
+        return live.post(chat(part, mm_processor_kwargs={"use_audio_in_video": hears}) | {"model": "tiny"})
+
+    with_sound, silent = clip("aac"), clip(None)
+    tokens = {hears: asked(with_sound, hears)[1]["usage"]["prompt_tokens"] for hears in (True, False, None)}
+    assert tokens[True] == tokens[None] > tokens[False]
+    assert asked(silent, None)[1]["usage"]["prompt_tokens"] == tokens[False]
+    status, answer = asked(silent, True)
+    assert (status, answer["error"]["param"]) == (400, "messages[0].content[0].video_url")
+    assert "use_audio_in_video" in answer["error"]["message"]
+    assert asked(with_sound, "yes")[0] == 400
+
+
+def test_minus_one_is_all_frames(live: Live):
+    def tokens(**video: object) -> int:
+        status, answer = live.post(chat(clip(None, 25), media_io_kwargs={"video": video}) | {"model": "tiny"})
+        assert status == 200, answer
+        return answer["usage"]["prompt_tokens"]
+
+    assert tokens(num_frames=9) < tokens(num_frames=-1, fps=16) < tokens(num_frames=-1) == tokens(num_frames=25)
+    assert tokens(fps=-1) == tokens()
+    status, _ = live.post(chat(clip(None, 25), media_io_kwargs={"video": {"num_frames": -2}}) | {"model": "tiny"})
+    assert status == 400
 
 
 # ---- S003-32: chat templates ---------------------------------------------------------------------------------------
