@@ -33,7 +33,7 @@ def start_logging(config: ServerConfig) -> None:
     handler.setFormatter(
         _JsonLines() if config.log_format == "json" else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     )
-    levels = {"sensorium": config.log_level, "uvicorn": config.uvicorn_log_level, "opentelemetry": "warning"}
+    levels = {"sensorium": config.log_level, "uvicorn": config.uvicorn_log_level, "opentelemetry": "error"}
     for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.setLevel(_TRACE if level == "trace" else level.upper())
@@ -83,7 +83,9 @@ def memory_lines(facts: EngineFacts) -> list[str]:
 
 
 def report_seconds(facts: EngineFacts, import_s: float, total_s: float) -> None:
+    """What is left of the total is mostly an engine process that starts and imports torch."""
     parts = {"imports": import_s, **facts.seconds}
+    parts["rest"] = max(total_s - sum(parts.values()), 0.0)
     shown = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in parts.items())
     log.info("init engine took %.2f seconds (%s)", total_s, shown)
 

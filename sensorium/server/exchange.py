@@ -55,6 +55,7 @@ class Exchange:
         length = self.headers.get("content-length", "0")
         self._body_pending = length != "0" or "transfer-encoding" in self.headers
         state: dict[str, Any] = scope.setdefault("state", {})
+        state["own_id"] = self.id
         if is_given:
             state["given_id"] = given
         self.facts: dict[str, Any] = state.setdefault("facts", {})

@@ -58,9 +58,9 @@ class Origin:
     def of(
         cls, scope: Scope, prefix: str, *, request_id: str | None = None, salt: str | None = None, priority: int = 0
     ) -> Origin:
-        """The id's end is the X-Request-Id of the client, else `request_id`, else random."""
+        """The id's end is the X-Request-Id of the client, else `request_id`, else that of our own."""
         state: dict[str, Any] = scope["state"]
-        end = state.get("given_id") or request_id or uuid.uuid4().hex
+        end = state.get("given_id") or request_id or state.get("own_id") or uuid.uuid4().hex
         namespace = hashlib.sha256(f"{state.get('key', '')}/{salt or ''}".encode()).hexdigest()
         origin = cls(prefix + end, state["facts"], namespace, priority)
         origin.facts["id"] = origin.id

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sensorium.config import EngineConfig, MediaLimits
+from sensorium.engine.histogram import Buckets
 from sensorium.engine.protocol import Abort, EngineStats
 from sensorium.engine.wire import Connection, Outbox, Pulse, Start, encode
 from sensorium.types import (
@@ -72,7 +73,7 @@ def test_what_is_sent_arrives_equal(ends):
         TextDelta("plain", "\ud7ff文", (3,), (logprob,)),
         PromptScored("plain", (None, logprob)),
         Finished("plain", "stop", Usage(2, 1, media_tokens={"image": 4}), Timings(0.0, None, 1.5), stop_reason="b"),
-        Pulse(EngineStats(steps=4), 0.5),
+        Pulse(EngineStats(steps=4, step_tokens=Buckets((1, 2), 5.0), encoder_s={"image": Buckets((0, 1), 0.5)}), 0.5),
     ]
     received = cross(ends, *messages)
     for message, arrived in zip(messages, received, strict=True):

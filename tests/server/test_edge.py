@@ -102,6 +102,7 @@ def test_one_line_per_request_without_its_content(
         assert facts["user"] == "someone"
         assert facts["completion_tokens"] == 2
         assert facts["status"] == 200
+        assert facts["id"] == f"chatcmpl-{facts['request_id']}"
     else:
         assert "user=someone" in answered
         assert "completion_tokens=2" in answered
