@@ -117,7 +117,7 @@ def stream(port: int, streams: int, seconds: float) -> list[float]:
 
 
 def measure(
-    port: int, streams: int, seconds: float, files: dict[str, str], rate: float = 1.0
+    port: int, streams: int, seconds: float, files: dict[str, str], rate: float = 0.0
 ) -> dict[str, float | str]:
     """Gaps in ms. files: by kind, what is uploaded meanwhile, `rate` bytes a second."""
     command = [sys.executable, __file__, "--upload", str(port)]
@@ -189,10 +189,14 @@ def main() -> None:
             threading.Thread(target=server.stderr.read, daemon=True).start()
             port = int(re.findall(r":(\d+)", line)[-1])
             measure(port, args.streams, 4, {})
+            rate = args.megabytes_per_second * 1e6
             rounds: list[tuple[dict[str, float | str], dict[str, float | str]]] = []
             for _ in range(args.rounds):
                 rounds.append(
-                    (measure(port, args.streams, args.seconds, {}), measure(port, args.streams, args.seconds, files))
+                    (
+                        measure(port, args.streams, args.seconds, {}),
+                        measure(port, args.streams, args.seconds, files, rate),
+                    )
                 )
                 print(*rounds[-1], sep="\n")
             compare(rounds)
