@@ -19,7 +19,7 @@ from sensorium.models.tokenizer import Tokenizer, read_json
 from sensorium.types import ChatOptions, Message
 
 _RESERVED = frozenset(
-    {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "chat_template"}
+    {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "chat_template", "tokenize"}
 )
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _MISSING = "this model has no chat template; start the server with --chat-template, or send a raw prompt"

@@ -31,6 +31,10 @@ class PictureSettings:
         if abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
             raise CheckpointError("preprocessor_config.json: only a rescale_factor of 1/255 is supported")
         mean, std = (tuple(settings.get(name, default)) for name, default in _CONSTANTS)
+        if not all(np.isfinite(mean)) or not all(np.isfinite(std)) or min(std, default=0) <= 0:
+            raise CheckpointError(
+                "preprocessor_config.json: image_mean and image_std must be finite, image_std above 0"
+            )
         return cls(mean, std, Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)))
 
     @property

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
+from sensorium.envs import Environment, read_environment
 from sensorium.errors import RequestError
 from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
@@ -109,6 +110,7 @@ class Completions:
         self._served = served
         self._config = config
         self._metrics = metrics
+        self._environment = read_environment()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client()
@@ -116,7 +118,7 @@ class Completions:
         request = decode(body, COMPLETION_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
-        _check(request)
+        _check(request, self._environment)
         await unless_gone(receive, self._answer(request, scope, send))
 
     async def _answer(self, request: CompletionRequest, scope: Scope, send: Send) -> None:
@@ -306,7 +308,7 @@ def report_logprobs(
     return report, offset
 
 
-def _check(request: CompletionRequest) -> None:
+def _check(request: CompletionRequest, environment: Environment) -> None:
     """What the types cannot say: fields that make sense only together."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options: only with stream", param="stream_options")
@@ -318,6 +320,15 @@ def _check(request: CompletionRequest) -> None:
         raise RequestError("best_of: smaller than n", param="best_of")
     if request.stream and (request.best_of or 1) > (request.n or 1):
         raise RequestError("best_of: the best are known at the end only, so not with stream", param="best_of")
+    choices, most = max(request.n or 1, request.best_of or 1), environment.max_n_sequences
+    if choices > most:
+        name = "n" if (request.n or 1) > most else "best_of"
+        reason = f"{name}: {choices} is more than the {most} that SENSORIUM_MAX_N_SEQUENCES allows"
+        raise RequestError(reason, param=name)
+    if (count := len(request.prompts())) > environment.max_completion_prompts:
+        most = environment.max_completion_prompts
+        reason = f"prompt: {count} prompts are more than the {most} that SENSORIUM_MAX_COMPLETION_PROMPTS allows"
+        raise RequestError(reason, param="prompt")
     if len(request.prompts()) * request.many > MAX_PROMPTS:
         raise RequestError(f"prompt: prompts times n may be {MAX_PROMPTS} at most", param="prompt")
 

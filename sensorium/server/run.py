@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXAMPLE_KEYS = frozenset({"empty", "none", "default", "changeme", "sk-1234", "test"})
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT = 75
 """Exit code where requests were cut off: EX_TEMPFAIL of sysexits.h."""
@@ -54,6 +55,12 @@ def bind(config: ServerConfig) -> socket.socket:
     """The listening socket. Refuses to be reachable from other machines without a key."""
     if not (config.api_keys or config.insecure or is_loopback(config.host)):
         raise BindError(f"{config.host} is reachable from other machines: set an API key, or allow that explicitly")
+    if not (config.insecure or is_loopback(config.host)) and (
+        known := sorted(set(map(str.lower, config.api_keys)) & EXAMPLE_KEYS)
+    ):
+        raise BindError(
+            f"{config.host} is reachable from other machines, and {known[0]!r} is a key that everybody knows"
+        )
     with contextlib.ExitStack() as cleanup:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[

@@ -117,7 +117,7 @@ async def test_a_crash_costs_one_item(processor: Processor, long_film: MediaRef,
         assert workers.stats.replaced == 1
 
 
-async def test_a_hanging_decoder_is_killed_at_the_deadline(processor: Processor):
+async def test_h115_a_hanging_decoder_is_killed_at_the_deadline(processor: Processor):
     limits = replace(LIMITS, decode_timeout_s=1.0)
     with pool(processor, limits) as workers:
         await workers.prepare(picture(), {})

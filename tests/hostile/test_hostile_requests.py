@@ -10,11 +10,12 @@ import time
 from typing import Any
 
 import pytest
-from hostile import fields, inline, pictures, recordings, tensors, web
+from hostile import fields, generation, inline, pictures, recordings, structure, tensors, web
 from hostile.cases import OK, Case, Table, table
 from hostile.world import Target, World
 
-TABLE: Table = table(web.CASES, inline.CASES, pictures.CASES, recordings.CASES, tensors.CASES, fields.CASES)
+MODULES = (web, inline, pictures, recordings, tensors, structure, fields, generation)
+TABLE: Table = table(*(module.CASES for module in MODULES))
 MEMORY = 192 << 20
 """What a request may make the server and its engine take for a moment; the largest bodies have 64 MB."""
 _INSIDES = re.compile(r"0x[0-9a-f]{6}|Traceback|\.py\b|sensorium\.|/home/|site-packages")

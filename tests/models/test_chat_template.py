@@ -186,7 +186,7 @@ def test_a_template_of_a_request_is_rendered_elsewhere(render: Callable[..., str
         ("{{ ''.__class__ .__mro__ }}", "does not fit"),
     ],
 )
-def test_a_template_of_a_request_cannot_do_harm(
+def test_h259_a_template_of_a_request_cannot_do_harm(
     render: Callable[..., str], monkeypatch: pytest.MonkeyPatch, source: str, words: str
 ):
     monkeypatch.setenv("SENSORIUM_CHAT_TEMPLATE_RENDER_TIMEOUT", "0.3")

@@ -97,7 +97,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_line_stops_the_batch_before_it_begins(tmp_path: Path, name: str):
+def test_h215_a_wrong_line_stops_the_batch_before_it_begins(tmp_path: Path, name: str):
     source = write(tmp_path / "in.jsonl", line("a"), "", WRONG[name])
     with pytest.raises(BatchError, match="Invalid request on line 3: "):
         read_lines(source)
