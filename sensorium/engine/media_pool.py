@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -264,6 +265,9 @@ class MediaPool:
             if job.cancelled:
                 raise MediaError("cancelled")
             worker = lane.idle.pop() if lane.idle else None
+        if worker is not None and _has_ended(worker):  # killed while it had nothing to do: no fault of this item
+            self._bury(worker)
+            worker = None
         worker = worker or self._nursery.fork()
         with self._lock:
             self._alive.add(worker.pid)
@@ -331,6 +335,11 @@ class MediaPool:
             if job.worker:
                 with contextlib.suppress(OSError):
                     job.worker.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _has_ended(worker: _Worker) -> bool:
+    """Of an idle worker: nothing is to be read from it but its end."""
+    return bool(select.select([worker.connection], [], [], 0)[0])
 
 
 def _bounded(took: Any, most_s: float) -> tuple[float, ...]:

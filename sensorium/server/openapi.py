@@ -30,10 +30,19 @@ _ERRORS = {
     "400": "The request is wrong; param names the field",
     "401": "No valid API key",
     "404": "No such model or route",
-    "413": "The body is too large",
+    "408": "The body arrives too slowly",
+    "413": "The body, or a medium, is too large",
+    "415": "The body is not sent as the type that is described",
+    "421": "The server does not answer to that host name",
+    "422": "A media host answered with something else than the media, or a form has a text where its file should be",
     "429": "The server is full; see Retry-After",
+    "500": "Our fault, for this request",
+    "502": "A media host failed or could not be reached",
     "503": "The engine is not there; see Retry-After",
+    "504": "A media host was too slow",
 }
+_SIMPLE = ("400", "401", "404", "421", "503")
+"""Those that a request without a body may meet."""
 
 
 # Path -> what it does, the type of its request and that of its answer.
@@ -82,7 +91,8 @@ def describe_api() -> dict[str, Any]:
         paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": answers}}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     for path, (summary, text, answer) in _GETS.items():
-        paths[path] = {"get": _get(summary, _response(text, known.get(answer, {})))}
+        refusals = {status: failures[status] for status in _SIMPLE}
+        paths[path] = {"get": _get(summary, _response(text, known.get(answer, {})), refusals)}
         if "{name}" in path:
             paths[path]["parameters"] = [name]
     paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
@@ -102,8 +112,8 @@ def _body(schema: dict[str, Any], kind: str = "application/json") -> dict[str, A
     return {"required": True, "content": {kind: {"schema": schema}}}
 
 
-def _get(summary: str, response: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": response}}
+def _get(summary: str, response: dict[str, Any], refusals: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": response, **(refusals or {})}}
 
 
 def _response(text: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,16 @@ async def test_a_crash_costs_one_item(processor: Processor, long_film: MediaRef,
         assert workers.stats.replaced == 1
 
 
+async def test_a_worker_that_was_killed_while_idle_costs_nothing(processor: Processor):
+    with pool(processor) as workers:
+        await workers.prepare(picture(), {})
+        idle = workers.pids()[1]
+        os.kill(idle, signal.SIGKILL)
+        await ready(lambda: not is_running(idle))
+        await workers.prepare(picture(70, 50), {})
+        assert workers.stats.replaced == 0
+
+
 async def test_h115_a_hanging_decoder_is_killed_at_the_deadline(processor: Processor):
     limits = replace(LIMITS, decode_timeout_s=1.0)
     with pool(processor, limits) as workers:

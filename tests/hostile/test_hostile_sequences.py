@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,12 @@ def decoders(server: Target) -> list[int]:
 def test_h116_a_decoder_that_dies_is_replaced(hostile: World):
     server = hostile.servers["public"]
     ask(server, image_part(PNG_URL))
-    for pid in decoders(server):
-        if "media" in Path(f"/proc/{pid}/cmdline").read_text() or os.getpgid(pid):
+    killed = decoders(server)
+    for pid in killed:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    fresh = samples.data_url("image/png", samples.picture(seed=int(time.time())))
-    assert eventually(lambda: server.send(image(fresh), CHAT)[0] == OK, 20)
+    assert eventually(lambda: not set(killed) & set(decoders(server)))
+    assert server.send(image(samples.data_url("image/png", samples.picture(seed=116))), CHAT)[0] == OK
     assert server.health()[0] == OK
     assert not server.disturbed()
 
@@ -202,7 +204,8 @@ def test_h138_videos_do_not_hold_up_pictures(hostile: World):
     with ThreadPoolExecutor(9) as pool:
         running = [pool.submit(server.send, film, CHAT) for film in films]
         ask(server, image_part(samples.data_url("image/png", samples.picture(seed=138))))
-        assert {one.result()[0] for one in running} == {OK}
+        found = [one.result() for one in running]
+    assert [answer["error"] for status, answer in found if status != OK] == []
 
 
 def test_h139_damage_has_the_same_answer_every_time(hostile: World):

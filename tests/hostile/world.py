@@ -149,7 +149,7 @@ class World:
 
 
 @contextmanager
-def target(model: Path, flags: list[str], env: dict[str, str], key: str = "") -> Iterator[Target]:
+def target(model: Path, flags: list[str], env: dict[str, str], key: str = "", bystanders: int = 2) -> Iterator[Target]:
     """A server that is ready. Nothing of it may be left afterwards."""
     flags = ["--port", "0", "--max-model-len", "2048", "--kv-cache-bytes", "64M", "--max-num-seqs", "8", *flags]
     command = [sys.executable, "-m", "sensorium", "serve", str(model), "--served-model-name", "tiny", *flags]
@@ -165,7 +165,9 @@ def target(model: Path, flags: list[str], env: dict[str, str], key: str = "") ->
             assert url, "".join(log)
             live = Target(int(url[1]), None, process, log, key)  # pyright: ignore
             assert live.send(image(PNG_URL), "/v1/chat/completions")[0] == 200  # starts what starts with the first item
-            live.bystanders.extend(Bystander(live, f"Tell me story {number}.", live.headers) for number in range(2))
+            live.bystanders.extend(
+                Bystander(live, f"Tell me story {number}.", live.headers) for number in range(bystanders)
+            )
             yield live
             for one in live.bystanders:
                 one.leave()
@@ -180,7 +182,8 @@ def target(model: Path, flags: list[str], env: dict[str, str], key: str = "") ->
 
 
 @contextmanager
-def world(model: Path, folder: Path) -> Iterator[World]:
+def world(model: Path, folder: Path, bystanders: int = 2) -> Iterator[World]:
+    """bystanders: streams beside the cases, at each server."""
     served = folder / "served"
     _fill(served)
     names = folder / "names.json"
@@ -194,7 +197,10 @@ def world(model: Path, folder: Path) -> Iterator[World]:
         listed += ["--enable-mm-embeds", "--media-fetch-timeout-s", "0.5", "--enable-auto-tool-choice"]
         listed += ["--tool-call-parser", "hermes", "--api-key", *KEYS, "--max-image-bytes", "1M"]
         public = ["--allowed-media-domains", f"*:{trap.port}", "--max-audio-s", "60"]
-        with target(model, public, env) as one, target(model, listed, env, KEYS[0]) as other:
+        with (
+            target(model, public, env, bystanders=bystanders) as one,
+            target(model, listed, env, KEYS[0], bystanders) as other,
+        ):
             yield World({"public": one, "listed": other}, host, trap, served, names)
 
 
