@@ -119,6 +119,7 @@ class EngineClient:
         return await self._aprepare(self._preparer.speech, recording, instruction, hint)
 
     async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
+        self._refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload
         start = time.monotonic()
         try:
             return await asyncio.wrap_future(self._prepare(call, *args))
