@@ -259,6 +259,7 @@ def idle(server: Target, data: bytes, count: int) -> list[socket.socket]:
     return sockets
 
 
+@pytest.mark.slow
 def test_h284_h286_sockets_that_say_nothing_are_closed(hostile: World):
     """Others are served meanwhile, and after some seconds they are gone."""
     server = hostile.servers["public"]

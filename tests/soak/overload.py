@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from common import percentile, report, serving, table
 
-SEQS, WAITING, TOKENS = 16, 32, 24
+SEQS, WAITING, TOKENS = 16, 32, 96
 BODY = json.dumps(
     {
         "messages": [{"role": "user", "content": "Tell me a story."}],
