@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     what.add_argument("--transformers", action="store_true", help="the model's decoder beside transformers' generate")
     parser.add_argument("--batch", type=integer, nargs="+", default=[1, 16], metavar="N", help="sequences at once")
     parser.add_argument("--prompt-len", type=integer, default=128, metavar="N", help="tokens per prompt")
-    parser.add_argument("--num-tokens", type=integer, default=64, metavar="N", help="tokens generated per prompt")
+    parser.add_argument("--num-tokens", type=integer, default=128, metavar="N", help="tokens generated per prompt")
     parser.add_argument("--repeat", type=integer, default=3, metavar="N", help="runs, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_flags(parser, EngineConfig, title="engine, without --engine-step")

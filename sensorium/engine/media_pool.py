@@ -275,7 +275,9 @@ class MediaPool:
             if job.cancelled:
                 lane.idle.append(worker)
                 raise MediaError("cancelled")
-        wall_s = self.limits.video_decode_timeout_s if job.ref.modality == "video" else self.limits.decode_timeout_s
+        # Embeddings in torch's format make a worker import torch, which on a busy machine takes many seconds.
+        slow = job.ref.modality == "video" or job.ref.form == "embeds"
+        wall_s = self.limits.video_decode_timeout_s if slow else self.limits.decode_timeout_s
         try:
             answer = self._ask(worker, job, wall_s)
         except (_Lost, TimeoutError) as error:
