@@ -295,7 +295,9 @@ def rows(shared: Preparer) -> np.ndarray:
 SIZE = np.array([64, 48])
 
 
-@pytest.mark.parametrize("form", ["safetensors", "npy", "torch", "mapping", "array", "base64"])
+@pytest.mark.parametrize(
+    "form", ["safetensors", "npy", pytest.param("torch", marks=pytest.mark.slow), "mapping", "array", "base64"]
+)
 def test_every_form_of_embeddings_gives_the_same_prompt(shared: Preparer, rows: np.ndarray, form: str):
     whole = {"image_embeds": rows, "image_sizes": SIZE}
     sources: dict[str, Any] = {
@@ -352,7 +354,13 @@ def broken(rows: np.ndarray) -> dict[str, tuple[Any, str]]:
 NAMES = list(broken(np.zeros((2, 4), dtype=np.float32)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# A worker that reads torch's format imports torch, which takes long beside other tests.
+IMPORTS_TORCH = ("H-158 pickle", "H-161")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in IMPORTS_TORCH else name for name in NAMES]
+)
 def test_embeddings_that_do_not_fit_are_refused(shared: Preparer, rows: np.ndarray, name: str):
     source, says = broken(rows)[name]
     with pytest.raises(MediaError, match=says) as caught:

@@ -1,4 +1,4 @@
-"""One world of servers for all hostile tests, gone before others replace parts of this process."""
+"""A world of servers for a file of hostile tests, gone with it: its bystanders never rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hostile.world import World, world
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def hostile(any_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(any_model, tmp_path_factory.mktemp("hostile")) as made:
         yield made
