@@ -21,7 +21,7 @@ from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.resampler import Resampler
 from sensorium.models.parts.siglip import Siglip, patch_inputs
 from sensorium.models.parts.whisper import AudioProjector, AudioStream, Whisper, encoder_frames
-from sensorium.types import MediaItem
+from sensorium.types import MediaItem, Modality
 
 # Our module -> (prefix in the checkpoint, rules below it).
 RENAMES = {
@@ -40,7 +40,9 @@ class Model(TextModel):
     def __init__(self, config: Config) -> None:
         super().__init__(config.decoder)
         self.config = config
-        self.modalities = ("image", "video") * (config.vision is not None) + ("audio",) * (config.audio is not None)
+        self.modalities: tuple[Modality, ...] = ("image", "video") * (config.vision is not None) + ("audio",) * (
+            config.audio is not None
+        )
         self.vision: Siglip | None = None
         self.resampler: Resampler | None = None
         self.audio: Whisper | None = None
