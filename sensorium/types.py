@@ -100,6 +100,8 @@ class MediaItem:
     key: bytes
     rows: int
     arrays: Mapping[str, np.ndarray]
+    stream: str = ""
+    """The session whose encoder state the item continues: such items are encoded once, in the order of its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,60 @@ class UnitFinished:
     turn: int = 0
 
 
-Event = TextDelta | PromptScored | Pooled | UnitFinished | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """The first event of a session: its opening prompt is computed, and num_tokens long."""
+
+    request_id: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTimings:
+    """Seconds since the unit arrived: until it was first scheduled, until its policy was first asked, until its end.
+
+    decided_s is None where nothing was decided. lateness_s: from the deadline to the end, 0 when in time.
+    """
+
+    queue_s: float
+    decided_s: float | None
+    total_s: float
+    lateness_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitDone:
+    """A session's unit is over: what was said in it, `ids` without the ids that only steer, and what the policy adds.
+
+    hidden: float32 [len(ids), E], the final-norm hidden state of each id, for sessions opened with return_hidden.
+    num_tokens: rows that the session holds now. interrupted: a barge-in ended it.
+    """
+
+    request_id: str
+    index: int
+    turn: int
+    ids: tuple[int, ...]
+    text: str
+    info: Mapping[str, Any]
+    timings: UnitTimings
+    num_tokens: int
+    interrupted: bool = False
+    hidden: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFailed:
+    """A session's unit that was not carried out. The session goes on as if it had not come, unless that ends too."""
+
+    request_id: str
+    index: int
+    turn: int
+    code: str
+    message: str
+    status: int = 500
+
+
+Event = TextDelta | PromptScored | Pooled | UnitFinished | SessionOpened | UnitDone | UnitFailed | Finished | Failed
 
 
 # ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------
@@ -295,12 +350,61 @@ Event = TextDelta | PromptScored | Pooled | UnitFinished | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One clock slice of a session: tokens and media to append, and when its answer is due (engine clock, seconds)."""
+    """One clock slice of a session: tokens and media to append, and when its answer is due (engine clock, seconds).
+
+    deciding: index into prompt.ids of the row whose logits the policy is asked with first, negative from the end; rows
+    behind it are appended too, before what is decided. None: the rows are appended and nothing is decided.
+    """
 
     index: int
     prompt: Prompt
     arrival_s: float
     deadline_s: float
+    deciding: int | None = -1
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The policy's, for this unit. Plain values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a session's policy makes of a row of logits: ids to feed next, whose last row it is then asked with.
+
+    collect: the one id in `feed` is said, so it and the hidden state of its row are kept. flush: what is collected goes
+    to the speech stages with this step, not only at the end of the unit. end: the unit is over and `feed` closes it;
+    those ids are computed together with the next unit, or at once with defer=False.
+    """
+
+    feed: tuple[int, ...] = ()
+    collect: bool = False
+    end: bool = False
+    defer: bool = True
+    flush: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.feed and not self.end:
+            raise ValueError("a decision feeds ids or ends the unit")
+        if self.collect and len(self.feed) != 1:
+            raise ValueError("a decision that collects feeds exactly one id")
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """Rows [start, stop) of a session become `ids`, computed anew on what lies before them; None is the end.
+
+    The rows behind keep their keys and values: they move to contiguous positions, their keys rotated accordingly.
+    """
+
+    start: int
+    stop: int | None
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a policy says at the end of a unit. info: plain values for UnitDone. splices: one after another."""
+
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    splices: tuple[Splice, ...] = ()
 
 
 # ---- one step, from scheduler to model ----------------------------------------------------------------------------

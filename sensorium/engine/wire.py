@@ -30,7 +30,18 @@ from sensorium.engine.protocol import (
     OpenSession,
     RefuseWaiting,
 )
-from sensorium.types import Failed, Finished, Pooled, PromptScored, Request, TextDelta, UnitFinished
+from sensorium.types import (
+    Failed,
+    Finished,
+    Pooled,
+    PromptScored,
+    Request,
+    SessionOpened,
+    TextDelta,
+    UnitDone,
+    UnitFailed,
+    UnitFinished,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ class LogLine:
 TYPES: tuple[type, ...] = (
     *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, OpenSession, AppendUnit, BargeIn),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
-    *(TextDelta, PromptScored, Pooled, UnitFinished, Finished, Failed),
+    *(TextDelta, PromptScored, Pooled, UnitFinished, SessionOpened, UnitDone, UnitFailed, Finished, Failed),
 )
 _NUMBERS: dict[type, int] = {kind: number for number, kind in enumerate(TYPES)}
 _HEAD = struct.Struct("<IQ")

@@ -6,7 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, ModelInputs, Prepared, Prompt
+from sensorium.types import (
+    ChatOptions,
+    Decision,
+    Embeds,
+    Media,
+    MediaItem,
+    Message,
+    Modality,
+    ModelInputs,
+    Outcome,
+    Prepared,
+    Prompt,
+    SamplingParams,
+    Unit,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +117,46 @@ class Model(Protocol):
 
     def fuse(self, fused_class: Any) -> None:
         """Run the decoder on the compiled kernels that kernels.select found, from the next step on."""
+        ...
+
+
+class SessionPolicy(Protocol):
+    """What a family decides in a session: a state machine per session, in the engine's process and thread.
+
+    A family names its classes in `session_policies` of its Model, {name: class}. A policy of which a method raises ends
+    its session, but for RequestError in `__init__` and `begin`. Optional, where a class can decide for many sessions in
+    one batch: a static method `decide_all(policies, logits [M, V]) -> list[Decision]`.
+    """
+
+    max_feed: int
+    """Most ids that the decisions of one unit feed, closing ones included."""
+
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, options: Mapping[str, Any]) -> None:
+        """Raises RequestError naming an option that is wrong."""
+        ...
+
+    def opened(self, length: int) -> None:
+        """The opening prompt has so many rows."""
+        ...
+
+    def begin(self, unit: Unit, at: int) -> None:
+        """The unit's rows will begin at row `at`. A RequestError refuses the unit, and only that."""
+        ...
+
+    def decide(self, logits: torch.Tensor) -> Decision:
+        """logits [V] float32, on the device: of the unit's deciding row, then of the last id that was fed."""
+        ...
+
+    def end(self, length: int) -> Outcome:
+        """The unit is over; the session has so many rows, those included that are yet to be computed."""
+        ...
+
+    def interrupt(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """The user speaks over what is said. Ids that close it; a unit that was going on is over with them."""
+        ...
+
+    def rewind(self, index: int) -> None:
+        """All that came after unit `index` has not been; -1 is the opening prompt."""
         ...
 
 
