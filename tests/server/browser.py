@@ -81,7 +81,7 @@ class Page:
         """Until a script's value is true, looked at every 10 ms."""
         self.run(f"""new Promise((yes, no) => {{
             const end = performance.now() + {1000 * seconds};
-            (function look() {{
+            (async function look() {{
                 if ({condition}) yes();
                 else if (performance.now() > end) no(Error({json.dumps("never: " + condition)}));
                 else setTimeout(look, 10);

@@ -133,6 +133,142 @@ def test_boxes_in_an_answer_are_drawn_on_the_picture(page: Page):
     assert drawn == [["10%", "40%", "star"], ["0%", "50%", ""]]
 
 
+MARKDOWN = {
+    "plain *a* **b** `c*d*` ~~e~~ 2*3*4 snake_case_name": (
+        "<p>plain <em>a</em> <strong>b</strong> <code>c*d*</code> <del>e</del> 2*3*4 snake_case_name</p>"
+    ),
+    "# One\ntext": "<h3>One</h3><p>text</p>",
+    "say:\n- a\n  - b\n- c\n\n3. d": (
+        '<p>say:</p><ul><li>a<ul><li>b</li></ul></li><li>c</li></ul><ol start="3"><li>d</li></ol>'
+    ),
+    "> q\n> - r": "<blockquote><p>q</p><ul><li>r</li></ul></blockquote>",
+    "|a|b|\n|-|-|\n|1|*2*|": (
+        '<div class="wide"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
+        "<tbody><tr><td>1</td><td><em>2</em></td></tr></tbody></table></div>"
+    ),
+    "---": "<hr>",
+    "[x](javascript:alert(1)) <img src=x onerror=alert(1)>": (
+        "<p>[x](javascript:alert(1)) &lt;img src=x onerror=alert(1)&gt;</p>"
+    ),
+    "see https://example.org/a.": (
+        '<p>see <a href="https://example.org/a" target="_blank" rel="noopener noreferrer">https://example.org/a</a>.</p>'
+    ),
+    "the <ref>star</ref><box>1 2 3 4</box>": '<p>the <mark title="1 2 3 4" tabindex="0">star</mark></p>',
+}
+
+
+def test_markdown_becomes_elements_and_nothing_else_does(page: Page):
+    script = """
+        (async (texts) => {
+            const { Markdown } = await import("./markdown.js");
+            return texts.map((text) => {
+                const [whole, grown] = [document.createElement("div"), document.createElement("div")];
+                new Markdown(whole).show(text);
+                const growing = new Markdown(grown);
+                for (let end = 1; end <= text.length; end += 1) growing.show(text.slice(0, end));
+                return [whole.innerHTML, grown.innerHTML];
+            });
+        })
+    """
+    shown = page.run(f"({script.strip()})({json.dumps(list(MARKDOWN))})")
+    assert shown == [[html, html] for html in MARKDOWN.values()]
+
+
+def test_code_stays_code_while_it_grows(page: Page):
+    script = """
+        (async () => {
+            const { Markdown } = await import("./markdown.js");
+            const [element, steps] = [document.createElement("div"), []];
+            const markdown = new Markdown(element);
+            let text = "";
+            for (const more of ["first", "\\n```py\\nx = 1", "\\n# no *title*\\n```\\nlast"]) {
+                text += more;
+                markdown.show(text);
+                steps.push([element.firstChild, element.querySelector("pre")?.textContent, element.children.length]);
+            }
+            return [steps.every(([first]) => first === element.firstChild), ...steps.map((step) => step.slice(1))];
+        })()
+    """
+    assert page.run(script) == [True, [None, 1], ["x = 1", 2], ["x = 1\n# no *title*", 3]]
+
+
+def test_a_question_can_be_asked_again_and_in_other_words(page: Page):
+    for text in ("First?", "Second?"):
+        ask(page, text)
+        page.wait(ANSWERED)
+    page.run("[...document.querySelectorAll('.answer:last-child .action')].pop().click()")
+    page.wait(ANSWERED)
+    assert page.run("document.querySelectorAll('#log li').length") == 4
+    page.run("document.querySelector('.question .action').click()")
+    assert page.run("document.querySelector('#question').value") == "First?"
+    assert page.run("document.querySelectorAll('#log li').length") == 0
+
+
+def test_settings_are_kept_and_sent(page: Page):
+    page.run("""
+        const form = document.querySelector("#settings-form");
+        Object.assign(form.elements.max_tokens, { value: "3" });
+        Object.assign(form.elements.instructions, { value: "Be brief." });
+        form.dispatchEvent(new Event("input"));
+    """)
+    page.call("Page.reload")
+    page.wait(READY)
+    assert page.run("document.querySelector('#settings-form').elements.max_tokens.value") == "3"
+    sent = page.run("""
+        (async () => {
+            const whole = window.fetch;
+            let body = null;
+            window.fetch = (address, options) => {
+                if (options?.body) body = options.body;
+                return whole(address, options);
+            };
+            document.querySelector("#question").value = "Who?";
+            document.querySelector("#composer").requestSubmit();
+            while (!body) await new Promise(requestAnimationFrame);
+            return body;
+        })()
+    """)
+    page.wait(ANSWERED)
+    request = json.loads(sent)
+    assert request["max_tokens"] == 3
+    assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert page.run("document.querySelector('.answer footer').textContent").startswith("3 tokens")
+    page.run("document.querySelector('#settings-form').reset()")
+    assert page.run("localStorage.length") == 0
+
+
+def test_conversations_are_kept_in_the_browser_and_come_back(page: Page):
+    page.run("document.querySelector('[data-example=box]').click()")
+    page.wait(ANSWERED)
+    answer = page.run("document.querySelector('.answer .text').innerHTML")
+    page.wait("(await (await import('./history.js')).all()).length")
+    page.call("Page.reload")
+    page.wait(READY)
+    page.run("document.querySelector('#history').click()")
+    page.wait("document.querySelector('#history-dialog').open")
+    page.run("document.querySelector('#kept .choice').click()")
+    assert page.run("document.querySelector('.answer .text').innerHTML") == answer
+    page.wait("document.querySelector('.question img').naturalWidth === 448")
+    page.run("document.querySelector('#history').click()")
+    page.wait("document.querySelector('#history-dialog').open")
+    page.run("document.querySelectorAll('#kept .remove').forEach((button) => button.click())")
+    page.wait("(await (await import('./history.js')).all()).length === 0")
+    page.run("document.querySelector('#history-dialog').close()")
+
+
+def test_the_camera_takes_a_picture(page: Page):
+    page.run("document.querySelector('#camera').click()")
+    page.wait("document.querySelector('#camera-dialog[open] video')?.videoWidth > 0")
+    page.run("document.querySelector('#camera-dialog [value=take]').click()")
+    page.wait("document.querySelectorAll('#attachments img').length === 1")
+    assert page.run("document.querySelector('#camera-dialog video').srcObject") is None
+    page.run("document.querySelector('#camera').click()")
+    page.wait("document.querySelector('#camera-dialog').open")
+    page.run("document.querySelector('#camera-dialog .quiet').click()")
+    page.wait("!document.querySelector('#camera-dialog video').srcObject")
+    assert page.run("document.querySelectorAll('#attachments img').length") == 1
+
+
 def test_the_key_is_asked_for_and_used(browser: Page, engine: EngineClient):
     with serve(engine, api_keys=("open sesame",)) as locked:
         browser.call("Page.navigate", url=f"{locked.url}/")
@@ -164,7 +300,7 @@ def test_it_fits_a_phone_and_can_be_read(page: Page, dark: bool):
                 return 0.2126 * r + 0.7152 * g + 0.0722 * b;
             };
             const page = light(getComputedStyle(document.body).backgroundColor);
-            return ["h1", "#status", ".answer p", ".answer footer"].map((name) => {
+            return ["h1", "#status", ".answer .text", ".answer footer"].map((name) => {
                 const text = light(getComputedStyle(document.querySelector(name)).color);
                 return (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05);
             });

@@ -30,11 +30,11 @@ export async function model() {
 }
 
 /** Yields the chunks of one answer as objects; ends with [DONE], throws ApiError, or is aborted by the signal. */
-export async function* answer(messages, signal) {
+export async function* answer(request, signal) {
   const response = await fetch("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json", ...headers() },
-    body: JSON.stringify({ messages, stream: true, stream_options: { include_usage: true }, temperature: 0 }),
+    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
   if (!response.ok) throw await refusal(response);

@@ -1,24 +1,20 @@
 // The page: attachments and a question in, a streamed answer out.
 
 import * as api from "./api.js";
-import { drawBoxes, fit } from "./boxes.js";
+import { hasCamera, takePicture } from "./camera.js";
 import { makeExample } from "./examples.js";
+import * as history from "./history.js";
 import { canRecord, record, show, toMedia } from "./media.js";
+import * as settings from "./settings.js";
+import { addQuestion, Answer, make } from "./turns.js";
 
 const at = (id) => document.getElementById(id);
 const [composer, question, send, log] = ["composer", "question", "send", "log"].map(at);
 
-let messages = []; // the conversation, as the API takes it
+let conversation = begin(); // { id, turns: [{ text, media, answer, thoughts, figures }] }
 let attached = []; // media of the next question
 let asking = null; // AbortController of the answer that is coming
 let recording = null;
-
-function make(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
 
 function notice(text) {
   at("notice").hidden = !text;
@@ -32,7 +28,7 @@ function takeKey() {
   const key = new URLSearchParams(location.hash.slice(1)).get("key");
   if (!key) return;
   sessionStorage.setItem("key", key);
-  history.replaceState(null, "", location.pathname);
+  window.history.replaceState(null, "", location.pathname);
 }
 
 async function connect() {
@@ -133,48 +129,25 @@ at("record").onclick = async () => {
   at("record").ariaPressed = String(Boolean(recording));
 };
 
+at("camera").hidden = !hasCamera();
+at("camera").onclick = async () => {
+  try {
+    const picture = await takePicture(at("camera-dialog"));
+    if (picture) await attach([picture]);
+  } catch {
+    notice("The camera is not available.");
+  }
+};
+
 // ---- asking ----
 
-function addQuestion(text, media) {
-  const item = make("li", "question");
-  if (media.length) {
-    const row = make("div", "media");
-    for (const one of media) {
-      const frame = make("div", one.kind === "image" ? "picture" : "");
-      const shown = show(one);
-      if (one.kind === "image") shown.onload = () => fit(frame, shown);
-      frame.append(shown);
-      row.append(frame);
-    }
-    item.append(row);
-  }
-  if (text) item.append(make("p", "", text));
-  log.append(item);
-}
-
-function addAnswer() {
-  const item = make("li", "answer");
-  item.ariaBusy = "true";
-  item.append(make("p"), make("footer"));
-  log.append(item);
-  return item;
-}
-
-/** Streams the answer to a conversation into an element; returns its text. */
-async function streamInto(item, conversation, signal) {
-  const [paragraph, footer] = item.children;
-  const start = performance.now();
-  let first = 0;
-  for await (const chunk of api.answer(conversation, signal)) {
-    const text = chunk.choices[0]?.delta.content;
-    if (text) {
-      first ||= performance.now();
-      paragraph.append(text);
-      item.scrollIntoView({ block: "end" });
-    }
-    if (chunk.usage) footer.textContent = describe(chunk.usage, start, first || start, performance.now());
-  }
-  return paragraph.textContent;
+/** The conversation as the API takes it. */
+function messages() {
+  const asked = conversation.turns.flatMap(({ text, media, answer }) => {
+    const content = [...media.map((one) => one.part), ...(text ? [{ type: "text", text }] : [])];
+    return [{ role: "user", content }, ...(answer === undefined ? [] : [{ role: "assistant", content: answer }])];
+  });
+  return [...settings.instructions(), ...asked];
 }
 
 function describe(usage, start, first, end) {
@@ -184,37 +157,71 @@ function describe(usage, start, first, end) {
   return `${tokens} tokens${rate} · first after ${wait} s · ${usage.prompt_tokens} in the prompt`;
 }
 
-async function ask(text, media) {
+/** Streams the answer to the conversation into an element; returns the line of figures. */
+async function streamInto(answer, signal) {
+  const start = performance.now();
+  let first = 0;
+  let figures = "";
+  for await (const chunk of api.answer({ messages: messages(), ...settings.sampling() }, signal)) {
+    const delta = chunk.choices[0]?.delta;
+    if (delta?.content || delta?.reasoning) {
+      first ||= performance.now();
+      answer.add(delta.content ?? "", delta.reasoning ?? "");
+    }
+    if (chunk.usage) figures = describe(chunk.usage, start, first || start, performance.now());
+  }
+  return figures;
+}
+
+async function ask(turn) {
   notice();
   at("welcome").hidden = true;
   at("new").hidden = false;
-  addQuestion(text, media);
-  const parts = media.map((one) => one.part);
-  const conversation = messages;
-  conversation.push({ role: "user", content: text ? [...parts, { type: "text", text }] : parts });
-  const item = addAnswer();
-  item.scrollIntoView({ block: "end" });
+  const place = conversation.turns.push(turn) - 1;
+  const here = conversation;
+  addQuestion(turn, () => edit(place));
+  const answer = new Answer(() => again(place));
   asking = new AbortController();
   send.classList.add("stop");
   send.ariaLabel = send.title = "Stop";
   try {
-    const answer = await streamInto(item, conversation, asking.signal);
-    conversation.push({ role: "assistant", content: answer });
-    const pictures = log.querySelectorAll(".picture");
-    if (pictures.length) drawBoxes([...pictures].pop(), answer);
+    turn.figures = await streamInto(answer, asking.signal);
+    turn.answer = answer.text;
+    answer.end(turn.figures);
   } catch (error) {
     const stopped = error.name === "AbortError";
-    item.lastChild.append(make("span", stopped ? "" : "failure", stopped ? "stopped" : error.message));
-    const partial = item.firstChild.textContent;
-    if (stopped && partial) conversation.push({ role: "assistant", content: partial });
-    else conversation.pop(); // what was not answered would only repeat its fault
+    if (stopped && answer.text) turn.answer = answer.text;
+    else here.turns.pop(); // what was not answered would only repeat its fault
+    answer.end(stopped ? "stopped" : "", stopped ? "" : error.message);
     if (error.status === 401) at("login").showModal();
   }
-  item.ariaBusy = "false";
-  item.scrollIntoView({ block: "end" });
+  turn.thoughts = answer.thoughts;
   asking = null;
   send.classList.remove("stop");
   send.ariaLabel = send.title = "Send";
+  if (here.turns.length) await keep(here);
+}
+
+/** Everything from a question on is taken back; the question is asked once more, or first changed. */
+function takeBack(place) {
+  const [turn] = conversation.turns.splice(place);
+  showConversation();
+  return turn;
+}
+
+function again(place) {
+  if (asking || place >= conversation.turns.length) return;
+  const { text, media } = takeBack(place);
+  ask({ text, media });
+}
+
+function edit(place) {
+  if (asking || place >= conversation.turns.length) return;
+  const { text, media } = takeBack(place);
+  question.value = text;
+  attached = media;
+  showAttached();
+  question.focus();
 }
 
 composer.addEventListener("submit", async (event) => {
@@ -230,7 +237,7 @@ composer.addEventListener("submit", async (event) => {
   question.value = "";
   attached = [];
   showAttached();
-  ask(text, media);
+  ask({ text, media });
 });
 
 question.addEventListener("keydown", (event) => {
@@ -243,22 +250,78 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") asking?.abort();
 });
 
-at("new").onclick = () => {
-  asking?.abort();
-  messages = [];
+// ---- conversations ----
+
+function begin() {
+  return { id: `${Date.now()}-${Math.random()}`, turns: [] };
+}
+
+function showConversation() {
   log.replaceChildren();
-  at("welcome").hidden = false;
-  at("new").hidden = true;
+  conversation.turns.forEach((turn, place) => {
+    addQuestion(turn, () => edit(place));
+    const answer = new Answer(() => again(place));
+    answer.add(turn.answer, turn.thoughts);
+    answer.end(turn.figures ?? "stopped");
+  });
+  at("welcome").hidden = conversation.turns.length > 0;
+  at("new").hidden = !conversation.turns.length;
+}
+
+function open(next) {
+  asking?.abort();
+  conversation = next;
+  showConversation();
   question.focus();
-};
+}
+
+async function keep(kept) {
+  const title = kept.turns[0].text || kept.turns[0].media.map((one) => one.name || one.kind).join(", ");
+  try {
+    await history.keep({ ...kept, title, changed: Date.now() });
+  } catch {
+    at("history").hidden = true; // a private window, or no room: the conversation goes on without
+  }
+}
+
+async function showHistory() {
+  const kept = await history.all();
+  at("kept").replaceChildren(
+    ...kept.map((one) => {
+      const item = make("li");
+      const choose = make("button", "choice", one.title);
+      const remove = make("button", "remove", "✕");
+      choose.type = remove.type = "button"; // they do not send the dialog's form
+      choose.append(make("small", "", new Date(one.changed).toLocaleString()));
+      choose.onclick = () => {
+        at("history-dialog").close();
+        open({ id: one.id, turns: one.turns });
+      };
+      remove.ariaLabel = `Delete ${one.title}`;
+      remove.onclick = async () => {
+        await history.forget(one.id);
+        item.remove();
+      };
+      item.append(choose, remove);
+      return item;
+    }),
+  );
+  at("none-kept").hidden = kept.length > 0;
+  at("history-dialog").showModal();
+}
+
+at("history").onclick = () => showHistory().catch(() => notice("This browser keeps no conversations in this window."));
+at("settings").onclick = () => at("settings-dialog").showModal();
+at("new").onclick = () => open(begin());
 
 at("examples").addEventListener("click", async (event) => {
   const name = event.target.closest("[data-example]")?.dataset.example;
   if (!name || asking) return;
   const { file, question: text } = await makeExample(name);
-  ask(text, [await toMedia(file)]);
+  ask({ text, media: [await toMedia(file)] });
 });
 
+settings.start();
 takeKey();
 connect();
 if (matchMedia("(pointer: fine)").matches) question.focus();

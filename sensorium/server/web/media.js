@@ -1,6 +1,6 @@
 // Pictures, sounds and videos: from files or the microphone to content parts and to elements that show them.
 
-/** A piece of media: { kind, url (for elements), part (for the API) }. Throws for files of another kind. */
+/** A piece of media: { kind, name, part (for the API) }. Throws for files of another kind. */
 export async function toMedia(file) {
   const kind = file.type.split("/")[0];
   if (!["image", "audio", "video"].includes(kind)) throw new Error(`${file.name || "that"} is no picture, sound or video`);
@@ -13,12 +13,12 @@ export async function toMedia(file) {
   // A recording's type may carry parameters ("audio/webm;codecs=opus"), which a data URL need not have.
   const url = `data:${file.type.split(";")[0]};base64,${data.slice(data.indexOf(",") + 1)}`;
   const type = `${kind}_url`;
-  return { kind, name: file.name, url: URL.createObjectURL(file), part: { type, [type]: { url } } };
+  return { kind, name: file.name, part: { type, [type]: { url } } };
 }
 
 export function show(media) {
   const element = document.createElement(media.kind === "image" ? "img" : media.kind);
-  element.src = media.url;
+  element.src = media.part[media.part.type].url;
   if (media.kind === "image") element.alt = media.name || "picture";
   else {
     element.controls = true;
