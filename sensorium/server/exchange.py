@@ -40,10 +40,14 @@ _HEADERS = [
 class Exchange:
     """Watches what passes: whether the body was read, what was answered. Adds headers to the answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, config: ServerConfig, metrics: Metrics, handler: str | None
+    ) -> None:
+        """handler: label in the metrics; None is not counted."""
         self.scope = scope
         self._config = config
         self._metrics = metrics
+        self._handler = handler
         self._receive = receive
         self._send = send
         self.headers = Headers(scope=scope)
@@ -75,7 +79,16 @@ class Exchange:
                 extra.append((b"x-request-id", self.id.encode()))
             message = {**message, "headers": [*message.get("headers", []), *extra]}
         self.sent += len(message.get("body", b""))
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.count()
         await self._send(message)
+
+    def count(self) -> None:
+        """Count the exchange, once: before its last bytes leave, so that whoever has the answer finds it counted."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            seconds = time.monotonic() - self.start
+            self._metrics.answered(self.scope["method"], handler, self.status, seconds, self.received, self.sent)
 
     async def refuse(self, error: BaseException) -> None:
         """Answer with an error, unless an answer has begun."""
@@ -138,12 +151,15 @@ class Exchanges:
             await self._app(scope, receive, send)
             return
         self._metrics.lag.watch()
-        exchange = Exchange(scope, receive, send, self._config, self._metrics)
+        path = scope["path"].removeprefix(self._root)
+        handler = None if path in UNCOUNTED_PATHS else self._handlers.get(path, "other")
+        exchange = Exchange(scope, receive, send, self._config, self._metrics, handler)
         with contextlib.nullcontext() if self._tracer is None else self._tracer.noting() as marks:
             try:
                 await self._follow(exchange)
             finally:
-                self._record(exchange, marks)
+                exchange.count()
+                self._record(exchange, path, handler, marks)
 
     async def _follow(self, exchange: Exchange) -> None:
         try:
@@ -154,18 +170,13 @@ class Exchanges:
         except (Exception, asyncio.CancelledError) as error:
             await exchange.refuse(error)
 
-    def _record(self, exchange: Exchange, marks: list[Mark] | None) -> None:
+    def _record(self, exchange: Exchange, path: str, handler: str | None, marks: list[Mark] | None) -> None:
         end = time.monotonic()
-        seconds = end - exchange.start
         scope = exchange.scope
-        path = scope["path"].removeprefix(self._root)
-        if path not in UNCOUNTED_PATHS:
-            handler, sizes = self._handlers.get(path, "other"), (exchange.received, exchange.sent)
-            self._metrics.answered(scope["method"], handler, exchange.status, seconds, *sizes)
-            if self._tracer is not None and marks is not None:
-                attributes = attributes_of(scope["method"], path[:200], handler, exchange.status, exchange.facts)
-                whole = Mark(f"{scope['method']} {handler}", exchange.start, end)
-                exchange.facts["trace_id"] = self._tracer.record(whole, exchange.headers, attributes, marks)
+        if handler is not None and self._tracer is not None and marks is not None:
+            attributes = attributes_of(scope["method"], path[:200], handler, exchange.status, exchange.facts)
+            whole = Mark(f"{scope['method']} {handler}", exchange.start, end)
+            exchange.facts["trace_id"] = self._tracer.record(whole, exchange.headers, attributes, marks)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
         if path in self._silent or not access_log.isEnabledFor(level):
             return
@@ -176,7 +187,7 @@ class Exchanges:
             "method": scope["method"],
             "path": path[:200],
             "status": exchange.status,
-            "seconds": round(seconds, 4),
+            "seconds": round(end - exchange.start, 4),
             **exchange.facts,
         }
         if self._json:

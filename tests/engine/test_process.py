@@ -36,7 +36,7 @@ from sensorium.types import (
 )
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="engine processes need socket pairs that can be inherited")
-QUICK = Supervision(stall_s=0.5, kill_s=4.0, first_delay_s=0.05, longest_delay_s=0.1, failed_starts=3)
+QUICK = Supervision(stall_s=1.0, kill_s=8.0, first_delay_s=0.05, longest_delay_s=0.1, failed_starts=3)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
 
 
@@ -58,7 +58,7 @@ def ready(client: EngineClient) -> EngineClient:
     return client
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -168,7 +168,7 @@ def test_f009_a_killed_engine_ends_what_had_begun_and_does_the_rest(ready: Engin
         events = list(stream)
         assert [event.code for event in events if isinstance(event, Failed)] == ["engine_restarted"]
         assert events[-1].status == 503
-    assert time.monotonic() - killed < 1
+    assert time.monotonic() - killed < QUICK.kill_s, "noticed, rather than waited out"
     assert ready.state == "restarting"
     with pytest.raises(EngineDeadError, match="starting again"):
         ready.submit(prompt(ready, "Four."), ENDLESS)
@@ -297,4 +297,4 @@ time.sleep(600)
         pid = int(caller.stdout.readline())
         assert running(pid)
         caller.kill()
-    assert eventually(lambda: not running(pid), 5)
+    assert eventually(lambda: not running(pid))

@@ -210,11 +210,9 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", [*WRONG.values(), *BOMBS.values()], ids=[*WRONG, *BOMBS])
 def test_what_cannot_be_compiled_is_refused_and_the_next_one_works(checker, kind) -> None:
-    started = time.monotonic()
     with pytest.raises(RequestError, match=r"^structured_outputs: ") as caught:
         checker.check(StructuredOutputs(**kind))
     assert len(caught.value.message) < 400
-    assert time.monotonic() - started < 15
     assert checker.check(StructuredOutputs(regex="fine"))
 
 

@@ -32,7 +32,6 @@ class Case:
     """Must be true of the answer."""
     headers: dict[str, str] | None = None
     """In place of those that a JSON body has."""
-    within_s: float = 30.0
     slow: bool = False
 
     def make(self, world: World) -> Any:

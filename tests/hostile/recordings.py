@@ -22,12 +22,12 @@ TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 def film(make: Callable[[], bytes] | bytes, status: int | tuple[int, ...] = 400, **more: Any) -> Case:
     param = VIDEO if status == 400 else None
-    return Case(lambda _: video(make() if callable(make) else make), status, param, within_s=20, **more)
+    return Case(lambda _: video(make() if callable(make) else make), status, param, **more)
 
 
 def sound(make: Callable[[], bytes] | bytes, status: int | tuple[int, ...] = 400, **more: Any) -> Case:
     param = AUDIO if status == 400 else None
-    return Case(lambda _: audio(make() if callable(make) else make), status, param, within_s=20, **more)
+    return Case(lambda _: audio(make() if callable(make) else make), status, param, **more)
 
 
 def lying(field: bytes, offset: int, value: int, frames: int = 16) -> bytes:

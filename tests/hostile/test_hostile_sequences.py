@@ -73,11 +73,9 @@ def test_h057_a_slow_host_holds_up_no_other(hostile: World):
     server = hostile.servers["listed"]
     with ThreadPoolExecutor(16) as pool:
         slow = [pool.submit(server.send, image(hostile.url(f"/silence/{n}")), CHAT) for n in range(12)]
-        begun = time.monotonic()
         ask(server, image_part(PNG_URL))
-        seconds = time.monotonic() - begun
+        assert not any(one.done() for one in slow)
         assert all(one.result()[0] == 504 for one in slow)
-    assert seconds < 3
 
 
 def test_h058_equal_addresses_of_a_request_are_fetched_once(hostile: World):
@@ -359,11 +357,11 @@ def test_h253_openers_without_end_cost_no_time(hostile: World):
     from sensorium.parsers.tools import tool_parser
 
     parser = tool_parser("hermes", ())
-    begun = time.monotonic()
+    begun = time.process_time()
     for _ in range(2000):
         parser.feed("<tool_call>" * 10)
     parser.finish()
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 10
 
 
 def test_h257_templates_are_refused_on_every_route(hostile: World):

@@ -147,9 +147,9 @@ def test_h279_a_better_guess_takes_no_longer(hostile: World):
         return time.perf_counter() - begun
 
     guesses = ["z" * len(KEYS[0]), KEYS[0][:-1] + "z"]
-    times = {guess: [seconds(guess) for _ in range(400)] for guess in guesses}
-    for guess in guesses * 1:
-        times[guess] += [seconds(guess) for _ in range(400)]
+    times: dict[str, list[float]] = {guess: [] for guess in guesses}
+    for guess in guesses * 800:  # in turns, so that a busy moment meets both
+        times[guess].append(seconds(guess))
     a, b = (statistics.median(times[guess]) for guess in guesses)
     assert abs(a - b) < 0.25 * max(a, b)
 
@@ -271,7 +271,7 @@ def test_h284_h286_sockets_that_say_nothing_are_closed(hostile: World):
             with suppress(ConnectionResetError):
                 while one.recv(4096):
                     pass
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60
     finally:
         for one in sockets:
             one.close()
@@ -282,7 +282,7 @@ def test_h198_h285_a_body_that_does_not_come_is_given_up(hostile: World):
     begun = time.monotonic()
     data = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     assert talk(hostile.servers["public"], data.encode() + b"{", 40) == 408
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
 
 
 def test_h287_requests_in_a_row_on_one_socket(hostile: World):
@@ -339,7 +339,7 @@ def test_h288_more_sockets_than_descriptors(hostile: World):
         for one in sockets:
             one.close()
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if server.send(chat(), CHAT)[0] == OK:

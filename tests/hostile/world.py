@@ -159,7 +159,7 @@ def target(model: Path, flags: list[str], env: dict[str, str], key: str = "", by
         reader = threading.Thread(target=lambda: log.extend(process.stderr or ()))
         reader.start()
         try:
-            ready = eventually(lambda: any("ready after" in line for line in log) or process.poll() is not None, 60)
+            ready = eventually(lambda: any("ready after" in line for line in log) or process.poll() is not None)
             url = re.search(r"listening on http://127.0.0.1:(\d+)", "".join(log))
             assert ready, "".join(log)
             assert url, "".join(log)
@@ -172,7 +172,7 @@ def target(model: Path, flags: list[str], env: dict[str, str], key: str = "", by
             for one in live.bystanders:
                 one.leave()
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             for one in live.bystanders if "live" in locals() else ():
                 one.leave()
@@ -194,7 +194,7 @@ def world(model: Path, folder: Path, bystanders: int = 2) -> Iterator[World]:
         hosts = [f"{name}:{host.port}" for name in ("127.0.0.1", "allowed.test", "rebind.test", "metadata.test")]
         domains = [*hosts, f".suffix.test:{host.port}"]
         listed = ["--allowed-media-domains", *domains, "--allowed-local-media-path", str(served)]
-        listed += ["--enable-mm-embeds", "--media-fetch-timeout-s", "0.5", "--enable-auto-tool-choice"]
+        listed += ["--enable-mm-embeds", "--media-fetch-timeout-s", "3", "--enable-auto-tool-choice"]
         listed += ["--tool-call-parser", "hermes", "--api-key", *KEYS, "--max-image-bytes", "1M"]
         public = ["--allowed-media-domains", f"*:{trap.port}", "--max-audio-s", "60"]
         with (

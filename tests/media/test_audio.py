@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-import time
+import timeit
 import tracemalloc
 from dataclasses import replace
 
@@ -195,9 +195,8 @@ def test_digests_depend_on_content_rate_and_shape():
 
 def test_reading_a_wav_takes_no_time():
     data = wav(pcm(tone(60)))
-    begun = time.perf_counter()
     assert read_wav(data) is not None
-    assert time.perf_counter() - begun < 0.01
+    assert min(timeit.repeat(lambda: read_wav(data), number=1, repeat=20)) < 0.01
 
 
 def test_sniffing_never_asks_ffmpeg():

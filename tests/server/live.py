@@ -71,14 +71,24 @@ def serve(engine: EngineClient, **settings: Any) -> Iterator[Live]:
         thread.join()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether the condition comes true in time."""
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether the condition comes true in time, which is long: only a failure waits for it."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
+
+
+@contextmanager
+def cut_short(engine: EngineClient, tokens: int = 1500) -> Iterator[None]:
+    """What is asked for inside, with so many tokens to come, is given up before it has them all."""
+    assert eventually(lambda: engine.num_requests == 0)
+    before = engine.stats().generation_tokens
+    yield
+    assert eventually(lambda: engine.num_requests == 0)
+    assert engine.stats().generation_tokens - before < tokens
 
 
 def user(content: object) -> list[dict[str, object]]:

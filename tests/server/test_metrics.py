@@ -19,8 +19,10 @@ from server.live import Live, eventually, serve, user
 from server.samples import data_url, picture, sound
 from server.test_faults import Streaming
 
+from sensorium.config import ServerConfig
 from sensorium.engine.client import EngineClient
 from sensorium.engine.histogram import Histogram
+from sensorium.server.app import build_app
 from sensorium.server.lag import PERIOD_S, LoopLag
 from sensorium.server.metrics import TOKENS
 
@@ -106,7 +108,9 @@ def test_every_sample_of_an_engine_says_which(live: Live):
 
 def test_a_finished_request_is_counted_once(live: Live):
     with watching(live) as moved:
+        begun = time.monotonic()
         status, answer = live.post(chat(max_tokens=9, ignore_eos=True))
+        seconds = time.monotonic() - begun
     prompt = answer["usage"]["prompt_tokens"]
     assert status == 200
     assert moved["generation_tokens_total"] == moved["request_generation_tokens_sum"] == 9
@@ -122,7 +126,7 @@ def test_a_finished_request_is_counted_once(live: Live):
     assert parts == pytest.approx(moved["request_inference_time_seconds_sum"], abs=1e-4)
     whole = moved["request_queue_time_seconds_sum"] + moved["request_inference_time_seconds_sum"]
     assert whole == pytest.approx(moved["e2e_request_latency_seconds_sum"], abs=1e-4)
-    assert moved["inter_token_latency_seconds_sum"] == pytest.approx(moved["request_decode_time_seconds_sum"], abs=0.05)
+    assert 0 < moved["inter_token_latency_seconds_sum"] < seconds
     steps = counted(moved, "iteration_tokens_total")[0]
     assert moved["engine_steps_total"] >= steps >= 9
     computed = moved["prompt_tokens_by_source_total{local_compute}"] + 9 - 1
@@ -238,7 +242,7 @@ def test_a_picture_all_the_way(live: Live):
     phases = [f"mm_{phase}_seconds" for phase in ("fetch", "decode", "preprocess", "encoder")]
     for name in phases:
         assert moved[f"{name}_count{{image}}"] == moved[f"{name}_bucket{{+Inf,image}}"] == 1
-        assert 0 < moved[f"{name}_sum{{image}}"] < 10
+        assert 0 < moved[f"{name}_sum{{image}}"] < 60
     assert moved["encoder_cache_bytes"] > 0 < moved["encoder_cache_usage_perc"] < 1
     with watching(live) as moved:
         live.post(png(data))
@@ -293,6 +297,30 @@ def test_without_statistics_only_http_is_counted(engine: EngineClient):
     assert "sensorium:" not in text
 
 
+async def test_an_exchange_is_counted_before_its_last_bytes_leave(engine: EngineClient):
+    app, pages = build_app(engine, ServerConfig()), []
+
+    async def get(path: str, send: Any) -> None:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        await app(scope, asyncio.Event().wait, send)  # pyright: ignore
+
+    async def look(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            await get("/metrics", keep)
+
+    async def keep(message: Any) -> None:
+        pages.append(message.get("body", b""))
+
+    await get("/v1/models", look)
+    assert b'http_requests_total{handler="/v1/models",method="GET",status="200"} 1.0' in b"".join(pages)
+
+
 # ---- parts ----
 
 
@@ -308,7 +336,7 @@ def test_histogram_buckets_are_cumulative():
 
 
 async def test_a_blocked_loop_is_late():
-    lag = LoopLag()
+    lag, begun = LoopLag(), time.monotonic()
     lag.watch()
     lag.watch()
     end = time.monotonic() + 3 * PERIOD_S
@@ -316,9 +344,10 @@ async def test_a_blocked_loop_is_late():
         pass
     for _ in range(2):
         await asyncio.sleep(0)
+    seconds = time.monotonic() - begun
     frozen = lag.histogram.freeze()
     assert sum(frozen.counts) == 1, "one timer, however often it is asked to watch"
-    assert frozen.sum == pytest.approx(2 * PERIOD_S, abs=PERIOD_S / 2)
+    assert 1.9 * PERIOD_S < frozen.sum < seconds - 0.9 * PERIOD_S
 
 
 def test_the_loop_of_a_server_is_watched(live: Live):

@@ -67,7 +67,7 @@ def test_it_says_loading_then_serves_then_finishes_what_runs():
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-        assert eventually(lambda: live.request("GET", "/health")[0] == 200, 60)
+        assert eventually(lambda: live.request("GET", "/health")[0] == 200)
 
         body = json.dumps(chat(messages=user("Go on."), max_tokens=300, ignore_eos=True, stream=True)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -81,7 +81,7 @@ def test_it_says_loading_then_serves_then_finishes_what_runs():
                 received += piece
         assert b'"finish_reason":"length"' in received
         assert b"data: [DONE]" in received
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def accepts(port: int) -> bool:
@@ -95,13 +95,13 @@ def accepts(port: int) -> bool:
 def test_a_signal_while_loading_stops_and_a_second_one_stops_at_once():
     with server_process("none") as (process, live):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     with server_process("none") as (process, live), half_a_request(live.port):
         assert live.request("GET", "/health")[0] == 503
         process.send_signal(signal.SIGTERM)
         assert eventually(lambda: not accepts(live.port))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason():
@@ -131,7 +131,7 @@ def test_other_machines_are_let_in_only_with_a_key_or_on_purpose():
 
 
 def test_h284_h286_silent_and_slow_heads_are_hung_up_on(engine: EngineClient, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(protocol, "HEAD_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_S", 1.0)
     with serve(engine) as live:
         assert live.raw(b"") == b""
         assert live.raw(b"GET /health HTTP/1.1\r\nHost: lo") == b""
@@ -165,6 +165,6 @@ def test_a_client_that_takes_nothing_is_given_up(engine: EngineClient, monkeypat
         connection.connect(("127.0.0.1", live.port))
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
         assert eventually(lambda: engine.num_requests > 0)
-        assert eventually(lambda: engine.num_requests == 0, 30)
+        assert eventually(lambda: engine.num_requests == 0)
         metrics = live.request("GET", "/metrics")[2].decode()
     assert 'finished_reason="abort"' in metrics
