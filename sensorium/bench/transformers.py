@@ -32,11 +32,16 @@ FIELDS = (
 
 
 def compare(
-    config: EngineConfig, batches: Sequence[int], prompt_len: int, num_tokens: int, repeat: int
+    config: EngineConfig,
+    batches: Sequence[int],
+    prompt_len: int,
+    num_tokens: int,
+    repeat: int,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Tokens per second of both sides per batch, alternating runs, medians, and the share of equal tokens.
 
-    From two requests on, once more with prompts and answers of mixed lengths.
+    From two requests on, once more with prompts and answers of mixed lengths. dtype: what transformers computes in.
     """
     try:
         import transformers
@@ -46,10 +51,11 @@ def compare(
     config = replace(config, init_vision=False, init_audio=False, enable_prefix_caching=False)
     with LLM.from_config(config) as llm, tempfile.TemporaryDirectory() as folder:
         save_qwen3(llm.client.loaded.model, Path(folder))
-        other = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        other = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         loads = [load for batch in batches for load in _loads(llm.client, batch, prompt_len, num_tokens)]
         rows = [_row(llm, other, load, repeat) for load in loads]
-    versions = {"transformers": transformers.__version__}
+        ours = llm.client.facts.dtype
+    versions = {"dtype": ours, "transformers_dtype": dtype, "transformers": transformers.__version__}
     return {
         "model": llm.client.model_name,
         "prompt_tokens": prompt_len,
@@ -66,7 +72,9 @@ def save_qwen3(model: Any, folder: Path) -> None:
     config |= {name: model.config.source[name] for name in FIELDS if name in model.config.source}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {
-        name.removeprefix("llm."): tensor.clone() for name, tensor in export_tensors(model) if name.startswith("llm.")
+        name.removeprefix("llm."): tensor.contiguous()
+        for name, tensor in export_tensors(model)
+        if name.startswith("llm.")
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sensorium.bench.shapes import SHAPES
 from sensorium.cli.options import add_flags, build
 from sensorium.cli.parser import Parser
 from sensorium.cli.values import integer
@@ -16,6 +17,10 @@ def add_arguments(parser: Parser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine-step", action="store_true", help="the engine's own cost per step")
     what.add_argument("--transformers", action="store_true", help="the model's decoder beside transformers' generate")
+    parser.add_argument("--preset", choices=tuple(SHAPES), help="random weights of a known shape in place of a model")
+    parser.add_argument(
+        "--transformers-dtype", choices=("float32", "bfloat16"), default="float32", help="what transformers computes in"
+    )
     parser.add_argument("--batch", type=integer, nargs="+", default=[1, 16], metavar="N", help="sequences at once")
     parser.add_argument("--prompt-len", type=integer, default=128, metavar="N", help="tokens per prompt")
     parser.add_argument("--num-tokens", type=integer, default=128, metavar="N", help="tokens generated per prompt")
@@ -33,19 +38,20 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
 
 
 def _measure(given: dict[str, Any]) -> dict[str, Any]:
+    from sensorium.bench.presets import checkpoint
     from sensorium.kernels import compiled
 
     compiled.prepare()
-    config = build(EngineConfig, given, model=given["model"])
     shape = [given[name] for name in ("batch", "prompt_len", "num_tokens", "repeat")]
     if given["engine_step"]:
         from sensorium.bench.step import measure_step
 
         return measure_step()
-    if given["transformers"]:
-        from sensorium.bench.transformers import compare
+    with checkpoint(build(EngineConfig, given, model=given["model"]), given["preset"]) as config:
+        if given["transformers"]:
+            from sensorium.bench.transformers import compare
 
-        return compare(config, *shape)
-    from sensorium.bench.model import measure_model
+            return compare(config, *shape, dtype=given["transformers_dtype"])
+        from sensorium.bench.model import measure_model
 
-    return measure_model(config, *shape)
+        return measure_model(config, *shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 256 << 20
 _MAX_PACKED_BYTES = 1 << 30
+# The compiled decoder's own copy of the weights may take this share of the machine's memory, where it is more.
+_PACKED_SHARE = 1 / 8
 _ENCODER_CACHE_ROWS = 65_536
 
 
@@ -149,9 +152,18 @@ def tune(model: Model, device: torch.device, dtype: torch.dtype, block_size: int
     if size <= _MAX_PACKED_BYTES:
         for linear in linears:
             linear.pack()
+    if size <= max(_MAX_PACKED_BYTES, _PACKED_SHARE * _machine_bytes()):
         choice = select.decoder(device, dtype, model.head_dim, block_size)
         if choice.implementation is not None:
             choice.implementation(model.fuse)
+
+
+def _machine_bytes() -> int:
+    """Memory of the machine; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def encoder_cache_bytes(config: EngineConfig, row_bytes: int, largest: int = 0) -> int:

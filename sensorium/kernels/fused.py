@@ -22,6 +22,10 @@ class LayerWeights:
     gate_up: torch.Tensor
     down: torch.Tensor
 
+    @property
+    def matrices(self) -> tuple[torch.Tensor, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:

@@ -1,5 +1,6 @@
 """The compiled decoder against the same decoder layer by layer, over odd shapes."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ SHAPES = {
     "qwen2": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "qkv_bias": True, "tied": True},
     "llama": {"num_heads": 3, "num_kv_heads": 3, "head_dim": 48},
     "wide group": {"num_heads": 11, "num_kv_heads": 1, "head_dim": 32, "num_layers": 1},
+    "from bfloat16": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "qk_norm": True, "qkv_bias": True},
 }
 
 
@@ -39,6 +41,9 @@ def decoder(name: str) -> Decoder:
         if layer.attention.qkv.bias is not None:
             layer.attention.qkv.bias.uniform_(-1, 1)
         layer.norm1.weight.uniform_(0.5, 2)
+    if name == "from bfloat16":
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
     return model
 
 
@@ -120,6 +125,30 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads():
     assert torch.equal(logits, torch.cat([model.logits(row) for row in alone]))
     model.fuse(partial(compiled.compile_kernels(), threads=2))
     assert torch.equal(together, cache.run(model, list(range(9)), [1] * 9, lens, seed=2)[0])
+
+
+@torch.inference_mode()
+def test_weights_kept_in_half_the_bytes_give_the_same_bits(monkeypatch):
+    lens, results = [40, 1, 17, 100], []
+    for half in (True, False):
+        kernels = compiled.compile_kernels()
+        if not half:
+            monkeypatch.setattr(sys.modules[kernels.__module__], "fits_half", lambda matrix: False)
+        model = decoder("from bfloat16")
+        model.fuse(partial(kernels, threads=2))
+        assert model._fused.weight_bytes == (2 if half else 4) * model._fused.num_weights
+        cache = Cache(model, lens, 16)
+        results.append((*cache.run(model, [0, 1, 2, 3], lens, lens, seed=1), *cache.kv))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@torch.inference_mode()
+def test_weights_that_need_all_their_bits_keep_them():
+    fits_half = sys.modules[compiled.compile_kernels().__module__].fits_half
+    weight = torch.randn(700, 3).bfloat16().float()
+    assert fits_half(weight)
+    weight[650, 1] += 2.0**-20
+    assert not fits_half(weight)
 
 
 @torch.inference_mode()

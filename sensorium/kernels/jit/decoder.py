@@ -28,6 +28,7 @@ from sensorium.kernels.jit.vector import (
     load_atomic,
     memory,
     product,
+    product_half,
     summing,
 )
 
@@ -94,8 +95,11 @@ def _linear(step, counter, scratch, x, rows, n_in, weight, bias, n_out, out, kin
         num = min(TILE_ROWS, rows - first)
         for i in range(num * PANEL):
             sums[i] = ZERO
-        panel_start = weight + panel * n_in * PANEL * 4
-        product(num, x + first * n_in * 4, n_in * 4, panel_start, PANEL * 4, n_in, scratch)
+        a = x + first * n_in * 4
+        if step.half != 0:
+            product_half(num, a, n_in * 4, weight + panel * n_in * PANEL * 2, PANEL * 2, n_in, scratch)
+        else:
+            product(num, a, n_in * 4, weight + panel * n_in * PANEL * 4, PANEL * 4, n_in, scratch)
         width = min(columns, n_out - panel * columns)
         for r in range(num):
             to = floats(out + ((first + r) * n_out + panel * columns) * 4)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-# What every call needs to share its work between threads.
+# What every call needs: how to share its work between threads, and what weights are.
 _SHARED = (
     ("entered", "i8"),  # how many threads have come in
     ("counters", "i8"),  # int64 [stages, 8]: tiles claimed, tiles done, unused
     ("scratch", "i8"),
     ("scratch_bytes", "i8"),  # of one thread
     ("give_way", "i8"),  # C function that lets another thread have the core
+    ("half", "i8"),  # 1 where matrices are kept as bfloat16
 )
 
 PRODUCT = np.dtype(

@@ -47,11 +47,22 @@ def _spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
     return builder.shuffle_vector(first, undefined, ir.Constant(_WIDE, [0] * LANES))
 
 
-def _make_tile(rows: int) -> Callable[..., Any]:
+def _panel_row(builder: ir.IRBuilder, base: ir.Value, in_half: bool) -> list[ir.Value]:
+    """PANEL numbers as two vectors. With in_half column i and column LANES + i are the halves of one word."""
+    if not in_half:
+        return [builder.load(_pointer(builder, base, v * LANES * 4, _VECTOR), align=4) for v in range(2)]
+    words = builder.load(builder.inttoptr(base, _WIDE.as_pointer()), align=4)
+    # A bfloat16 is the upper half of the float32 of the same value.
+    low = builder.shl(words, ir.Constant(_WIDE, [16] * LANES))
+    high = builder.and_(words, ir.Constant(_WIDE, [0xFFFF0000] * LANES))
+    return [builder.bitcast(low, _VECTOR), builder.bitcast(high, _VECTOR)]
+
+
+def _make_tile(rows: int, in_half: bool = False) -> Callable[..., Any]:
     """tile(a, lda, b, ldb, depth, c, ldc): c[r, j] += sum over i < depth of a[r, i] * b[i, j].
 
     For `rows` rows and PANEL columns, whose sums stay in registers. lda, ldb and ldc are bytes from row to row; depth
-    is at least 1.
+    is at least 1. b is float32, or with in_half bfloat16 whose columns _panel_row finds.
     """
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -64,7 +75,7 @@ def _make_tile(rows: int) -> Callable[..., Any]:
         builder.position_at_end(body)
         i, row = builder.phi(_I64), builder.phi(_I64)
         sums = [[builder.phi(_VECTOR) for _ in range(2)] for _ in range(rows)]
-        panel = [builder.load(_pointer(builder, row, v * LANES * 4, _VECTOR), align=4) for v in range(2)]
+        panel = _panel_row(builder, row, in_half)
         totals = []
         for start, before in zip(starts, sums, strict=True):
             number = builder.load(builder.inttoptr(builder.add(start, i), _F32.as_pointer()), align=4)
@@ -93,28 +104,38 @@ def _make_tile(rows: int) -> Callable[..., Any]:
     return tile
 
 
-_tile1, _tile2, _tile4, _tile8 = (_make_tile(rows) for rows in (1, 2, 4, 8))
 # A tile of 8 x 2 sums needs more than AVX2's 16 registers.
 _WIDE_TILES = LANES != 8
 
 
-@kernel
-def product(rows, a, lda, b, ldb, depth, c):
-    """c [rows, PANEL] += a [rows, depth] @ b [depth, PANEL]; lda and ldb are bytes from row to row, c is dense."""
-    ldc = PANEL * 4
-    r = 0
-    if _WIDE_TILES:
-        while rows - r >= 8:
-            _tile8(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
-            r += 8
-    while rows - r >= 4:
-        _tile4(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
-        r += 4
-    if rows - r >= 2:
-        _tile2(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
-        r += 2
-    if rows - r >= 1:
-        _tile1(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
+def _make_product(in_half: bool) -> Callable[..., Any]:
+    """product(rows, a, lda, b, ldb, depth, c): c [rows, PANEL] += a [rows, depth] @ b [depth, PANEL].
+
+    lda and ldb are bytes from row to row, c is dense. b is float32, or with in_half bfloat16.
+    """
+    tile1, tile2, tile4, tile8 = (_make_tile(rows, in_half) for rows in (1, 2, 4, 8))
+
+    @kernel
+    def product(rows, a, lda, b, ldb, depth, c):
+        ldc = PANEL * 4
+        r = 0
+        if _WIDE_TILES:
+            while rows - r >= 8:
+                tile8(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
+                r += 8
+        while rows - r >= 4:
+            tile4(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
+            r += 4
+        if rows - r >= 2:
+            tile2(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
+            r += 2
+        if rows - r >= 1:
+            tile1(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc)
+
+    return product
+
+
+product, product_half = _make_product(in_half=False), _make_product(in_half=True)
 
 
 def _rows(builder: ir.IRBuilder, base: ir.Value, stride: ir.Value) -> list[ir.Value]:
