@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ _OFTEN = 64
 # Above this many tokens the device is busy for longer than launching the kernels one by one takes.
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
 _CHUNK_SEQUENCES = 8
+Result = TypeVar("Result")
 
 
 def ladder(most: int) -> list[int]:
@@ -45,21 +46,19 @@ class _Numbers:
         self._pinned.reverse()
 
 
-class _Recorder:
+class Recorder:
     """Records graphs that share memory: only one of them runs at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(
-        self, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+    def record(self, compute: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
         compute()  # compiles kernels and grows what memory they keep
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits, greedy = compute()
-        return graph, logits, greedy
+            result = compute()
+        return graph, result
 
 
 class Likeliest:
@@ -100,8 +99,8 @@ class DecodeGraphs:
         self._numbers = _Numbers(most * (2 + self._axes + max_blocks) + 1, kv[0].device)
         self._scratch = plans.scratch(kv[0].device)
         self._sizes = ladder(most)
-        self._recorder = _Recorder()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self._recorder = Recorder()
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]]] = {}
         self._used: Counter[int] = Counter()
         # At the start powers of two, which need every kernel there is; the rest as they turn out to be used. The
         # largest first, so that the smaller ones fit into its memory.
@@ -137,7 +136,7 @@ class DecodeGraphs:
         if source is not None:
             places = self._numbers.device[:count]
             places.copy_(source.index_select(0, places))
-        graph, logits, greedy = self._graphs[size]
+        graph, (logits, greedy) = self._graphs[size]
         graph.replay()
         return logits[:count], greedy[:count]
 
@@ -175,7 +174,7 @@ class ChunkGraphs:
         self.x = torch.zeros(self.most, model.hidden_size, dtype=kv[0].dtype, device=device)
         """Embeddings [most, E] of the step's tokens."""
         self._numbers = _Numbers(self._layout(self.most)[-1] + _CHUNK_SEQUENCES * max_blocks, device)
-        recorder = _Recorder()
+        recorder = Recorder()
         self._graphs = {
             size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(_CHUNK_TOKENS)
         }
@@ -209,7 +208,7 @@ class ChunkGraphs:
             first += count
             host[at_ends + i] = first - 1
         self._numbers.send(stop + len(tables) * width)
-        graph, logits, greedy = self._graphs[size]
+        graph, (logits, greedy) = self._graphs[size]
         graph.replay()
         return logits[: len(counts)], greedy[: len(counts)]
 

@@ -197,6 +197,31 @@ class PagedPlan(Attends):
         return out.reshape(b, h, d)
 
 
+class TablePlan(PagedPlan):
+    """One new token per row, with lengths and tables on the device: kernels.triton_decode's plan in plain torch.
+
+    lens int32 [B] counts the new token, 0 for rows of padding; tables int32 [B, W]. What padding stores goes to the
+    last place of the cache, which must be nobody's.
+    """
+
+    def __init__(self, lens: torch.Tensor, tables: torch.Tensor, block_size: int) -> None:
+        self.chunks, self.rows = [], None
+        at = (lens - 1).clamp(min=0).long()
+        block = tables.gather(1, (at // block_size)[:, None])[:, 0]
+        self.slots = torch.where(lens > 0, block * block_size + at % block_size, -1)
+        self.single_blocks = tables.flatten()
+        seen = torch.arange(tables.shape[1] * block_size, device=lens.device) <= at[:, None]
+        self.single_mask = torch.where(seen, 0.0, -torch.inf)[:, None, None]
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        assert kv is not None
+        places = kv.shape[1] * kv.shape[2]
+        store_kv(k, v, kv, torch.where(self.slots < 0, places - 1, self.slots))
+        return self._attend_singles(q, kv, scale)
+
+
 class PackedPlan(Attends):
     """Causal attention inside each of B equally padded sequences, with no cache: training and one-shot checks.
 

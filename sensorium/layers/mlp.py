@@ -41,12 +41,12 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """down(silu(gate(x)) * up(x)), gate and up in one product. n_out: as in Mlp."""
 
-    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = False, n_out: int | None = None) -> None:
         super().__init__()
         self.gate_up = Linear(width, 2 * hidden, parts={"gate": hidden, "up": hidden}, bias=bias)
-        self.down = Linear(hidden, width, bias=bias)
+        self.down = Linear(hidden, n_out or width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(ops.act_mul(self.gate_up(x)))

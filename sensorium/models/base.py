@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sensorium.types import (
     ChatOptions,
@@ -82,6 +82,66 @@ class Processor(Protocol):
         ...
 
 
+class SpeechSettings(Protocol):
+    """The part of a speech LM's configuration that its stage reads."""
+
+    @property
+    def llm_dim(self) -> int: ...
+    @property
+    def num_text_tokens(self) -> int: ...
+    @property
+    def attention_type(self) -> Literal["full_attention", "sliding_window", "sliding_recompute", "reindex"]: ...
+    @property
+    def token_window(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+
+
+class SpeechModel(Protocol):
+    """The speech LM of a family that speaks: condition rows and codes in, distributions of codes out."""
+
+    @property
+    def config(self) -> SpeechSettings: ...
+
+    num_codes: int
+    eos_code: int
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    max_len: int
+
+    def condition(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """ids [N] of the backbone and its final-norm states [N, llm_dim] after each of them -> rows [N, E]."""
+        ...
+
+    def marks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [1, E] of the end of the text and of the beginning of the sound."""
+        ...
+
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """[M] -> [M, E]."""
+        ...
+
+    def rotate(self, keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        """Keys [..., n, K, D] of the cache, turned on by so many positions, [n]."""
+        ...
+
+    def forward(self, x: torch.Tensor, inputs: ModelInputs) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[M, E] -> [M, V]."""
+        ...
+
+    def fuse(self, fused_class: Any) -> None: ...
+
+
 class Model(Protocol):
     """Weights and forward pass of one family, written for one device."""
 
@@ -92,6 +152,8 @@ class Model(Protocol):
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    speech: SpeechModel | None
+    """None for families that do not speak, and where it is not loaded."""
     position_axes: int
     """Rows of ModelInputs.positions: 1, or 3 for M-RoPE."""
 

@@ -47,5 +47,6 @@ def _parse(hf_config: Mapping[str, Any], config: EngineConfig) -> tuple[Any, Any
         hf_config,
         init_vision=config.init_vision and config.takes("image", "video"),
         init_audio=config.init_audio and config.takes("audio"),
+        init_tts=config.init_tts,
     )
     return family_module(model_module).Model, parsed

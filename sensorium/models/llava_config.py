@@ -40,8 +40,12 @@ class Config:
     """Embeddings per picture."""
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
-        """init_audio is asked of every family; this one has no sound."""
+    def from_hf(
+        cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True, init_tts: bool = False
+    ) -> Config:
+        """init_audio and init_tts are asked of every family; this one neither hears nor speaks."""
+        if init_tts:
+            raise CheckpointError("init_tts: this model has no speech decoder; leave it out", param="init_tts")
         text, seen = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
         _refuse(config, text, seen)
         text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings", False))

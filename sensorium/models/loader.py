@@ -48,6 +48,7 @@ class Checkpointed(Protocol):
         ...
 
     # A family whose checkpoints exist in several layouts also has `aliases: Rules`, from other names to those above.
+    # A layer that computes with other numbers than checkpoints hold has `after_load` and `before_save`.
 
     def modules(self) -> Iterator[nn.Module]: ...
 
@@ -165,7 +166,14 @@ def load(
                 done += tensor.nbytes
                 if progress is not None:
                     progress(done, total, name)
+    _tell(model, "after_load")
     return model
+
+
+def _tell(model: Checkpointed, event: str) -> None:
+    for module in model.modules():
+        if hook := getattr(module, event, None):
+            hook()
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -260,6 +268,7 @@ def _listed(names: list[str]) -> str:
 
 def export_tensors(model: Checkpointed) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of every piece as a checkpoint holds them, fused projections taken apart."""
+    _tell(model, "before_save")
     for name, target in targets(model).items():
         yield name, target.tensor
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensorium.errors import CheckpointError
+from sensorium.models.minicpm_speech_config import SpeechConfig
 from sensorium.models.parts.configs import DecoderConfig, DecoderKind, SiglipConfig, WhisperConfig
 
 _LANGUAGE_MODELS: dict[tuple[str, tuple[int, ...]], DecoderKind] = {
@@ -21,7 +22,7 @@ _LANGUAGE_MODELS: dict[tuple[str, tuple[int, ...]], DecoderKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What config.json says. vision and audio are None where the model has no such tower or it is not loaded."""
+    """What config.json says. vision, audio and speech are None where the model has no such part or it is not loaded."""
 
     source: Mapping[str, Any]
     model_type: str
@@ -29,6 +30,7 @@ class Config:
     decoder: DecoderConfig
     vision: SiglipConfig | None
     audio: WhisperConfig | None
+    speech: SpeechConfig | None = None
     query_num: int = 64
     vision_batch_size: int = 16
     max_slice_nums: int = 9
@@ -39,7 +41,9 @@ class Config:
     drop_vision_last_layer: bool = True
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
+    def from_hf(
+        cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True, init_tts: bool = False
+    ) -> Config:
         model_type = str(config.get("model_type"))
         version = _version(config, model_type)
         kind = _LANGUAGE_MODELS.get((model_type, version))
@@ -62,6 +66,7 @@ class Config:
             if init_vision and config.get("init_vision", True)
             else None,
             audio=WhisperConfig.from_hf(config.get("audio_config") or {}) if has_audio else None,
+            speech=_speech(config) if init_tts else None,
             query_num=int(config.get("query_num", 96 if version == (2, 5) else 64)),
             vision_batch_size=int(config.get("vision_batch_size", 16)),
             max_slice_nums=int(slices.get("max_slice_nums", 9)),
@@ -76,6 +81,16 @@ class Config:
     def strip_positions(self) -> bool:
         """Version 2.5 numbered the patches of a slice as one long row."""
         return self.version == (2, 5)
+
+
+def _speech(config: Mapping[str, Any]) -> SpeechConfig:
+    described = config.get("tts_config")
+    if not described or not config.get("init_tts", True):
+        raise CheckpointError("init_tts: this checkpoint has no speech decoder; leave it out", param="init_tts")
+    parsed = SpeechConfig.from_hf(described)
+    if parsed.llm_dim != config["hidden_size"]:
+        raise CheckpointError(f"tts_config: llm_dim {parsed.llm_dim} is not the hidden_size {config['hidden_size']}")
+    return parsed
 
 
 def _version(config: Mapping[str, Any], model_type: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""MiniCPM-V and MiniCPM-o, understanding side: SigLIP and Whisper towers in front of a Llama-shaped decoder.
+"""MiniCPM-V and MiniCPM-o: SigLIP and Whisper towers in front of a Llama-shaped decoder, and a speech LM behind it.
 
 One file serves MiniCPM-Llama3-V 2.5, MiniCPM-V 2.6 / 4.0 / 4.5 and MiniCPM-o 2.6 / 4.5; they differ in configuration.
 S slices · L patches · E width · R rows of an item
@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from sensorium.errors import UnsupportedError
+from sensorium.models import minicpm_speech
 from sensorium.models.minicpm_config import Config
+from sensorium.models.minicpm_speech import SpeechLM
 from sensorium.models.parts import decoder, siglip, whisper
 from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.resampler import Resampler
@@ -30,6 +32,7 @@ RENAMES = {
     "resampler.": ("resampler.", ()),
     "audio.": ("apm.", whisper.RENAMES),
     "projector.": ("audio_projection_layer.", ()),
+    "speech.": ("tts.", minicpm_speech.RENAMES),
 }
 Tower = TypeVar("Tower", bound=nn.Module)
 # Clips encoded together: 30 s of sound are 1500 frames, about as much work as a slice.
@@ -54,6 +57,8 @@ class Model(TextModel):
         if config.audio is not None:
             self.audio = Whisper(config.audio, config.audio_chunk_s)
             self.projector = AudioProjector(config.audio.intermediate // 4, self.hidden_size, config.audio_pool_step)
+        if config.speech is not None:
+            self.speech = SpeechLM(config.speech)
         self._embed_slices, self._embed_clips = self.embed_slices, self.embed_clips
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
@@ -66,13 +71,13 @@ class Model(TextModel):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Checkpoint prefixes that may be present and are not read: the speech side and the towers left out."""
+        """Checkpoint prefixes that may be present and are not read: the parts left out, and what nothing reads."""
         absent = [theirs for ours, (theirs, _) in RENAMES.items() if getattr(self, ours[:-1]) is None]
         if self.config.vision is not None and self.config.drop_vision_last_layer:
             absent.append(f"vpm.encoder.layers.{self.config.vision.num_layers - 1}.")
         if self.config.decoder.tied:
             absent.append("llm.lm_head.")
-        return ("tts.", *absent)
+        return (*absent, *(f"tts.{name}" for name in minicpm_speech.UNUSED))
 
     # ---- media ----------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,12 @@ class Config:
     """Position steps per second of video (Qwen2.5-VL); None: one per temporal slice."""
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True) -> Config:
-        """init_audio is asked of every family; this one has no sound."""
+    def from_hf(
+        cls, config: Mapping[str, Any], *, init_vision: bool = True, init_audio: bool = True, init_tts: bool = False
+    ) -> Config:
+        """init_audio and init_tts are asked of every family; this one neither hears nor speaks."""
+        if init_tts:
+            raise CheckpointError("init_tts: this model has no speech decoder; leave it out", param="init_tts")
         if quantised := config.get("quantization_config"):
             method = quantised.get("quant_method", "unknown")
             raise CheckpointError(f"this checkpoint is quantised ({method}); load the bfloat16 release instead")

@@ -19,6 +19,7 @@ from sensorium.layers.linear import Linear
 from sensorium.layers.mlp import GatedMlp
 from sensorium.layers.norm import RMSNorm
 from sensorium.layers.rope import Rope
+from sensorium.models.base import SpeechModel
 from sensorium.models.parts.configs import DecoderConfig
 from sensorium.types import ModelInputs
 
@@ -138,6 +139,7 @@ class TextModel(nn.Module):
         self.vocab_size, self.max_model_len = config.vocab_size, config.max_len
         self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
         self.hidden_size = config.width
+        self.speech: SpeechModel | None = None
         self.position_axes = 3 if config.rope.sections else 1
         self.decoder = Decoder(config)
 

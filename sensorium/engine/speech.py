@@ -1,0 +1,250 @@
+"""The speech LM as a stage: calls of many sessions make their codes together, each on its own state slot.
+
+Slots have fixed memory. A call's condition rows are computed together with those of other new calls; then all running
+calls gain one code a round. What a call says depends on its own slot only. Only one thread may use a stage.
+b rows of a round · n condition rows · E width · L layers · K key/value heads · D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from sensorium.engine.speech_draw import draw_numbers, read_draw
+from sensorium.engine.speech_rules import RULES, RuleName, SpeechSampling, SpeechWork, Spoken
+from sensorium.engine.speech_sampler import pick
+from sensorium.engine.speech_slot import Slot, call_of
+from sensorium.engine.speech_steps import MakePlan, SpeechSteps
+from sensorium.engine.speech_window import SpeechWindow
+from sensorium.errors import ContextLengthError, OverloadedError, RequestError
+from sensorium.kernels.reference import TablePlan
+from sensorium.kernels.select import paged_attention
+from sensorium.models.base import SpeechModel
+from sensorium.types import ModelInputs
+
+CODES_PER_S = 25
+
+
+class SpeechStage:
+    """slots: calls that may run at once. max_len: rows of KV cache of each; None is the model's own limit.
+
+    A turn that outgrows its slot goes on from its previous call alone, as with attention type sliding_recompute.
+    """
+
+    def __init__(self, model: SpeechModel, slots: int, *, max_len: int | None = None, block_size: int = 16) -> None:
+        self.model, self.block_size = model, block_size
+        self.default_sampling = SpeechSampling(
+            model.config.temperature, model.config.top_p, model.config.top_k, model.config.repetition_penalty
+        )
+        mark = model.marks()[0]
+        self.device, self.dtype = mark.device, mark.dtype
+        self._blocks = -(-(max_len or model.max_len) // block_size)
+        self.max_len = self._blocks * block_size
+        # One block more, which belongs to no slot: rows of padding write there.
+        shape = (model.num_layers, 2, slots * self._blocks + 1, block_size, model.num_kv_heads, model.head_dim)
+        self._memory = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._kv = list(self._memory.unbind(0))
+        self._window = SpeechWindow(model, self._memory, self.max_len)
+        self._plans = paged_attention(self.device, self.dtype).implementation
+        self._tables = np.arange(slots * self._blocks).reshape(slots, -1)
+        self._zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._free = list(reversed(range(slots)))
+        self._slots: dict[int, Slot] = {}
+        self._steps: SpeechSteps | None = None
+
+    @staticmethod
+    def slot_bytes(model: SpeechModel, dtype: torch.dtype, max_len: int | None = None) -> int:
+        """Device memory of one slot."""
+        row = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+        return (max_len or model.max_len) * row
+
+    @torch.inference_mode()
+    def record_graphs(self) -> None:
+        """Run rounds as CUDA graphs from now on, where the device and the kernels allow it."""
+        if self.device.type == "cuda":
+            self._steps = self.make_steps()
+            self._steps.record()
+
+    def make_steps(self) -> SpeechSteps:
+        """Rounds that keep to the device, not recorded yet."""
+        make_plan: MakePlan = partial(TablePlan, block_size=self.block_size)
+        plans, head_dim = self._plans, self.model.head_dim
+        if plans.decode_plan is not None and not head_dim & (head_dim - 1):
+            width = torch.tensor([self._blocks], dtype=torch.int32, device=self.device)
+            options = {"width": width, "block_size": self.block_size, "scratch": plans.scratch(self.device)}
+            make_plan = partial(plans.decode_plan, **options)
+        return SpeechSteps(self.model, self._kv, make_plan, self._tables, CODES_PER_S)
+
+    # ---- slots ----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def open(self, rule: RuleName, sampling: SpeechSampling | None = None) -> int:
+        """A slot for a session's calls under one rule. OverloadedError when all are taken."""
+        if rule not in RULES:
+            raise RequestError(f"no speech rule {rule!r}; known: {', '.join(RULES)}", param="rule")
+        if not self._free:
+            raise OverloadedError(f"all {len(self._tables)} speech slots are taken", reason="speech")
+        sampling = sampling or self.default_sampling
+        generator = torch.Generator()
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+        index = self._free.pop()
+        self._slots[index] = Slot(index, RULES[rule], sampling, generator)
+        return index
+
+    def reset(self, slot: int) -> None:
+        """Drop the slot's call and turn (a barge-in). Its generator goes on."""
+        state = self._state(slot)
+        state.call = None
+        state.start_anew()
+
+    def close(self, slot: int) -> None:
+        """Give the slot back; what it was saying is dropped."""
+        del self._slots[self._state(slot).index]
+        self._free.append(slot)
+
+    def _state(self, slot: int) -> Slot:
+        if slot not in self._slots:
+            raise RequestError(f"speech slot {slot} is not open", param="slot")
+        return self._slots[slot]
+
+    # ---- calls ----------------------------------------------------------------------------------------------------
+
+    def start(self, work: SpeechWork) -> None:
+        """Queue a call; `advance` runs it. Raises RequestError for a work that cannot run, which changes nothing."""
+        self._check(work)
+        self._slots[work.slot].begin(work)
+
+    def _check(self, work: SpeechWork) -> None:
+        slot, config = self._state(work.slot), self.model.config
+        if slot.call is not None:
+            raise RequestError(f"speech slot {work.slot} is still speaking; reset it to cut its call off", param="slot")
+        count = 0 if work.hidden is None else len(work.hidden)
+        if count != len(work.ids):
+            raise RequestError(f"{len(work.ids)} ids to speak, but {count} hidden rows", param="hidden")
+        for name, value in (("min_new", work.min_new), ("max_new", work.max_new)):
+            if value is not None and value < (name == "max_new"):
+                raise RequestError(f"{name} must be at least {int(name == 'max_new')}, not {value}", param=name)
+        longest = self.max_len - 3
+        if count > longest:
+            raise ContextLengthError(f"{count} tokens to speak in one call; the limit is {longest}", param="ids")
+        if work.hidden is not None and work.hidden.shape != (count, config.llm_dim):
+            raise RequestError(f"hidden is {list(work.hidden.shape)}, not [{count}, {config.llm_dim}]", param="hidden")
+        for name, values, stop in (
+            ("ids", work.ids, config.num_text_tokens),
+            ("forced", work.forced.values(), self.model.num_codes),
+        ):
+            if wrong := [value for value in values if not 0 <= value < stop]:
+                raise RequestError(f"{name} holds {wrong[0]}, which is not from 0 to {stop - 1}", param=name)
+
+    def speak(self, works: Sequence[SpeechWork]) -> list[list[int]]:
+        """Run calls to their ends: the codes of each. Raises the error of the first that failed.
+
+        For callers who have no other call running: what that said meanwhile would go nowhere.
+        """
+        if any(slot.call is not None for slot in self._slots.values()):
+            raise RequestError("speak while other calls run would lose their codes; use start and advance")
+        codes: dict[int, list[int]] = {work.slot: [] for work in works}
+        if len(codes) < len(works):
+            raise RequestError("two works for one speech slot; the second needs what the first leaves", param="slot")
+        for work in works:
+            self._check(work)
+        for work in works:
+            self.start(work)
+        failed = None
+        while any(self._slots[slot].call is not None for slot in codes):
+            for spoken in self.advance():
+                codes[spoken.slot] += spoken.codes
+                failed = failed or spoken.error
+        if failed is not None:
+            raise failed
+        return [codes[work.slot] for work in works]
+
+    @torch.inference_mode()
+    def advance(self, rounds: int = CODES_PER_S) -> list[Spoken]:
+        """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened."""
+        slots = [slot for slot in self._slots.values() if slot.call is not None]
+        try:
+            if fresh := [slot for slot in slots if call_of(slot).rows is None]:
+                self._prefill(fresh)
+            self._run([slot for slot in slots if call_of(slot).ended is None], rounds - bool(fresh))
+        except BaseException:
+            for slot in slots:
+                slot.call = None
+                slot.start_anew()
+            raise
+        return [spoken for slot in slots if (spoken := slot.tell()) is not None]
+
+    def _run(self, slots: list[Slot], rounds: int) -> None:
+        windowed = any(self._window.slides(slot) for slot in slots)
+        while slots and rounds > 0:
+            if self._steps is not None and not windowed:
+                rounds -= self._steps.run(slots, rounds)
+            else:
+                self._round(slots)
+                rounds -= 1
+            slots = [slot for slot in slots if call_of(slot).ended is None]
+
+    def _round(self, slots: list[Slot]) -> None:
+        """One more code for each, with a plan made on the host."""
+        codes = torch.tensor([call_of(slot).codes[-1] for slot in slots], device=self.device)
+        hidden = self._forward(slots, self.model.embed(codes), [1] * len(slots))
+        self._pick(slots, hidden)
+
+    # ---- condition ------------------------------------------------------------------------------------------------
+
+    def _prefill(self, slots: list[Slot]) -> None:
+        """Feed the conditions of new calls, and pick their first codes."""
+        parts = []
+        for slot, rows in zip(slots, self._conditions(slots), strict=True):
+            call = call_of(slot)
+            call.rows = rows
+            parts.append(self._window.begin(slot, rows))
+            call.max_new = min(call.max_new, self._window.room(slot, len(parts[-1])))
+        hidden = self._forward(slots, torch.cat(parts), [len(part) for part in parts])
+        self._pick(slots, hidden)
+
+    def _conditions(self, slots: list[Slot]) -> list[torch.Tensor]:
+        """Rows [n, E] of each call: its text, then the marks that its rule asks for."""
+        works = [call_of(slot).work for slot in slots]
+        ids = torch.tensor([id for work in works for id in work.ids], dtype=torch.int64, device=self.device)
+        given = [work.hidden.to(self.device, self.dtype) for work in works if work.hidden is not None and work.ids]
+        end, begin = self.model.marks()
+        text = self.model.condition(ids, torch.cat(given)) if given else end[:0]
+        rows = []
+        for slot, part in zip(slots, text.split([len(work.ids) for work in works]), strict=True):
+            rule = slot.rule.text_eos
+            ends = rule == "always" or (rule == "last" and call_of(slot).work.last)
+            rows.append(torch.cat((part, end, begin) if ends else (part, begin)))
+        return rows
+
+    def _forward(self, slots: list[Slot], x: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Feed counts[i] rows of x to each slot -> hidden of the last one of each, [b, E]."""
+        positions = [slot.position + i for slot, count in zip(slots, counts, strict=True) for i in range(count)]
+        for slot, count in zip(slots, counts, strict=True):
+            slot.feed(count)
+        tables = [self._tables[slot.index, : -(-slot.length // self.block_size)].tolist() for slot in slots]
+        plan = self._plans(counts, [slot.length for slot in slots], tables, self.block_size, self.device)
+        rows = None
+        if len(positions) > len(slots):
+            rows = torch.from_numpy(np.cumsum(counts) - 1).to(self.device)
+        at = torch.tensor(positions, device=self.device)
+        hidden = self.model.forward(x, ModelInputs(at, plan, self._kv, rows))
+        self._window.cut(slots)
+        return hidden
+
+    def _pick(self, slots: list[Slot], hidden: torch.Tensor) -> None:
+        eos = self.model.eos_code
+        ints, floats, candidates = draw_numbers(slots, 1, self.model.num_codes)
+        draw = read_draw(torch.from_numpy(ints).to(self.device), torch.from_numpy(floats).to(self.device), self._zero)
+        codes = pick(self.model.logits(hidden), draw, eos, candidates).tolist()
+        for slot, code in zip(slots, codes, strict=True):
+            slot.take(code, eos)
