@@ -59,7 +59,6 @@ REFUSED: dict[str, Foreign] = {
     "mm_encoder_attn_backend": Foreign("str", None, "the towers choose their kernels themselves; leave it out"),
     "enable_logging_iteration_details": Foreign("bool", False, "steps are not logged; /metrics counts them"),
     "enable_log_outputs": Foreign("bool", False, "what users and models say is never logged"),
-    "stream_interval": Foreign("int", 1, "each step's tokens go out at once; merge chunks in the client"),
     "middleware": Foreign("list", None, "no foreign code is loaded; put a proxy in front", ((),)),
     "uds": Foreign("str", None, "the server listens on TCP; bind it to 127.0.0.1"),
     "ssl_cert_reqs": Foreign("int", 0, "give ssl_ca_certs: clients must then present a certificate"),

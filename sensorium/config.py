@@ -112,6 +112,8 @@ class EngineConfig:
     """Compute a media item's positions in one step, never over several."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """priority serves lower Request.priority first; with fcfs a priority other than 0 is refused."""
+    stream_interval: int = 1
+    """Least tokens of a piece of a stream, but of its first and its last; a request may ask for more."""
     max_encoder_rows: int = 4096
     """Media embeddings computed in one step."""
     encoder_cache_bytes: int | None = None
@@ -303,6 +305,7 @@ _ENGINE_RANGES: dict[str, Range] = {
     "max_num_seqs": (1, None),
     "max_num_batched_tokens": (1, None),
     "long_prefill_token_threshold": (0, None),
+    "stream_interval": (1, None),
     "max_encoder_rows": (1, None),
     "encoder_cache_bytes": (0, None),
     "encoder_cache_tokens": (0, None),

@@ -51,6 +51,8 @@ class Environment:
     max_n_sequences: int = 16
     """Largest `n` of a request."""
     max_completion_prompts: int = 128
+    max_stop_strings: int = 16
+    """Most texts in `stop` of a request."""
     chat_template_render_timeout: float = 2.0
     """Seconds."""
     allow_long_max_model_len: bool = False
@@ -62,7 +64,7 @@ class Environment:
 NO_EFFECT = (
     "MEDIA_CONNECTOR", "EXECUTE_MODEL_TIMEOUT_SECONDS", "DEBUG_LOG_API_SERVER_RESPONSE", "KEEP_ALIVE_ON_ENGINE_DEATH",
     "MEDIA_LOADING_THREAD_COUNT", "MAX_AUDIO_PREPROCESS_WORKERS", "VIDEO_LOADER_BACKEND", "MEDIA_CACHE",
-    "MEDIA_CACHE_MAX_SIZE_MB", "MEDIA_CACHE_TTL_HOURS", "ALLOW_RUNTIME_LORA_UPDATING", "MAX_STOP_STRINGS",
+    "MEDIA_CACHE_MAX_SIZE_MB", "MEDIA_CACHE_TTL_HOURS", "ALLOW_RUNTIME_LORA_UPDATING",
     "ENGINE_READY_TIMEOUT_S",
 )  # fmt: skip
 """Variables of vLLM that change nothing here; the server says so when one is set."""

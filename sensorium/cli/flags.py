@@ -83,6 +83,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "long_prefill_token_threshold": _flag("most prompt tokens of one request in a step while others wait"),
         "disable_chunked_mm_input": _flag("never split the positions of one media item over steps"),
         "scheduling_policy": _flag("fcfs, or priority: the request's number, lower first"),
+        "stream_interval": _flag("least tokens of a piece of a stream but the first and the last"),
         "max_encoder_rows": _flag("media embeddings computed in one step"),
         "max_waiting": _flag("requests that may wait; one more is refused"),
         "max_num_queued_reqs": _flag("requests in flight; by default max-num-seqs plus max-waiting"),

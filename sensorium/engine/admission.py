@@ -39,9 +39,7 @@ class Admission:
         if sampling.min_tokens > limit - count:
             reason = f"min_tokens: {sampling.min_tokens} exceeds the {limit - count} tokens left in the context"
             raise RequestError(reason, param="min_tokens")
-        if priority and self._config.scheduling_policy != "priority":
-            reason = f"priority: {priority} needs scheduling_policy=priority; this engine serves in order of arrival"
-            raise RequestError(reason, param="priority")
+        self._check_priority(priority)
         self._check_ids(sampling)
         if limit_logprobs:
             self._check_logprobs(sampling, count)
@@ -49,15 +47,21 @@ class Admission:
             reason = f"thinking_token_budget: this model's vocabulary has no token {END_THINK}"
             raise UnsupportedError(reason, param="thinking_token_budget")
 
-    def check_pooling(self, prompt: Prompt, pooling: PoolingParams) -> None:
+    def check_pooling(self, prompt: Prompt, pooling: PoolingParams, priority: int = 0) -> None:
         """An embedding; the prompt may fill the whole context."""
         if self._facts.pooler is None:
             raise UnsupportedError("this engine generates text; for embeddings start it with runner=pooling")
         self._check_prompt(prompt)
+        self._check_priority(priority)
         if len(prompt.ids) > self._facts.max_model_len:
             reason = f"the input has {len(prompt.ids)} tokens; this model's context is {self._facts.max_model_len}"
             raise ContextLengthError(reason, param="input")
         self._facts.pooler.check(pooling, self._facts.hidden_size)
+
+    def _check_priority(self, priority: int) -> None:
+        if priority and self._config.scheduling_policy != "priority":
+            reason = f"priority: {priority} needs scheduling_policy=priority; this engine serves in order of arrival"
+            raise RequestError(reason, param="priority")
 
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.ids:

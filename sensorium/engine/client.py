@@ -165,7 +165,7 @@ class EngineClient:
         output that cannot be compiled ends in a Failed with status 400; acheck_structured() finds out before.
         """
         if pooling is not None:
-            self._admission.check_pooling(prompt, pooling)
+            self._admission.check_pooling(prompt, pooling, priority)
         else:
             self._admission.check(prompt, sampling, priority, limit_logprobs=limit_logprobs)
         request_id = request_id or f"request-{next(self._ids)}"

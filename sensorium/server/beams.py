@@ -1,4 +1,4 @@
-"""Beam search for chat requests: n is the number of beams, and the answers are the best of them."""
+"""Beam search for requests: n is the number of beams, and the answers are the best of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from sensorium.engine.beam import abeam_search
 from sensorium.errors import RequestError
 from sensorium.params import BeamSearchParams
-from sensorium.server.chat_schema import ChatRequest
 from sensorium.server.generation import Codec, Origin, Tally
 from sensorium.types import Finished, Prompt, TextDelta, Timings, Usage
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
+    from sensorium.server.chat_schema import ChatRequest
+    from sensorium.server.completions import CompletionRequest
 
 _NOT_WITH = (
     "stream", "logprobs", "prompt_logprobs", "response_format", "structured_outputs", "tools", "stop", "stop_token_ids",
@@ -24,26 +25,32 @@ _NOT_WITH = (
 )  # fmt: skip
 
 
-def check_beams(request: ChatRequest) -> None:
+def check_beams(request: ChatRequest | CompletionRequest) -> None:
     """A beam search takes the likeliest texts, so nothing that chooses tokens otherwise has a meaning in it."""
     for name in _NOT_WITH:
-        if getattr(request, name) not in (None, False, [], 0):
+        if getattr(request, name, None) not in (None, False, [], 0):
             raise RequestError(f"{name}: not with use_beam_search", param=name)
 
 
 async def search_beams(
     client: EngineClient,
-    request: ChatRequest,
+    request: ChatRequest | CompletionRequest,
     origin: Origin,
     prompt: Prompt,
     tallies: Sequence[Tally],
     codec: Codec,
+    first: int = 0,
+    longest: int | None = None,
 ) -> None:
-    """Give the best beams to the codec, one for each tally."""
+    """Give the best beams for a prompt to the codec, as jobs number `first` and following.
+
+    longest: most tokens of an answer; None is what the context leaves.
+    """
     room = client.max_model_len - len(prompt.ids)
+    count = request.n or 1
     params = BeamSearchParams(
-        beam_width=len(tallies),
-        max_tokens=max(min(request.max_completion_tokens or request.max_tokens or room, room), 1),
+        beam_width=count,
+        max_tokens=max(min(longest or room, room), 1),
         ignore_eos=bool(request.ignore_eos),
         temperature=request.temperature or 0.0,
         length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
@@ -53,14 +60,14 @@ async def search_beams(
     start = time.monotonic()
     found = await abeam_search(client, prompt, params, namespace=origin.namespace, priority=origin.priority)
     seconds = time.monotonic() - start
-    for number, (beam, tally) in enumerate(zip(found, tallies, strict=False)):
+    for number, beam in enumerate(found[:count], first):
         usage = Usage(len(prompt.ids), len(beam.token_ids), media_tokens=prompt.media_tokens())
+        tally = tallies[number]
         tally.tokens = len(beam.token_ids)
         tally.finished = Finished(origin.id, beam.finish_reason, usage, Timings(0.0, None, seconds))
         codec.take(number, TextDelta(origin.id, beam.text, beam.token_ids))
         codec.take(number, tally.finished)
-    origin.facts.update(
-        prompt_tokens=len(prompt.ids),
-        completion_tokens=sum(tally.tokens for tally in tallies),
-        finish=",".join(beam.finish_reason for beam in found),
-    )
+    facts = origin.facts
+    facts["prompt_tokens"] = facts.get("prompt_tokens", 0) + len(prompt.ids)
+    facts["completion_tokens"] = facts.get("completion_tokens", 0) + sum(len(beam.token_ids) for beam in found)
+    facts["finish"] = ",".join([*facts.get("finish", "").split(), *(beam.finish_reason for beam in found)])

@@ -7,8 +7,6 @@ from dataclasses import replace
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.envs import read_environment
-from sensorium.errors import RequestError
 from sensorium.parsers.reasoning import reasoning_marks
 from sensorium.parsers.tools import tool_parser
 from sensorium.server.answer_form import AnswerForm
@@ -27,6 +25,7 @@ from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import truncate
+from sensorium.server.sampling import check_counts
 from sensorium.server.schema import StreamOptions
 from sensorium.server.served import Served
 from sensorium.types import Message
@@ -40,7 +39,6 @@ class ChatCompletions:
         self._served = served
         self._config = config
         self._metrics = metrics
-        self._max_choices = read_environment().max_n_sequences
         if config.reasoning_parser is not None:
             reasoning_marks(config.reasoning_parser)
         if config.tool_call_parser is not None:
@@ -52,9 +50,7 @@ class ChatCompletions:
         request = decode(body, CHAT_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
-        if (request.n or 1) > self._max_choices:
-            reason = f"n: {request.n} is more than the {self._max_choices} that SENSORIUM_MAX_N_SEQUENCES allows"
-            raise RequestError(reason, param="n")
+        check_counts(request.n, request.best_of, request.stop, self._served.environment)
         check(request, client, self._config)
         await unless_gone(receive, self.answer(request, scope, send))
 
@@ -67,11 +63,9 @@ class ChatCompletions:
             "chatcmpl-",
             request_id=request.request_id,
             salt=request.cache_salt,
-            priority=request.priority or 0,
+            priority=request.priority,
         )
-        for name in ("user", "session_id"):
-            if value := getattr(request, name):
-                origin.facts[name] = value
+        origin.note(user=request.user, session_id=request.session_id)
         messages = to_messages(request, config)
         options = replace(to_options(request, config, tools.in_prompt), namespace=origin.namespace)
         request.messages.clear()  # inline media would otherwise stay in memory as text until the answer is done
@@ -82,11 +76,12 @@ class ChatCompletions:
             prompt = truncate(prompt, room, request.truncation_side or "left")
         form = AnswerForm.of(config, prompt, tools, last if options.continue_final_message else None)
         jobs = [Job(prompt, sampling) for sampling in plan_sampling(request, client, form)]
-        generation = Generation(client, self._metrics, origin, jobs)
+        generation = Generation(client, self._metrics, origin, jobs, interval=request.stream_interval)
         heading = self._heading(request, origin.id, last, new_turn=options.add_generation_prompt)
         codec = ChatCodec(heading, form, prompt, generation.tallies, client.tokenizer.token_bytes)
         if request.use_beam_search:
-            await search_beams(client, request, origin, prompt, generation.tallies, codec)
+            longest = request.max_completion_tokens or request.max_tokens
+            await search_beams(client, request, origin, prompt, generation.tallies, codec, longest=longest)
             await send_json(send, codec.reply())
         elif request.stream:
             await generation.stream(codec, send, config.sse_keep_alive_interval)

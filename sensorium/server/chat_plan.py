@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sensorium.config import ServerConfig
-from sensorium.errors import RequestError, UnsupportedError
+from sensorium.errors import RequestError
 from sensorium.params import SamplingParams
 from sensorium.server.answer_form import AnswerForm
 from sensorium.server.beams import check_beams
 from sensorium.server.chat_schema import WITHOUT_EFFECT, ChatRequest, NamedTool
+from sensorium.server.media_rules import check_media_options, check_template
 from sensorium.server.messages import Reading, read_messages
 from sensorium.server.sampling import check_logprobs, to_rule, to_sampling
+from sensorium.server.schema import refuse_foreign
 from sensorium.server.tools import Named, ToolPlan, plan_tools
 from sensorium.types import ChatOptions, Message
 
@@ -26,26 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _DEFAULTS = ServerConfig()
 _told: set[str] = set()
-MAX_FRAMES, MAX_FPS = 4096, 60
-
-SAFE_LOADING: Mapping[str, Collection[str]] = {
-    "image": ("rgba_background_color",),
-    "video": ("num_frames", "fps"),
-    "audio": (),
-}
-SAFE_PROCESSING = frozenset(
-    {
-        "do_sample_frames", "fps", "max_inp_length", "max_pixels", "max_slice_nums", "merge_audio_from_same_content",
-        "min_pixels", "omni_mode", "scale_resolution", "size", "stream_input", "temporal_ids", "use_audio_in_video",
-        "use_image_id",
-    }
-)  # fmt: skip
-"""Options that cost no more than the server's own limits allow. All others need --trust-request-mm-kwargs."""
 
 
 def check(request: ChatRequest, client: EngineClient, config: ServerConfig) -> None:
     """What the types cannot say: fields that make sense only together, or only for some servers."""
     _check_together(request)
+    refuse_foreign(request)
     for name in WITHOUT_EFFECT:
         if getattr(request, name) is not None and name not in _told:
             _told.add(name)
@@ -61,10 +49,6 @@ def check(request: ChatRequest, client: EngineClient, config: ServerConfig) -> N
         raise RequestError("min_tokens: larger than the context", param="min_tokens")
     if request.priority and client.config.scheduling_policy != "priority":
         raise RequestError("priority: needs a server started with --scheduling-policy priority", param="priority")
-    if request.chat_template is not None and not config.trust_request_chat_template:
-        reason = "chat_template: needs a server started with --trust-request-chat-template"
-        raise UnsupportedError(reason, param="chat_template")
-    _check_media_options(request, config)
 
 
 def _check_together(request: ChatRequest) -> None:
@@ -91,7 +75,6 @@ def _check_together(request: ChatRequest) -> None:
         "tools": (request.tools == [], "must not be empty; leave it out instead"),
         "tool_choice": (request.tools is None and request.tool_choice not in (None, "none"), "only with tools"),
         "parallel_tool_calls": (request.parallel_tool_calls is False and request.tools is None, "only with tools"),
-        "vllm_xargs": (bool(request.vllm_xargs), "this server has no extension that takes arguments"),
         "modalities": ("audio" in (request.modalities or ()), "an answer in speech is not supported by this server"),
         "audio": (request.audio is not None, "an answer in speech is not supported by this server"),
         "add_special_tokens": (
@@ -104,29 +87,6 @@ def _check_together(request: ChatRequest) -> None:
     for name, (is_wrong, reason) in wrong.items():
         if is_wrong:
             raise RequestError(f"{name}: {reason}", param=name)
-
-
-def _check_media_options(request: ChatRequest, config: ServerConfig) -> None:
-    video = (request.media_io_kwargs or {}).get("video", {})
-    for name, kinds, most in (("num_frames", int, MAX_FRAMES), ("fps", (int, float), MAX_FPS)):
-        value = video.get(name)
-        if value is None or (value == -1 and type(value) is int):
-            continue
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
-            place = f"media_io_kwargs.video.{name}"
-            raise RequestError(f"{place}: must be a number above 0 and at most {most}, or -1", param=place)
-    if config.trust_request_mm_kwargs:
-        return
-    given = [
-        (f"media_io_kwargs.{modality}.{name}", name in SAFE_LOADING[modality])
-        for modality, options in (request.media_io_kwargs or {}).items()
-        for name in options
-    ]
-    given += [(f"mm_processor_kwargs.{name}", name in SAFE_PROCESSING) for name in request.mm_processor_kwargs or ()]
-    for place, is_safe in given:
-        if not is_safe:
-            reason = f"{place[:200]}: needs a server started with --trust-request-mm-kwargs"
-            raise UnsupportedError(reason, param=place)
 
 
 # ---- the prompt ---------------------------------------------------------------------------------------------------
@@ -144,6 +104,9 @@ def to_messages(request: ChatRequest, config: ServerConfig = _DEFAULTS) -> list[
 def to_options(
     request: ChatRequest, config: ServerConfig = _DEFAULTS, tools: tuple[Mapping[str, Any], ...] = ()
 ) -> ChatOptions:
+    """Raises RequestError for options and a template that this server takes from nobody."""
+    check_template(request.chat_template, config)
+    check_media_options(request.media_io_kwargs, request.mm_processor_kwargs, config)
     continues = bool(request.continue_final_message)
     generates = request.add_generation_prompt
     variables = {**config.default_chat_template_kwargs, **_effort(request), **(request.chat_template_kwargs or {})}
@@ -171,11 +134,16 @@ def _effort(request: ChatRequest) -> dict[str, Any]:
 # ---- the answer ---------------------------------------------------------------------------------------------------
 
 
-def to_tools(request: ChatRequest, config: ServerConfig) -> ToolPlan:
-    functions = [
+def functions_of(request: ChatRequest) -> list[dict[str, Any]]:
+    """What the request says about each tool."""
+    return [
         {name: value for name, value in msgspec.to_builtins(tool.function).items() if value is not None}
         for tool in request.tools or ()
     ]
+
+
+def to_tools(request: ChatRequest, config: ServerConfig) -> ToolPlan:
+    functions = functions_of(request)
     choice = request.tool_choice or "auto"
     named = Named(choice.function.name, "tool_choice.function.name") if isinstance(choice, NamedTool) else choice
     return plan_tools(functions, named, config, parallel=request.parallel_tool_calls is not False)

@@ -9,17 +9,21 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sensorium.server.schema import (
     ChoiceLogprobs,
+    Choices,
     Groups,
     Input,
     Key,
     Label,
+    Priority,
     PromptLogprob,
     RequestTimings,
     Salt,
     SamplingFields,
     Scalar,
+    StreamInterval,
     StreamOptions,
     TopCount,
+    Truncation,
     UsageReport,
 )
 
@@ -47,6 +51,7 @@ ChatMessage = Annotated[
     ),
 ]
 Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)]
+TemplateText = Annotated[str, Meta(min_length=1, max_length=1 << 20)]
 TemplateVariables = Annotated[dict[str, Scalar], Meta(max_length=32)]
 MediaOptions = dict[Literal["image", "video", "audio"], Annotated[dict[str, Any], Meta(max_length=32)]]
 ProcessorOptions = Annotated[dict[str, Scalar | Groups | dict[str, int]], Meta(max_length=32)]
@@ -97,16 +102,6 @@ class HarmlessFields(SamplingFields, kw_only=True):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: str | None = None
-    # Of vLLM; they serve what this server does not have.
-    kv_transfer_params: Any = None
-    ec_transfer_params: Any = None
-    mm_payload: Any = None
-    routed_experts_prompt_start: Any = None
-    return_weight_versions: Any = None
-    return_token_offsets: Any = None
-    repetition_detection: Any = None
-    stream_interval: Any = None
-    watermarking: Any = None
 
 
 WITHOUT_EFFECT = tuple(
@@ -124,8 +119,8 @@ class ChatRequest(HarmlessFields, kw_only=True):
 
     messages: Messages
     model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=16384)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=16384)] | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
     """The same as n."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -141,19 +136,19 @@ class ChatRequest(HarmlessFields, kw_only=True):
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
     documents: Annotated[list[dict[str, Any]], Meta(max_length=256)] | None = None
-    chat_template: Annotated[str, Meta(min_length=1, max_length=1 << 20)] | None = None
+    chat_template: TemplateText | None = None
     chat_template_kwargs: TemplateVariables | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     """How media become rows, e.g. max_slice_nums; which options there are is the model's matter."""
     media_io_kwargs: MediaOptions | None = None
     """How media are read, e.g. {"video": {"num_frames": 8}}."""
     prompt_logprobs: TopCount | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
     """Keep so many tokens of the prompt; -1 is as many as leave room for the answer."""
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: Salt | None = None
     """Requests with different salts share no cached work."""
-    priority: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    priority: Priority | None = None
     """Smaller numbers are served first, where the server's scheduling policy is priority."""
     request_id: Key | None = None
     """The end of the answer's id; the header X-Request-Id wins."""
@@ -162,8 +157,7 @@ class ChatRequest(HarmlessFields, kw_only=True):
     return_prompt_text: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
-    vllm_xargs: dict[str, Any] | None = None
-    """Arguments of extensions; there are none here that take any."""
+    stream_interval: StreamInterval | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: Any = None
 

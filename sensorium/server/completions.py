@@ -5,39 +5,50 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.envs import Environment, read_environment
+from sensorium.envs import Environment
 from sensorium.errors import RequestError
+from sensorium.server.beams import check_beams, search_beams
 from sensorium.server.body import decode, read_body
-from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
+from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, send_json, unless_gone
 from sensorium.server.metrics import Metrics
-from sensorium.server.prompts import MAX_PROMPTS, PromptInput, prepare_all, split_prompts
-from sensorium.server.reports import TokenBytes, report_timings
-from sensorium.server.sampling import to_sampling
+from sensorium.server.prompts import MAX_PROMPTS, PromptInput, prepare_all, split_prompts, truncate
+from sensorium.server.reports import TokenBytes, report_prompt_logprobs, report_timings
+from sensorium.server.sampling import check_counts, check_logprobs, to_sampling
 from sensorium.server.schema import (
+    Choices,
     Key,
     Label,
+    Priority,
+    PromptLogprob,
     PromptTokensDetails,
     RequestTimings,
+    Salt,
     SamplingFields,
+    StreamInterval,
     StreamOptions,
+    TopCount,
+    Truncation,
     UsageReport,
+    refuse_foreign,
 )
 from sensorium.server.served import Served
 from sensorium.server.sse import DONE, frame
 from sensorium.types import Prompt, PromptScored, SamplingParams, TextDelta, TokenLogprob
 
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient
+
 DEFAULT_MAX_TOKENS = 16
 UNSUPPORTED = {
     "suffix": "text after the answer",
     "prompt_embeds": "a prompt as embeddings",
-    "use_beam_search": "beam search",
 }
 
 
@@ -48,20 +59,32 @@ class CompletionRequest(SamplingFields, kw_only=True):
     model: str | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
     """16 by default; 0 with echo scores the prompt."""
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # type: ignore[assignment] - a count in this API
+    logprobs: TopCount | None = None  # type: ignore[assignment] - a count in this API
     top_logprobs: None = None  # type: ignore[assignment] - there is no such field here
+    prompt_logprobs: TopCount | None = None
     echo: bool | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
     """Generate so many and answer with the n likeliest per token."""
+    use_beam_search: bool | None = None
+    """Answer with the n best beams of each prompt."""
+    length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
     suffix: None = None
+    prompt_embeds: None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: StreamInterval | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    """Keep so many tokens of each prompt; -1 is as many as leave room for the answer."""
+    truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: Key | None = None
     user: Label | None = None
-    cache_salt: Key | None = None
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    session_id: Label | None = None
+    cache_salt: Salt | None = None
+    priority: Priority | None = None
 
     @property
     def many(self) -> int:
@@ -88,8 +111,9 @@ class CompletionChoice(Struct, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType | None = UNSET
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType | None = UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -99,7 +123,9 @@ class Completion(Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: UsageReport | UnsetType | None = UNSET
+    service_tier: UnsetType | None = UNSET
     system_fingerprint: str | None
+    kv_transfer_params: UnsetType | None = UNSET
     metrics: RequestTimings | UnsetType = UNSET
 
 
@@ -110,7 +136,6 @@ class Completions:
         self._served = served
         self._config = config
         self._metrics = metrics
-        self._environment = read_environment()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client()
@@ -118,28 +143,48 @@ class Completions:
         request = decode(body, COMPLETION_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._served.check_name(request.model)
-        _check(request, self._environment)
+        _check(request, self._served.client(), self._served.environment)
         await unless_gone(receive, self._answer(request, scope, send))
 
     async def _answer(self, request: CompletionRequest, scope: Scope, send: Send) -> None:
-        client = self._served.client()
-        origin = Origin.of(scope, "cmpl-", salt=request.cache_salt, priority=request.priority or 0)
-        if request.user:
-            origin.facts["user"] = request.user
-        room = client.max_model_len - 1
-        prompts = await prepare_all(client, request.prompts(), room, special=request.add_special_tokens is not False)
+        client, config = self._served.client(), self._config
+        origin = Origin.of(
+            scope, "cmpl-", request_id=request.request_id, salt=request.cache_salt, priority=request.priority
+        )
+        origin.note(user=request.user, session_id=request.session_id)
+        prompts = await prepare_all(
+            client,
+            request.prompts(),
+            client.max_model_len - 1,
+            special=request.add_special_tokens is not False,
+            cut=lambda prompt: _cut(request, prompt, client.max_model_len),
+        )
         jobs = [
             Job(prompt, _sampling(request, client.default_sampling, choice))
             for prompt in prompts
             for choice in range(request.many)
         ]
-        generation = Generation(client, self._metrics, origin, jobs)
-        timed = self._config.enable_per_request_metrics
-        codec = _Codec(request, origin.id, self._served, prompts, generation.tallies, timed=timed)
-        if request.stream:
-            await generation.stream(codec, send, self._config.sse_keep_alive_interval)
+        generation = Generation(client, self._metrics, origin, jobs, interval=request.stream_interval)
+        codec = _Codec(request, origin.id, self._served, config, prompts, generation.tallies)
+        if request.use_beam_search:
+            longest = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+            for number, prompt in enumerate(prompts):
+                await search_beams(
+                    client, request, origin, prompt, generation.tallies, codec, number * request.many, longest
+                )
+            await send_json(send, codec.reply())
+        elif request.stream:
+            await generation.stream(codec, send, config.sse_keep_alive_interval)
         else:
             await generation.reply(codec, send)
+
+
+def _cut(request: CompletionRequest, prompt: Prompt, context: int) -> Prompt:
+    count = request.truncate_prompt_tokens
+    if count == -1:
+        limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        count = max(context - max(limit, 1), 1)
+    return prompt if count is None else truncate(prompt, count, request.truncation_side or "left")
 
 
 def _sampling(request: CompletionRequest, defaults: SamplingParams, choice: int) -> SamplingParams:
@@ -147,8 +192,11 @@ def _sampling(request: CompletionRequest, defaults: SamplingParams, choice: int)
     plain = msgspec.structs.replace(request, logprobs=None, max_tokens=limit)
     sampling = to_sampling(plain, defaults, choice)
     wanted = 0 if request.logprobs is None and request.many > (request.n or 1) else request.logprobs
-    scored = request.logprobs if request.echo else None
-    return replace(sampling, logprobs=wanted, prompt_logprobs=scored)
+    scored = [
+        count for count in (request.prompt_logprobs, request.logprobs if request.echo else None) if count is not None
+    ]
+    most = -1 if -1 in scored else max(scored, default=None)
+    return replace(sampling, logprobs=wanted, prompt_logprobs=most)
 
 
 @dataclass(slots=True)
@@ -172,17 +220,20 @@ class _Codec:
         request: CompletionRequest,
         id_: str,
         served: Served,
+        config: ServerConfig,
         prompts: Sequence[Prompt],
         tallies: Sequence[Tally],
-        *,
-        timed: bool,
     ) -> None:
         self._request = request
-        self._timed = timed
+        self._config = config
         self._prompts = prompts
         self._tallies = tallies
         self._tokenizer = served.client().tokenizer
         self._options = request.stream_options or StreamOptions()
+        if config.enable_force_include_usage:
+            self._options = StreamOptions(include_usage=True, continuous_usage_stats=True)
+        as_ids = request.return_tokens_as_token_ids
+        self._as_ids = config.return_tokens_as_token_ids if as_ids is None else as_ids
         self._only_scores = request.max_tokens == 0
         self._texts = [_Text() for _ in tallies]
         self._id, self._created = id_, int(time.time())
@@ -207,7 +258,11 @@ class _Codec:
             if many > n:
                 numbers.sort(key=lambda number: -self._texts[number].score / max(self._tallies[number].tokens, 1))
             choices += [self._choice(number, len(choices) + place) for place, number in enumerate(numbers[:n])]
-        return self._encode(choices, self._usage(), self._timings())
+        for choice in choices:
+            for name in ("token_ids", "prompt_logprobs", "prompt_token_ids"):
+                if getattr(choice, name) is UNSET:
+                    setattr(choice, name, None)
+        return self._encode(choices, self._usage(), self._timings(), service_tier=None, kv_transfer_params=None)
 
     def opening(self) -> Sequence[bytes]:
         return ()
@@ -226,7 +281,7 @@ class _Codec:
         return [frame(self._encode([], self._usage(), self._timings())), DONE]
 
     def _timings(self) -> RequestTimings | UnsetType:
-        return report_timings(self._tallies) if self._timed else UNSET
+        return report_timings(self._tallies) if self._config.enable_per_request_metrics else UNSET
 
     def _choice(self, number: int, index: int) -> CompletionChoice:
         """What is new in one text."""
@@ -241,10 +296,12 @@ class _Codec:
         spelled = ids
         if first and request.echo:
             new = (prompt.text or self._tokenizer.decode(prompt.ids, skip_special=False)) + new
-            spelled, logprobs = [*prompt.ids, *ids], [*text.scored, *logprobs]
+            spelled, logprobs = [*prompt.ids, *ids], [*_fewer(text.scored, request.logprobs), *logprobs]
         report = None
         if request.logprobs is not None and logprobs:
-            report, text.offset = report_logprobs(self._tokenizer.token_bytes, spelled, logprobs, text.offset)
+            report, text.offset = report_logprobs(
+                self._tokenizer.token_bytes, spelled, logprobs, text.offset, as_ids=self._as_ids
+            )
         return CompletionChoice(
             index=index,
             text=new,
@@ -252,14 +309,22 @@ class _Codec:
             finish_reason=finished.reason if finished else None,
             stop_reason=finished.stop_reason if finished and not self._only_scores else None,
             token_ids=ids if request.return_token_ids else UNSET,
+            prompt_logprobs=self._prompt_logprobs(text) if first and text.scored else UNSET,
             prompt_token_ids=list(prompt.ids) if request.return_token_ids and first else UNSET,
         )
+
+    def _prompt_logprobs(self, text: _Text) -> list[dict[str, PromptLogprob] | None] | UnsetType:
+        wanted = self._request.prompt_logprobs
+        if wanted is None:
+            return UNSET
+        return report_prompt_logprobs(_fewer(text.scored, wanted), self._tokenizer.token_bytes)
 
     def _encode(
         self,
         choices: list[CompletionChoice],
         usage: UsageReport | UnsetType | None,
         timings: RequestTimings | UnsetType = UNSET,
+        **more: Any,
     ) -> bytes:
         completion = Completion(
             id=self._id,
@@ -269,6 +334,7 @@ class _Codec:
             usage=usage,
             system_fingerprint=self._fingerprint,
             metrics=timings,
+            **more,
         )
         return msgspec.json.encode(completion)
 
@@ -277,23 +343,39 @@ class _Codec:
         completion = 0 if self._only_scores else sum(tally.tokens for tally in self._tallies)
         ends = [tally.finished for tally in self._tallies[:: self._request.many]]
         cached = sum(end.usage.cached_tokens for end in ends if end)
-        return UsageReport(prompt, completion, prompt + completion, PromptTokensDetails(cached, text_tokens=prompt))
+        details = PromptTokensDetails(cached, text_tokens=prompt)
+        shown = details if self._config.enable_prompt_tokens_details else None
+        return UsageReport(prompt, completion, prompt + completion, shown)
+
+
+def _fewer(scored: Sequence[TokenLogprob | None], count: int | None) -> list[TokenLogprob | None]:
+    """With the `count` likeliest tokens at each place, where more were computed."""
+    if count is None or count < 0:
+        return list(scored)
+    return [entry and replace(entry, top=entry.top[:count]) for entry in scored]
 
 
 def report_logprobs(
-    token_bytes: TokenBytes, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], offset: int
+    token_bytes: TokenBytes,
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprob | None],
+    offset: int,
+    *,
+    as_ids: bool = False,
 ) -> tuple[CompletionLogprobs, int]:
-    """The lists for some tokens, and where in the text the next one begins."""
+    """The lists for some tokens, and where in the text the next one begins. as_ids: see reports.report_logprobs."""
 
     def spell(token_id: int) -> str:
         return token_bytes(token_id).decode("utf-8", "replace")
 
+    def name_of(token_id: int) -> str:
+        return f"token_id:{token_id}" if as_ids else spell(token_id)
+
     report = CompletionLogprobs([], [], [], [])
     for token_id, entry in zip(ids, logprobs, strict=False):
-        token = spell(token_id)
-        report.tokens.append(token)
+        report.tokens.append(name_of(token_id))
         report.text_offset.append(offset)
-        offset += len(token)
+        offset += len(spell(token_id))
         report.token_logprobs.append(None if entry is None else max(entry.logprob, -9999.0))
         if entry is None:
             report.top_logprobs.append(None)
@@ -301,35 +383,50 @@ def report_logprobs(
         top: dict[str, float] = {}
         for other, logprob in (*entry.top, (entry.token_id, entry.logprob)):
             # Two tokens may be spelled alike: the likelier one speaks for both, but the chosen one for itself.
-            name = spell(other)
+            name = name_of(other)
             if name not in top or other == entry.token_id:
                 top[name] = max(logprob, -9999.0)
         report.top_logprobs.append(top)
     return report, offset
 
 
-def _check(request: CompletionRequest, environment: Environment) -> None:
-    """What the types cannot say: fields that make sense only together."""
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options: only with stream", param="stream_options")
-    if request.max_tokens == 0 and not request.echo:
-        raise RequestError("max_tokens: 0 only with echo, to score the prompt", param="max_tokens")
-    if request.max_tokens and (request.min_tokens or 0) > request.max_tokens:
-        raise RequestError("min_tokens: larger than max_tokens", param="min_tokens")
-    if request.best_of is not None and request.best_of < (request.n or 1):
-        raise RequestError("best_of: smaller than n", param="best_of")
-    if request.stream and (request.best_of or 1) > (request.n or 1):
-        raise RequestError("best_of: the best are known at the end only, so not with stream", param="best_of")
-    choices, most = max(request.n or 1, request.best_of or 1), environment.max_n_sequences
-    if choices > most:
-        name = "n" if (request.n or 1) > most else "best_of"
-        reason = f"{name}: {choices} is more than the {most} that SENSORIUM_MAX_N_SEQUENCES allows"
-        raise RequestError(reason, param=name)
-    if (count := len(request.prompts())) > environment.max_completion_prompts:
+def _check(request: CompletionRequest, client: EngineClient, environment: Environment) -> None:
+    """What the types cannot say: fields that make sense only together, or only for some servers."""
+    refuse_foreign(request)
+    n, best_of = request.n or 1, request.best_of
+    beams, streams = bool(request.use_beam_search), bool(request.stream)
+    wrong = {
+        "stream_options": (request.stream_options is not None and not streams, "only with stream"),
+        "prompt_logprobs": (bool(request.prompt_logprobs) and streams, "not with stream"),
+        "max_tokens": (request.max_tokens == 0 and not request.echo, "0 only with echo, to score the prompt"),
+        "min_tokens": (
+            bool(request.max_tokens) and (request.min_tokens or 0) > (request.max_tokens or 0),
+            "larger than max_tokens",
+        ),
+        "best_of": (best_of is not None and best_of < n, "smaller than n"),
+        "length_penalty": (request.length_penalty is not None and not beams, "only with use_beam_search"),
+        "truncation_side": (
+            request.truncation_side is not None and request.truncate_prompt_tokens is None,
+            "only with truncate_prompt_tokens",
+        ),
+        "truncate_prompt_tokens": (request.truncate_prompt_tokens == 0, "must be at least 1, or -1"),
+    }
+    for name, (is_wrong, reason) in wrong.items():
+        if is_wrong:
+            raise RequestError(f"{name}: {reason}", param=name)
+    if (streams or beams) and (best_of or 1) > n:
+        raise RequestError("best_of: more than n neither with stream nor with beams", param="best_of")
+    if beams:
+        check_beams(request)
+    for name in ("logprobs", "prompt_logprobs"):
+        check_logprobs(name, getattr(request, name), client.config.max_logprobs)
+    check_counts(request.n, best_of, request.stop, environment)
+    count = len(request.prompts())
+    if count > environment.max_completion_prompts:
         most = environment.max_completion_prompts
         reason = f"prompt: {count} prompts are more than the {most} that SENSORIUM_MAX_COMPLETION_PROMPTS allows"
         raise RequestError(reason, param="prompt")
-    if len(request.prompts()) * request.many > MAX_PROMPTS:
+    if count * request.many > MAX_PROMPTS:
         raise RequestError(f"prompt: prompts times n may be {MAX_PROMPTS} at most", param="prompt")
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from sensorium.engine.marks import mark
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient, Stream
 
 Progress = TextDelta | PromptScored | Finished
+_NUMBER, _SESSION = re.compile(r"-?[0-9]{1,19}"), re.compile(r"[\x20-\x7e]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +59,39 @@ class Origin:
 
     @classmethod
     def of(
-        cls, scope: Scope, prefix: str, *, request_id: str | None = None, salt: str | None = None, priority: int = 0
+        cls,
+        scope: Scope,
+        prefix: str,
+        *,
+        request_id: str | None = None,
+        salt: str | None = None,
+        priority: int | None = None,
     ) -> Origin:
-        """The id's end is the X-Request-Id of the client, else `request_id`, else that of our own."""
+        """The id's end is the X-Request-Id of the client, else `request_id`, else that of our own.
+
+        Without a priority, that of the header X-Vllm-Priority. Raises RequestError where it is no number.
+        """
         state: dict[str, Any] = scope["state"]
         end = state.get("given_id") or request_id or state.get("own_id") or uuid.uuid4().hex
         namespace = hashlib.sha256(f"{state.get('key', '')}/{salt or ''}".encode()).hexdigest()
+        headers = Headers(scope=scope)
+        if priority is None:
+            priority = _whole_number("x-vllm-priority", headers.get("x-vllm-priority", "0"))
         origin = cls(prefix + end, state["facts"], namespace, priority)
         origin.facts["id"] = origin.id
+        session = headers.get("x-session-id", "")
+        origin.note(session_id=session if _SESSION.fullmatch(session) else None)
         return origin
+
+    def note(self, **facts: str | None) -> None:
+        """For the access log: those that are given."""
+        self.facts.update({name: value for name, value in facts.items() if value})
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not _NUMBER.fullmatch(text) or not -(1 << 63) <= int(text) < 1 << 63:
+        raise RequestError(f"{name}: the header must be a whole number of 64 bits", param=name)
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +139,48 @@ class Codec(Protocol):
         ...
 
 
+class Gathered:
+    """Text kept back until there are `interval` tokens of it. What comes first is passed on at once."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._held: dict[int, TextDelta | None] = {}
+
+    def take(self, number: int, event: Progress) -> Sequence[Progress]:
+        """What may be passed on now, of sequence `number`."""
+        if self._interval == 1:
+            return (event,)
+        held = self._held.get(number)
+        if not isinstance(event, TextDelta):
+            self._held[number] = None
+            return (event,) if held is None else (held, event)
+        if held is not None:
+            event = replace(
+                event,
+                text=held.text + event.text,
+                token_ids=held.token_ids + event.token_ids,
+                logprobs=held.logprobs + event.logprobs,
+            )
+        ready = number not in self._held or len(event.token_ids) >= self._interval
+        self._held[number] = None if ready else event
+        return (event,) if ready else ()
+
+
 class Generation:
     """Runs jobs and gives their events to a codec. Use once."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics, origin: Origin, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        origin: Origin,
+        jobs: Sequence[Job],
+        *,
+        interval: int | None = None,
+    ) -> None:
+        """interval: least tokens of a piece of a stream but the first and the last; the engine's own is its floor."""
         self.tallies = [Tally() for _ in jobs]
+        self._gathered = Gathered(max(interval or 1, client.config.stream_interval))
         self._client = client
         self._metrics = metrics
         self._origin = origin
@@ -218,7 +282,8 @@ class Generation:
         elif isinstance(event, Pooled):
             self._vectors[number] = event.data
         if codec is not None and isinstance(event, TextDelta | PromptScored | Finished):
-            codec.take(number, event)
+            for ready in self._gathered.take(number, event):
+                codec.take(number, ready)
 
     def _account(self) -> None:
         """Write down how the request ended."""

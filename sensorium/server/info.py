@@ -11,7 +11,7 @@ from starlette.routing import Route
 from sensorium import __version__
 from sensorium.server.metrics import Metrics
 from sensorium.server.openapi import describe_api
-from sensorium.server.schema import ModelCard, ModelList
+from sensorium.server.schema import ModelCard, ModelList, ModelPermission
 from sensorium.server.served import Served
 
 
@@ -27,6 +27,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
             created=served.created,
             max_model_len=client.max_model_len,
             modalities=["text", *client.modalities],
+            permission=[ModelPermission(id=f"modelperm-{name}", created=served.created)],
         )
 
     async def list_models(request: Request) -> Response:

@@ -85,8 +85,7 @@ class Messages:
     async def _answer(self, request: MessagesRequest, scope: Scope, send: Send) -> None:
         client = self._served.client()
         origin = Origin.of(scope, "msg_")
-        if request.metadata and request.metadata.user_id:
-            origin.facts["user"] = request.metadata.user_id
+        origin.note(user=request.metadata.user_id if request.metadata else None)
         tools = _tools(request, self._config)
         prompt, unfinished = await _prepare(self._served, self._config, request, tools)
         request.messages.clear()  # inline pictures would otherwise stay in memory until the answer is done

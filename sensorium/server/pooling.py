@@ -54,7 +54,7 @@ from sensorium.server.vectors import to_base64, to_bytes
 from sensorium.types import PoolingParams, Prompt, SamplingParams
 
 MAX_HEADER_BYTES = 6 << 10
-_CHAT = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+_CHAT = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _MEDIA = ("mm_processor_kwargs", "media_io_kwargs")
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
 
@@ -168,9 +168,10 @@ class _Door:
         request: PoolingFields = decode(body, self._decoder, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
         del body
         self._desk.served.check_name(request.model)
-        origin = Origin.of(scope, self._prefix, salt=request.cache_salt, priority=request.priority or 0)
-        if request.user:
-            origin.facts["user"] = request.user
+        origin = Origin.of(
+            scope, self._prefix, request_id=request.request_id, salt=request.cache_salt, priority=request.priority
+        )
+        origin.note(user=request.user)
         await unless_gone(receive, self._answer(self._desk, request, origin, send))
 
 

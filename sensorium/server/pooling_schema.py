@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from sensorium.server.chat_schema import MediaOptions, Messages, ProcessorOptions, TemplateVariables
+from sensorium.server.chat_schema import MediaOptions, Messages, ProcessorOptions, TemplateText, TemplateVariables
 from sensorium.server.prompts import PromptInput
-from sensorium.server.schema import Input, Key, Label
+from sensorium.server.schema import Input, Key, Label, Priority, Salt, Truncation
 from sensorium.server.vectors import Endianness, VectorType
 
 Encoding = Literal["float", "base64", "bytes", "bytes_only"]
-UNSUPPORTED = {"chat_template": "a template chosen by the client", "documents": "documents beside the messages"}
+UNSUPPORTED = {"documents": "documents beside the messages"}
 
 
 # ---- requests -----------------------------------------------------------------------------------------------------
@@ -24,15 +24,16 @@ class PoolingFields(Input, kw_only=True):
 
     model: str | None = None
     user: Label | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
     """Longer prompts are cut to so many tokens; -1 is this model's context."""
     truncation_side: Literal["left", "right"] | None = None
     """Where they are cut; right by default."""
     add_special_tokens: bool | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     media_io_kwargs: MediaOptions | None = None
-    cache_salt: Key | None = None
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    request_id: Key | None = None
+    cache_salt: Salt | None = None
+    priority: Priority | None = None
 
 
 class EmbeddingRequest(PoolingFields, kw_only=True):
@@ -43,6 +44,7 @@ class EmbeddingRequest(PoolingFields, kw_only=True):
     add_generation_prompt: bool | None = None
     """False by default."""
     continue_final_message: bool | None = None
+    chat_template: TemplateText | None = None
     chat_template_kwargs: TemplateVariables | None = None
     encoding_format: Encoding | None = None
     embed_dtype: VectorType | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -57,16 +57,21 @@ async def prepare_text(client: EngineClient, text: str | Sequence[int], *, speci
 
 
 async def prepare_all(
-    client: EngineClient, prompts: Sequence[tuple[str, str | list[int]]], limit: int, *, special: bool = True
+    client: EngineClient,
+    prompts: Sequence[tuple[str, str | list[int]]],
+    limit: int,
+    *,
+    special: bool = True,
+    cut: Callable[[Prompt], Prompt] = lambda prompt: prompt,
 ) -> list[Prompt]:
     """Prepared one after the other, so that one request never fills the workers. Errors name the prompt's place.
 
-    limit: the most tokens a prompt may have.
+    limit: the most tokens a prompt may have once it is cut.
     """
     prepared: list[Prompt] = []
     for place, text in prompts:
         try:
-            prepared.append(await prepare_text(client, text, special=special))
+            prepared.append(cut(await prepare_text(client, text, special=special)))
         except RequestError as error:
             error.param = place if error.param in (None, "prompt") else error.param
             raise

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from sensorium.errors import NotFoundError, OverloadedError, RequestError
 from sensorium.server.answer_form import AnswerForm
 from sensorium.server.body import decode, read_body
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
+from sensorium.server.media_rules import check_media_options, check_template
 from sensorium.server.metrics import Metrics
 from sensorium.server.responses_schema import (
     RESPONSES_REQUEST,
@@ -34,8 +36,8 @@ from sensorium.server.responses_schema import (
     to_messages,
 )
 from sensorium.server.responses_stream import ResponseCodec, Silent
-from sensorium.server.sampling import to_sampling
-from sensorium.server.schema import SamplingFields
+from sensorium.server.sampling import check_counts, check_logprobs, to_sampling
+from sensorium.server.schema import SamplingFields, refuse_foreign
 from sensorium.server.served import Served
 from sensorium.server.tools import Named, ToolPlan, plan_tools
 from sensorium.types import ChatOptions, Message, SamplingParams, StructuredOutputs
@@ -44,7 +46,8 @@ MAX_KEPT, MAX_KEPT_BYTES = 1024, 256 << 20
 MAX_BACKGROUND = 64
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
-    "stop", "stop_token_ids", "ignore_eos",
+    "logit_bias", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
+    "skip_special_tokens", "thinking_token_budget", "structured_outputs",
 )  # fmt: skip
 _OFF = "this server keeps no answers; start it with --enable-responses-store"
 
@@ -134,6 +137,13 @@ class Responses:
 
     def _check(self, request: ResponsesRequest) -> None:
         """What the types cannot say."""
+        refuse_foreign(request)
+        check_counts(None, None, request.stop, self._served.environment)
+        check_template(request.chat_template, self._config)
+        check_media_options(request.media_io_kwargs, request.mm_processor_kwargs, self._config)
+        check_logprobs("top_logprobs", request.top_logprobs, self._served.client().config.max_logprobs)
+        if request.structured_outputs is not None and request.text is not None and request.text.format is not None:
+            raise RequestError("structured_outputs: not together with text.format", param="structured_outputs")
         if self._store is None:
             for name in ("previous_response_id", "background"):
                 if getattr(request, name):
@@ -147,12 +157,11 @@ class Responses:
 
     async def _answer(self, request: ResponsesRequest, size: int, scope: Scope, send: Send) -> None:
         client, config = self._served.client(), self._config
-        origin = Origin.of(scope, "resp_", salt=request.cache_salt, priority=request.priority or 0)
+        origin = Origin.of(scope, "resp_", salt=request.cache_salt, priority=request.priority)
         # Never an id that a client chose: answers are kept and found by it.
         origin = replace(origin, id=f"resp_{uuid.uuid4().hex}")
         origin.facts["id"] = origin.id
-        if request.user:
-            origin.facts["user"] = request.user
+        origin.note(user=request.user, session_id=request.session_id, request_id=request.request_id)
         earlier, messages = self._earlier(request, scope), to_messages(request)
         request.input = ""  # inline media would otherwise stay in memory as text until the answer is done
         opening = [Message("system", (request.instructions,))] if request.instructions else []
@@ -161,7 +170,9 @@ class Responses:
         form = AnswerForm.of(config, prompt, tools)
         sampling = _sampling(request, client.default_sampling)
         sampling = replace(sampling, **form.demands(sampling.structured_outputs, client))
-        generation = Generation(client, self._metrics, origin, [Job(prompt, sampling)])
+        generation = Generation(
+            client, self._metrics, origin, [Job(prompt, sampling)], interval=request.stream_interval
+        )
         response = _response(request, origin.id, self._served.name, sampling, stored=self._keeps(request))
         wants_logprobs = "message.output_text.logprobs" in (request.include or ())
         codec = ResponseCodec(
@@ -235,12 +246,18 @@ def _options(request: ResponsesRequest, config: ServerConfig, tools: ToolPlan) -
         variables |= {"enable_thinking": request.reasoning.effort != "none"}
     return ChatOptions(
         template_kwargs=variables | (request.chat_template_kwargs or {}),
-        media_kwargs=request.mm_processor_kwargs or {},
+        media_kwargs=_given(request.mm_processor_kwargs),
+        media_io_kwargs={name: _given(options) for name, options in (request.media_io_kwargs or {}).items()},
         tools=tools.in_prompt,
-        template=config.chat_template,
+        template=request.chat_template or config.chat_template,
+        template_is_trusted=request.chat_template is None,
         content_format=config.chat_template_content_format,
         interleave=config.interleave_mm_strings,
     )
+
+
+def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if value is not None}
 
 
 def _sampling(request: ResponsesRequest, defaults: SamplingParams) -> SamplingParams:
@@ -269,12 +286,16 @@ def _response(request: ResponsesRequest, id_: str, model: str, sampling: Samplin
         parallel_tool_calls=request.parallel_tool_calls is not False,
         previous_response_id=request.previous_response_id,
         background=bool(request.background),
+        prompt_cache_key=request.prompt_cache_key,
         reasoning=request.reasoning,
+        safety_identifier=request.safety_identifier,
+        service_tier=request.service_tier or "auto",
         store=stored,
         temperature=sampling.temperature,
         text=request.text or TextOptions(format=TextFormat()),
         tool_choice=request.tool_choice or "auto",
         tools=request.tools or [],
+        top_logprobs=request.top_logprobs or 0,
         top_p=sampling.top_p,
         metadata=request.metadata or {},
         user=request.user,

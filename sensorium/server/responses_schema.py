@@ -12,14 +12,30 @@ from msgspec import Meta, Struct
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.inline import behind
 from sensorium.server.body import decode_fields
-from sensorium.server.schema import Groups, Input, Key, Label, Penalty, Scalar, StopText, TokenCount, TokenId, Url
+from sensorium.server.chat_schema import MediaOptions, ProcessorOptions, TemplateText, TemplateVariables
+from sensorium.server.schema import (
+    ForeignFields,
+    Input,
+    Key,
+    Label,
+    LogitBias,
+    Penalty,
+    Priority,
+    Salt,
+    StopTexts,
+    StreamInterval,
+    StructuredFields,
+    TokenCount,
+    TokenId,
+    TopCount,
+    Url,
+)
 from sensorium.types import MediaRef, Message, Role
 
 UNSUPPORTED = {
     "prompt": "templates of prompts",
     "conversation": "stored conversations",
     "context_management": "editing the conversation",
-    "structured_outputs": "a grammar beside text.format",
     "stream_options": "padding of streams",
     "max_tool_calls": "tools of the server",
     "moderation": "moderation",
@@ -157,7 +173,7 @@ class ReasoningOptions(Input, kw_only=True):
     """Accepted: what was thought comes whole, not in summary."""
 
 
-class ResponsesRequest(Input, kw_only=True):
+class ResponsesRequest(ForeignFields, kw_only=True):
     """POST /v1/responses."""
 
     input: Annotated[str, Meta(min_length=1)] | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=2048)]
@@ -166,7 +182,7 @@ class ResponsesRequest(Input, kw_only=True):
     max_output_tokens: TokenCount | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: TopCount | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
@@ -185,21 +201,34 @@ class ResponsesRequest(Input, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     # Of vLLM.
     top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    logit_bias: LogitBias | None = None
+    stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=32)] | None = None
-    mm_processor_kwargs: Annotated[dict[str, Scalar | Groups], Meta(max_length=32)] | None = None
-    cache_salt: Key | None = None
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
+    skip_special_tokens: bool | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    structured_outputs: StructuredFields | None = None
+    """Instead of text.format."""
+    chat_template: TemplateText | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
+    stream_interval: StreamInterval | None = None
+    session_id: Label | None = None
+    request_id: Key | None = None
+    """For the access log: an answer that is kept has a name of the server's choice."""
+    cache_salt: Salt | None = None
+    priority: Priority | None = None
 
 
 class InputDetails(Struct):
@@ -235,12 +264,16 @@ class Response(Struct, kw_only=True):
     parallel_tool_calls: bool
     previous_response_id: str | None
     background: bool
+    prompt_cache_key: str | None
     reasoning: ReasoningOptions | None
+    safety_identifier: str | None
+    service_tier: str
     store: bool
     temperature: float
     text: TextOptions
     tool_choice: Any
     tools: list[FunctionTool]
+    top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None

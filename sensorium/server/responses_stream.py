@@ -34,6 +34,7 @@ class ResponseCodec:
         self._split = split
         self._token_bytes = token_bytes
         self._logprobs: list[TokenLogprob] = []
+        self._shown = 0
         self._frames: list[bytes] = []
         self._number = 0
         self._reasoning_tokens = 0
@@ -43,9 +44,11 @@ class ResponseCodec:
 
     def take(self, number: int, event: Progress) -> None:
         if isinstance(event, TextDelta):
-            self._logprobs.extend(event.logprobs)
             pieces = self._split.feed(event.text)
-            self._reasoning_tokens += len(event.token_ids) if self._split.thinks else 0
+            if self._split.thinks:
+                self._reasoning_tokens += len(event.token_ids)
+            else:
+                self._logprobs.extend(event.logprobs)
             self._add(pieces)
         elif self._tally.finished is not None:
             self._add(self._split.finish())
@@ -103,7 +106,9 @@ class ResponseCodec:
             self._item["content"].append(part)
             self._emit("response.content_part.added", **self._at, content_index=0, part=part)
         self._item["content"][0]["text"] += text
-        extra: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        extra: dict[str, Any] = {}
+        if kind == "message":
+            extra["logprobs"], self._shown = self._reported(self._shown), len(self._logprobs)
         self._emit(f"response.{_TEXT[kind]}.delta", **self._at, content_index=0, delta=text, **extra)
 
     def _call(self, piece: CallDelta) -> None:
@@ -145,10 +150,10 @@ class ResponseCodec:
             self._emit("response.content_part.done", **self._at, content_index=0, part=part)
         self._emit("response.output_item.done", output_index=len(self.response.output) - 1, item=item)
 
-    def _reported(self) -> list[Any]:
+    def _reported(self, start: int = 0) -> list[Any]:
         if self._token_bytes is None:
             return []
-        return msgspec.to_builtins(report_logprobs(self._logprobs, self._token_bytes).content or [])
+        return msgspec.to_builtins(report_logprobs(self._logprobs[start:], self._token_bytes).content)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

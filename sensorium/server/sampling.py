@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from sensorium.envs import Environment
 from sensorium.errors import RequestError
 from sensorium.params import SamplingParams, StructuredOutputs
-from sensorium.server.schema import SamplingFields, StructuredFields
+from sensorium.server.schema import FOREIGN, SamplingFields, StructuredFields
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ _RULES = ("response_format", "structured_outputs", *(f"guided_{name}" for name i
 
 def to_sampling(request: SamplingFields, defaults: SamplingParams, choice: int = 0, **more: Any) -> SamplingParams:
     """The model's defaults but for what is given. With a seed, each of the n choices has its own."""
-    names = [name for name in SamplingFields.__struct_fields__ if name not in _RULES]
+    names = [name for name in SamplingFields.__struct_fields__ if name not in _RULES and name not in FOREIGN]
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
@@ -45,6 +46,19 @@ def check_logprobs(name: str, value: int | None, most: int) -> None:
         return
     wanted = "the whole vocabulary" if value == -1 else str(value)
     raise RequestError(f"{name}: {wanted} is more than the {most} that --max-logprobs allows", param=name)
+
+
+def check_counts(n: int | None, best_of: int | None, stop: str | list[str] | None, environment: Environment) -> None:
+    """Raises RequestError where a request has more of something than the environment's variables allow."""
+    most = environment.max_n_sequences
+    for name, count in (("n", n), ("best_of", best_of)):
+        if (count or 0) > most:
+            reason = f"{name}: {count} is more than the {most} that SENSORIUM_MAX_N_SEQUENCES allows"
+            raise RequestError(reason, param=name)
+    if isinstance(stop, list) and len(stop) > environment.max_stop_strings:
+        most = environment.max_stop_strings
+        reason = f"stop: {len(stop)} texts are more than the {most} that SENSORIUM_MAX_STOP_STRINGS allows"
+        raise RequestError(reason, param="stop")
 
 
 def to_rule(request: SamplingFields) -> StructuredOutputs | None:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from sensorium.errors import UnsupportedError
+
 Label = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]*$")]
 Key = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]*$")]
 Salt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00-\x1f\x7f]*$")]
@@ -17,10 +19,16 @@ TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 TokenCount = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+StopTexts = StopText | Annotated[list[StopText], Meta(max_length=1024)]
 Url = Annotated[str, Meta(min_length=1)]
 Scalar = bool | int | float | Annotated[str, Meta(max_length=1024)] | None
 Groups = Annotated[list[Annotated[list[int], Meta(max_length=256)]], Meta(max_length=1024)]
 TopCount = Annotated[int, Meta(ge=-1, le=1_000_000)]
+Choices = Annotated[int, Meta(ge=1, le=16384)]
+Priority = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Truncation = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
+LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+StreamInterval = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 
 class Input(Struct, forbid_unknown_fields=True):
@@ -64,7 +72,41 @@ class StructuredFields(Input, kw_only=True):
     disable_additional_properties: bool | None = None
 
 
-class SamplingFields(Input, kw_only=True):
+class ForeignFields(Input, kw_only=True):
+    """Fields of vLLM for what this server does not have. Only what asks for nothing is accepted; see refuse_foreign."""
+
+    vllm_xargs: dict[str, Any] | None = None
+    kv_transfer_params: Any = None
+    ec_transfer_params: Any = None
+    mm_payload: Any = None
+    routed_experts_prompt_start: Any = None
+    return_weight_versions: bool | None = None
+    return_token_offsets: bool | None = None
+    repetition_detection: Any = None
+    watermarking: bool | None = None
+
+
+FOREIGN = {
+    "vllm_xargs": "this server has no extension that takes arguments",
+    "kv_transfer_params": "this server shares no KV cache with others",
+    "ec_transfer_params": "this server shares no encoder cache with others",
+    "mm_payload": "media are sent as parts of messages",
+    "routed_experts_prompt_start": "the routing of experts is not reported",
+    "return_weight_versions": "weights have no versions here",
+    "return_token_offsets": "offsets of tokens are not reported; logprobs and return_token_ids are",
+    "repetition_detection": "repetitions are not looked for; use repetition_penalty",
+    "watermarking": "answers carry no watermark",
+}
+
+
+def refuse_foreign(request: ForeignFields) -> None:
+    """Raises UnsupportedError naming the first of FOREIGN that asks for something."""
+    for name, reason in FOREIGN.items():
+        if getattr(request, name) not in (None, False, {}, []):
+            raise UnsupportedError(f"{name}: {reason}", param=name)
+
+
+class SamplingFields(ForeignFields, kw_only=True):
     """How tokens are chosen and when to stop; null means the model's own default."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -76,12 +118,12 @@ class SamplingFields(Input, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     """-1 is the same as none."""
-    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
+    logit_bias: LogitBias | None = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     """Wins over max_tokens. Without either, the answer may fill the context."""
     min_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
+    stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -166,6 +208,23 @@ class RequestTimings(Struct):
     tokens_per_second: float
 
 
+class ModelPermission(Struct, kw_only=True):
+    """What OpenAI's first clients read of each model: anyone who may ask may use it, nobody may change it."""
+
+    id: str
+    object: Literal["model_permission"] = "model_permission"
+    created: int
+    allow_create_engine: bool = False
+    allow_sampling: bool = True
+    allow_logprobs: bool = True
+    allow_search_indices: bool = False
+    allow_view: bool = True
+    allow_fine_tuning: bool = False
+    organization: str = "*"
+    group: str | None = None
+    is_blocking: bool = False
+
+
 class ModelCard(Struct, kw_only=True):
     id: str
     object: Literal["model"] = "model"
@@ -175,6 +234,7 @@ class ModelCard(Struct, kw_only=True):
     parent: str | None = None
     max_model_len: int
     modalities: list[str]
+    permission: list[ModelPermission]
 
 
 class ModelList(Struct):

@@ -24,7 +24,7 @@ class Served:
         self._config = config
         names = config.served_model_name
         self._names = (names,) if isinstance(names, str) else names or ()
-        self._any_name = read_environment().skip_model_name_validation
+        self.environment = read_environment()
         self.created = int(time.time())
         self.draining = False
         """Set when the server is asked to stop: nothing new is taken from then on."""
@@ -60,7 +60,7 @@ class Served:
 
     def check_name(self, name: str | None) -> None:
         """Raises NotFoundError for a name that is none of ours; no name means the model there is."""
-        if name and not self._any_name and name not in self.names:
+        if name and not self.environment.skip_model_name_validation and name not in self.names:
             known = ", ".join(map(repr, self.names))
             raise NotFoundError(f"the model {name[:200]!r} does not exist; this server has {known}", param="model")
 

@@ -10,8 +10,16 @@ from starlette.routing import Route
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, UnsupportedError
-from sensorium.server.chat_plan import to_messages, to_options
-from sensorium.server.chat_schema import ChatRequest, MediaOptions, Messages, ProcessorOptions, TemplateVariables
+from sensorium.server.chat_plan import functions_of, to_messages, to_options
+from sensorium.server.chat_schema import (
+    ChatRequest,
+    MediaOptions,
+    Messages,
+    ProcessorOptions,
+    TemplateText,
+    TemplateVariables,
+    Tool,
+)
 from sensorium.server.door import JsonDoor, State
 from sensorium.server.prompts import prepare_text
 from sensorium.server.schema import Input, TokenId
@@ -24,7 +32,9 @@ if TYPE_CHECKING:
 CHAT_ONLY = (
     "add_generation_prompt",
     "continue_final_message",
+    "chat_template",
     "chat_template_kwargs",
+    "tools",
     "mm_processor_kwargs",
     "media_io_kwargs",
 )
@@ -41,7 +51,9 @@ class TokenizeRequest(Input, kw_only=True):
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: TemplateText | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    tools: Annotated[list[Tool], Meta(max_length=256)] | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     media_io_kwargs: MediaOptions | None = None
 
@@ -112,7 +124,8 @@ async def _prepare(client: EngineClient, request: TokenizeRequest, config: Serve
         raise UnsupportedError(reason, param="add_special_tokens")
     fields: dict[str, Any] = {name: getattr(request, name) for name in CHAT_ONLY}
     chat = ChatRequest(messages=request.messages, **fields)
-    return await client.aprepare_chat(to_messages(chat, config), to_options(chat, config))
+    in_prompt = tuple({"type": "function", "function": function} for function in functions_of(chat))
+    return await client.aprepare_chat(to_messages(chat, config), to_options(chat, config, in_prompt))
 
 
 TOKENIZE = msgspec.json.Decoder(TokenizeRequest)

@@ -243,7 +243,7 @@ def test_two_files_are_one_too_many(parse, tmp_path):
         ("--kv-cache-dtype", "fp8"),
         ("--cpu-offload-gb", "4"),
         ("--uds", "/tmp/socket"),
-        ("--stream-interval", "4"),
+        ("--stream-interval", "0"),
         ("--middleware", "my.Auth"),
         ("--device-ids", "0,1"),
     ],

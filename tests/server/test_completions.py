@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 from server.bodies import OK
-from server.live import Live, cut_short
+from server.live import Live, cut_short, serve, user
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
 
@@ -180,7 +181,17 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a picture that is not there": ({"prompt": "<image>./</image>"}, "prompt"),
     "suffix": ({"prompt": "a", "suffix": "b"}, "suffix"),
     "embeddings": ({"prompt": "a", "prompt_embeds": "AAAA"}, "prompt_embeds"),
-    "beam search": ({"prompt": "a", "use_beam_search": True}, "use_beam_search"),
+    "beams of a stream": ({"prompt": "a", "use_beam_search": True, "stream": True}, "stream"),
+    "more beams than answers": ({"prompt": "a", "use_beam_search": True, "best_of": 2}, "best_of"),
+    "a length penalty without beams": ({"prompt": "a", "length_penalty": 2.0}, "length_penalty"),
+    "scores of the prompt in a stream": ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    "a side without a cut": ({"prompt": "a", "truncation_side": "left"}, "truncation_side"),
+    "a cut to nothing": ({"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    "seventeen stops": ({"prompt": "a", "stop": ["a"] * 17}, "stop"),
+    "seventeen answers": ({"prompt": "a", "n": 17}, "n"),
+    "a transfer": ({"prompt": "a", "kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    "arguments of extensions": ({"prompt": "a", "vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    "a priority that nobody heeds": ({"prompt": "a", "priority": 1 << 40}, "priority"),
     "nothing to do": ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     "fewer than n": ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
     "the best of a stream": ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
@@ -205,3 +216,107 @@ def test_what_is_wrong_is_named(live: Live, name: str, stream: bool):
 def test_another_model_is_not_found(live: Live):
     status, answer = live.post({"prompt": "a", "model": "gpt"}, "/v1/completions")
     assert (status, answer["error"]["param"]) == (404, "model")
+
+
+# ---- fields of vLLM ----
+
+
+def complete(live: Live, **fields: Any) -> dict[str, Any]:
+    status, answer = live.post({"temperature": 0, "max_tokens": 4, "ignore_eos": True, **fields}, "/v1/completions")
+    assert status == 200, answer
+    return answer
+
+
+def test_a_whole_answer_has_every_field(live: Live):
+    answer = complete(live, prompt="One")
+    assert set(answer) == {
+        "id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint",
+        "kv_transfer_params",
+    }  # fmt: skip
+    assert set(answer["choices"][0]) == {
+        "index", "text", "logprobs", "finish_reason", "stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids",
+    }  # fmt: skip
+
+
+def test_prompts_are_scored_beside_their_answer(live: Live):
+    answer = complete(live, prompt="One two three", prompt_logprobs=2, return_token_ids=True)
+    [choice] = answer["choices"]
+    assert choice["prompt_logprobs"][0] is None
+    for token, entry in zip(choice["prompt_token_ids"][1:], choice["prompt_logprobs"][1:], strict=True):
+        assert set(entry[str(token)]) == {"logprob", "rank", "decoded_token"}
+        assert len(entry) in (2, 3)
+    both = complete(live, prompt="One two three", prompt_logprobs=3, echo=True, logprobs=1)["choices"][0]
+    scores = both["logprobs"]["token_logprobs"][1 : len(both["prompt_logprobs"])]
+    ids = choice["prompt_token_ids"][1:]
+    own = [entry[str(token)]["logprob"] for token, entry in zip(ids, both["prompt_logprobs"][1:], strict=True)]
+    assert scores == own
+    assert all(len(top) <= 2 for top in both["logprobs"]["top_logprobs"][1:])
+
+
+def test_tokens_by_their_ids(live: Live):
+    [choice] = complete(
+        live, prompt="One", logprobs=1, return_tokens_as_token_ids=True, return_token_ids=True, echo=True
+    )["choices"]
+    ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in ids]
+    plain = complete(live, prompt="One", logprobs=1, echo=True)["choices"][0]["logprobs"]
+    assert choice["logprobs"]["text_offset"] == plain["text_offset"]
+
+
+def test_prompts_are_cut_at_the_side_asked_for(live: Live):
+    whole = ids_of(live, "One two three four five")
+    for fields, kept in (
+        ({"truncate_prompt_tokens": 3}, whole[-3:]),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, whole[:3]),
+        ({"truncate_prompt_tokens": -1}, whole),
+    ):
+        [choice] = complete(live, prompt="One two three four five", return_token_ids=True, **fields)["choices"]
+        assert choice["prompt_token_ids"] == kept
+    long = complete(live, prompt="word " * 6000, truncate_prompt_tokens=-1)
+    assert long["usage"]["prompt_tokens"] == live.engine.max_model_len - 4
+
+
+def test_beams_are_the_likeliest_texts_of_each_prompt(live: Live):
+    answer = complete(live, prompt=["One", "Two"], use_beam_search=True, n=2, return_token_ids=True)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    alone = complete(live, prompt="Two", use_beam_search=True, n=2)
+    assert [choice["text"] for choice in answer["choices"][2:]] == [choice["text"] for choice in alone["choices"]]
+    assert len({tuple(choice["token_ids"]) for choice in answer["choices"]}) == 4
+    assert answer["usage"]["completion_tokens"] == 16
+
+
+def test_the_client_names_its_request(live: Live):
+    assert complete(live, prompt="One", request_id="abc", session_id="s", cache_salt="a b")["id"] == "cmpl-abc"
+
+
+def test_the_servers_flags_hold_here_too(live: Live):
+    flags: dict[str, Any] = {"enable_force_include_usage": True, "enable_prompt_tokens_details": False}
+    with serve(live.engine, return_tokens_as_token_ids=True, **flags) as server:
+        assert complete(server, prompt="One")["usage"]["prompt_tokens_details"] is None
+        logprobs = complete(server, prompt="One", logprobs=0)["choices"][0]["logprobs"]
+        assert all(token.startswith("token_id:") for token in logprobs["tokens"])
+        body = json.dumps({"prompt": "One", "max_tokens": 3, "stream": True}).encode()
+        _, _, sent = server.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        chunks = [json.loads(frame[6:]) for frame in sent.decode().split("\n\n")[:-2]]
+        assert all(chunk["usage"] for chunk in chunks)
+        assert chunks[-1]["choices"] == []
+
+
+def test_the_environment_says_how_many_stops_and_answers(live: Live, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "20")
+    monkeypatch.setenv("SENSORIUM_MAX_N_SEQUENCES", "2")
+    stops = [f"<{number}>" for number in range(21)]
+    with serve(live.engine) as server:
+        for path, body in (
+            ("/v1/completions", {"prompt": "One"}),
+            ("/v1/chat/completions", {"messages": user("One")}),
+            ("/v1/responses", {"input": "One"}),
+        ):
+            short = {"max_output_tokens": 2} if "responses" in path else {"max_tokens": 2}
+            assert server.post({**body, **short, "stop": stops[:20]}, path)[0] == 200
+            status, answer = server.post({**body, **short, "stop": stops}, path)
+            assert (status, answer["error"]["param"]) == (400, "stop")
+            assert "SENSORIUM_MAX_STOP_STRINGS" in answer["error"]["message"]
+            if "responses" not in path:
+                status, answer = server.post({**body, **short, "n": 3}, path)
+                assert (status, answer["error"]["param"]) == (400, "n")

@@ -217,6 +217,23 @@ def test_tasks_that_the_model_lacks_are_named(pooler: Live, live: Live):
 
 HOSTILE: dict[str, tuple[str, dict[str, Any], str]] = {
     "nothing": ("/v1/embeddings", {}, "input"),
+    "a template of the client": (
+        "/v1/embeddings",
+        {"messages": user("a"), "chat_template": "{{ 1 }}"},
+        "chat_template",
+    ),
+    "a template without messages": ("/v1/embeddings", {"input": "a", "chat_template": "x"}, "chat_template"),
+    "an option that needs trust": (
+        "/v1/embeddings",
+        {"messages": user("a"), "mm_processor_kwargs": {"trust_me": 1}},
+        "mm_processor_kwargs.trust_me",
+    ),
+    "loading that needs trust": (
+        "/pooling",
+        {"messages": user("a"), "media_io_kwargs": {"audio": {"sr": 1}}},
+        "media_io_kwargs.audio.sr",
+    ),
+    "a priority that nobody heeds": ("/v1/embeddings", {"input": "a", "priority": 3}, "priority"),
     "both": ("/v1/embeddings", {"input": "a", "messages": user("a")}, "input"),
     "an empty text": ("/v1/embeddings", {"input": ""}, "input"),
     "an empty text among others": ("/v1/embeddings", {"input": ["a", ""]}, "input[1]"),
@@ -267,3 +284,9 @@ def test_what_is_wrong_is_named(pooler: Live, name: str):
     assert status == 400, answer
     assert answer["error"]["param"].startswith(param), answer
     assert eventually(lambda: pooler.engine.num_requests == 0)
+
+
+def test_a_template_of_the_client_with_trust(pooler: Live):
+    with serve(pooler.engine, trust_request_chat_template=True) as server:
+        given = vectors(server, messages=user("Hello"), chat_template="{{ messages[0].content }}")
+    assert given == vectors(pooler, input="Hello", add_special_tokens=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from server import samples
 from server.bodies import image_part
-from server.live import Live, user
+from server.live import Live, serve, user
 
 PNG_URL = samples.data_url("image/png", samples.picture())
 
@@ -87,3 +87,21 @@ def test_another_model_is_not_found(live: Live):
     for path, body in {"/tokenize": {"prompt": "a"}, "/detokenize": {"tokens": [1]}}.items():
         status, answer = live.post({**body, "model": "gpt"}, path)
         assert (status, answer["error"]["param"]) == (404, "model")
+
+
+def test_tools_are_counted_as_in_a_request(live: Live):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    messages = user("Good morning!")
+    status, counted = live.post({"messages": messages, "tools": tools}, "/tokenize")
+    assert status == 200
+    body = {"messages": messages, "tools": tools, "tool_choice": "none", "max_tokens": 1}
+    assert counted["count"] == live.post(body)[1]["usage"]["prompt_tokens"]
+
+
+def test_a_template_of_the_client_needs_trust(live: Live):
+    body = {"messages": user("Good morning!"), "chat_template": "{{ messages[0].content }}"}
+    status, answer = live.post(body, "/tokenize")
+    assert (status, answer["error"]["param"]) == (400, "chat_template")
+    with serve(live.engine, trust_request_chat_template=True) as server:
+        counted = server.post(body, "/tokenize")[1]["tokens"]
+    assert counted == live.post({"prompt": "Good morning!", "add_special_tokens": False}, "/tokenize")[1]["tokens"]
