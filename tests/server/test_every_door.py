@@ -63,11 +63,29 @@ def test_options_that_need_trust_are_refused(live: Live, path: str, fields: dict
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+def sizes(path: str, found: list[dict[str, Any]]) -> list[int]:
+    """Tokens of each piece: of chat and completions, whose pieces can be told to show them."""
+    return [len(ids) for event in found for choice in event["choices"] if (ids := choice.get("token_ids"))]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_pieces_of_a_stream_have_as_many_tokens_as_asked_for(live: Live, path: str):
-    single, many = texts(path, events(live, path)), texts(path, events(live, path, stream_interval=4))
+    single = events(live, path, return_token_ids=True)
+    many = events(live, path, return_token_ids=True, stream_interval=4)
+    assert "".join(texts(path, many)) == "".join(texts(path, single))
+    assert sum(sizes(path, many)) == 9
+    # Pieces that are ready together go as one; so there may be fewer, and larger ones.
+    assert all(size >= 4 for size in sizes(path, many)[1:-1])
+    assert len(sizes(path, many)) <= 4
+
+
+def test_pieces_of_a_response_likewise(live: Live):
+    single, many = (
+        texts(RESPONSES, events(live, RESPONSES)),
+        texts(RESPONSES, events(live, RESPONSES, stream_interval=4)),
+    )
     assert "".join(many) == "".join(single)
-    assert len(many) <= 4 < len(single)  # the first token, twice four, and what is held back to the end
+    assert len(many) < len(single)
 
 
 @pytest.mark.parametrize("fields", [{"n": 2, "logprobs": True, "return_token_ids": True}])
@@ -101,10 +119,16 @@ def orderly(engine: EngineClient) -> Iterator[Live]:
         yield server
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
-def test_the_servers_interval_is_the_least(orderly: Live, live: Live, path: str):
-    wider: dict[str, Any] = {} if path == MESSAGES else {"stream_interval": 1}
-    many, single = texts(path, events(orderly, path, **wider)), texts(path, events(live, path))
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_the_servers_interval_is_the_least(orderly: Live, path: str):
+    found = events(orderly, path, return_token_ids=True, stream_interval=1)
+    assert all(size >= 3 for size in sizes(path, found)[1:-1])
+    assert sum(sizes(path, found)) == 9
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_it_holds_where_no_request_can_say_so(orderly: Live, live: Live, path: str):
+    many, single = texts(path, events(orderly, path)), texts(path, events(live, path))
     assert "".join(many) == "".join(single)
     assert len(many) < len(single)
 
