@@ -272,7 +272,8 @@ class _Codec:
         if self._options.continuous_usage_stats:
             usage = self._usage()
         choices = [self._choice(number, number) for number in numbers]
-        seen = [choice for choice in choices if choice.text or choice.logprobs or choice.finish_reason]
+        shown = ("text", "logprobs", "finish_reason", "token_ids", "prompt_token_ids")
+        seen = [choice for choice in choices if any(getattr(choice, name) for name in shown)]
         return [frame(self._encode([choice], usage)) for choice in seen]
 
     def ending(self) -> Sequence[bytes]:
