@@ -29,6 +29,7 @@ LAYERS = {
     "models": LOW | {"kernels", "layers", "media"},
     "engine": LOW | {"kernels", "layers", "models", "media"},
     "parsers": LOW,
+    "vad": LOW,
     "live_media": LOW | {"media"},
     "messages": LOW | {"live_media"},
     "inputs": set(),
@@ -39,7 +40,7 @@ LAYERS = {
     "assets": LOW | {"media"},
     "multimodal": {"media"},
     "utils": set(),
-    "server": LOW | {"engine", "parsers"},
+    "server": LOW | {"engine", "parsers", "vad"},
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}
 # Narrower doors: engine reaches families only through these, media only from the client; both directions are exact.
@@ -52,7 +53,16 @@ ENGINE_MODELS = {
 MEDIA_DOORS = ("client", "prepare", "media_pool", "media_worker")
 POLICY = ["scheduler", "blocks", "sequence", "session", "encoder_cache"]
 # Optional packages, found out about at the moment they are needed.
-OPTIONAL = {"openai", "transformers", "triton", "flashinfer", "huggingface_hub", "numba", "opentelemetry"}
+OPTIONAL = {
+    "openai",
+    "transformers",
+    "triton",
+    "flashinfer",
+    "huggingface_hub",
+    "numba",
+    "onnxruntime",
+    "opentelemetry",
+}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 

@@ -51,12 +51,16 @@ def log_mel(clip: np.ndarray) -> np.ndarray:
     counted = min(frames + 2, CLIP // _HOP)
     padded = np.zeros(min(CLIP, (counted + 3) * _HOP), dtype=np.float64)
     padded[: len(clip)] = clip
-    padded = np.pad(padded, _FFT // 2, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[: counted * _HOP : _HOP]
-    power = np.abs(np.fft.rfft(windows * _hann(), axis=1)) ** 2
-    mel = np.log10(np.maximum(power @ mel_filters(), 1e-10))
+    mel = log_powers(np.pad(padded, _FFT // 2, mode="reflect"), counted)
     mel = np.maximum(mel, mel.max() - 8.0)
     return ((mel[:frames].T + 4.0) / 4.0).astype(np.float32)
+
+
+def log_powers(samples: np.ndarray, frames: int) -> np.ndarray:
+    """[S] float64 -> [F, 80]: log10 of the mel powers of windows of 400 samples, one every 160."""
+    windows = np.lib.stride_tricks.sliding_window_view(samples, _FFT)[: frames * _HOP : _HOP]
+    power = np.abs(np.fft.rfft(windows * _hann(), axis=1)) ** 2
+    return np.log10(np.maximum(power @ mel_filters(), 1e-10))
 
 
 @lru_cache(maxsize=1)
