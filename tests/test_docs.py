@@ -37,7 +37,7 @@ def test_python_snippets_compile(page):
         ast.parse(snippet)
 
 
-@pytest.mark.parametrize("name", ["offline.md", "vllm-migration.md"])
+@pytest.mark.parametrize("name", ["minicpm.md", "offline.md", "vllm-migration.md"])
 def test_python_snippets_run(name, packaged_model, capsys):
     """In one namespace, so that later ones may build on earlier ones."""
     scope: dict[str, object] = {}

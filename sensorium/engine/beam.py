@@ -4,7 +4,7 @@ a step cost about a token per beam.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,9 @@ class Beam:
 
 
 @dataclass(frozen=True, slots=True)
-class _Path:
+class Path:
+    """Tokens of a beam and their score so far."""
+
     ids: tuple[int, ...] = ()
     logprob: float = 0.0
 
@@ -43,8 +45,8 @@ class BeamSearch:
         self._params = params
         self._max_tokens = max_tokens
         self._ends: frozenset[int] = frozenset() if params.ignore_eos else ends
-        self.live = [_Path()]
-        self._ended: list[_Path] = []
+        self.live = [Path()]
+        self._ended: list[Path] = []
 
     @property
     def is_over(self) -> bool:
@@ -57,33 +59,41 @@ class BeamSearch:
         best = max(path.logprob for path in self.live) / reach**self._params.length_penalty
         return best <= self._score(self._ended[self._params.beam_width - 1])
 
-    def num_wanted(self, path: _Path) -> int:
+    def num_wanted(self, path: Path) -> int:
         """How many of the likeliest tokens decide a step: those that repetition_penalty lowers may have to give way."""
         lowered = len(set(path.ids)) if self._params.repetition_penalty != 1 else 0
         return 2 * self._params.beam_width + lowered
 
     def advance(self, ranked: Sequence[Ranked]) -> None:
         """Lengthen the live paths. ranked: for each of them the likeliest next tokens."""
-        found: list[_Path] = []
-        for path, tokens in zip(self.live, ranked, strict=True):
-            seen = set(path.ids)
-            for token, logprob in tokens:
-                own = logprob * self._params.repetition_penalty if token in seen else logprob
-                found.append(_Path((*path.ids, token), path.logprob + own))
-        found.sort(key=lambda path: path.logprob, reverse=True)
-        best = found[: 2 * self._params.beam_width]
+        best = self._chosen(ranked)
         self._ended += [path for path in best[: self._params.beam_width] if path.ids[-1] in self._ends]
         self._ended.sort(key=self._score, reverse=True)
         self.live = [path for path in best if path.ids[-1] not in self._ends][: self._params.beam_width]
 
-    def best(self) -> list[tuple[_Path, float, bool]]:
+    def best(self) -> list[tuple[Path, float, bool]]:
         """The beam_width best: path, score, whether it ended by itself."""
         found = [(path, self._score(path), True) for path in self._ended]
         found += [(path, self._score(path), False) for path in self.live]
         found.sort(key=lambda item: item[1], reverse=True)
         return found[: self._params.beam_width]
 
-    def _score(self, path: _Path) -> float:
+    def _chosen(self, ranked: Sequence[Ranked]) -> list[Path]:
+        """Candidates for the next beams, the likeliest first."""
+        found = [
+            Path((*path.ids, token), path.logprob + own)
+            for path, tokens in zip(self.live, ranked, strict=True)
+            for token, own in self._penalized(path, tokens)
+        ]
+        found.sort(key=lambda path: path.logprob, reverse=True)
+        return found[: 2 * self._params.beam_width]
+
+    def _penalized(self, path: Path, tokens: Ranked) -> list[tuple[int, float]]:
+        """Tokens with their log-probabilities after the repetition penalty."""
+        seen, penalty = set(path.ids), self._params.repetition_penalty
+        return [(token, logprob * penalty if token in seen else logprob) for token, logprob in tokens]
+
+    def _score(self, path: Path) -> float:
         return path.logprob / max(len(path.ids), 1) ** self._params.length_penalty
 
 
@@ -91,7 +101,12 @@ class _Search:
     """A search for one prompt through one client: what the two drivers below share."""
 
     def __init__(
-        self, client: EngineClient, prompt: Prompt, params: BeamSearchParams, options: dict[str, object]
+        self,
+        client: EngineClient,
+        prompt: Prompt,
+        params: BeamSearchParams,
+        options: dict[str, object],
+        make: Callable[[BeamSearchParams, int, frozenset[int]], BeamSearch] = BeamSearch,
     ) -> None:
         if params.temperature not in (0, 1):
             reason = f"temperature: beams are ranked by the model's own probabilities; {params.temperature} must be 0"
@@ -103,7 +118,7 @@ class _Search:
         self._params = params
         self._options = options
         room = max(client.max_model_len - len(prompt.ids), 1)
-        self.search = BeamSearch(params, min(params.max_tokens, room), frozenset(client.tokenizer.eos_ids))
+        self.search = make(params, min(params.max_tokens, room), frozenset(client.tokenizer.eos_ids))
 
     def submit(self) -> list[Stream]:
         """One request of one token for every live beam."""
@@ -131,12 +146,20 @@ class _Search:
         return beams
 
 
-def beam_search(client: EngineClient, prompt: Prompt, params: BeamSearchParams, **options: object) -> list[Beam]:
+def beam_search(
+    client: EngineClient,
+    prompt: Prompt,
+    params: BeamSearchParams,
+    *,
+    make: Callable[[BeamSearchParams, int, frozenset[int]], BeamSearch] = BeamSearch,
+    **options: object,
+) -> list[Beam]:
     """The beam_width best continuations, the best first. options: as submit() takes them (namespace, priority).
 
-    Raises what submit() raises, and SensoriumError where the engine fails on the way.
+    make: another search, from what BeamSearch is made of. Raises what submit() raises, and SensoriumError where the
+    engine fails on the way.
     """
-    run = _Search(client, prompt, params, options)
+    run = _Search(client, prompt, params, options, make)
     while not run.search.is_over:
         streams = run.submit()
         try:

@@ -95,7 +95,7 @@ def resolve_folder(
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if path.exists() or model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") != 1:
         raise CheckpointError(
             f"no model folder at {model!r}; give a folder with config.json, or a hub name like owner/name"
         )

@@ -22,6 +22,7 @@ from sensorium.media.sampling import (
     Segments,
     between_times,
     frame_audio_segments,
+    packed_frames,
     recovered,
     second_times,
     uniform,
@@ -96,26 +97,43 @@ def get_video_frame_audio_segments(
     last_vad_timestamp: float | None = None,
     adjust_audio_length: bool = False,
     use_audio: bool = True,
+    track: np.ndarray | None = None,
 ) -> Segments:
-    """MiniCPM-o's published way to take a video apart, for callers who build the message themselves."""
+    """MiniCPM-o's published way to take a video apart, for callers who build the message themselves.
+
+    track: samples at 16 kHz in place of the video's own sound.
+    """
     limits = limits or MediaLimits()
     timeline = _scan(data, "video", limits)
-    sound = _sound(data, "video", limits) if use_audio else None
-
-    def decode(indices: Sequence[int]) -> list[np.ndarray]:
-        frames, kept, _ = _decode(data, timeline, sorted(set(indices)), "video", limits)
-        nearest = np.abs(kept[None, :] - np.asarray(indices)[:, None]).argmin(axis=1)
-        return [frames[position] for position in nearest]
-
+    if use_audio and track is None and (sound := _sound(data, "video", limits)) is not None:
+        track = sound.data
     return frame_audio_segments(
-        decode,
+        lambda indices: _nearest(data, timeline, indices, limits),
         len(timeline.times_s),
         len(timeline.times_s) / timeline.duration_s,
-        None if sound is None else sound.data,
+        track if use_audio else None,
         stack_frames=stack_frames,
         last_vad_timestamp=last_vad_timestamp,
         adjust_audio_length=adjust_audio_length,
     )
+
+
+def get_packed_frames(
+    data: bytes, choose_fps: float = 3, force_packing: int | None = None, limits: MediaLimits | None = None
+) -> tuple[list[np.ndarray], list[list[int]]]:
+    """MiniCPM-V 4.5's published way: frames [H, W, 3] uint8, and their temporal ids grouped as they are packed."""
+    limits = limits or MediaLimits()
+    timeline = _scan(data, "video", limits)
+    count = len(timeline.times_s)
+    indices, groups = packed_frames(count, count / timeline.duration_s, choose_fps, force_packing)
+    return _nearest(data, timeline, indices, limits), groups
+
+
+def _nearest(data: bytes, timeline: _Timeline, indices: Sequence[int], limits: MediaLimits) -> list[np.ndarray]:
+    """The frames of these numbers; for one that is damaged, that nearest to it."""
+    frames, kept, _ = _decode(data, timeline, sorted(set(indices)), "video", limits)
+    nearest = np.abs(kept[None, :] - np.asarray(indices)[:, None]).argmin(axis=1)
+    return [frames[position] for position in nearest]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -64,8 +64,8 @@ def read_template(template: str | None) -> str | None:
         ) from error
 
 
-def read_keywords(model: str, given: Mapping[str, Any]) -> tuple[EngineConfig, ChatDefaults]:
-    """Raises TypeError for a name nobody knows, ConfigError (a ValueError) for a value that cannot be had."""
+def read_keywords(model: str, given: Mapping[str, Any], caller: str = "LLM()") -> tuple[EngineConfig, ChatDefaults]:
+    """caller: what was called. Raises TypeError for a name nobody knows, ConfigError for a value that cannot be had."""
     chat = {name: value for name, value in given.items() if name in _CHAT and value is not None}
     rest = {name: value for name, value in given.items() if name not in _CHAT and not _passed_over(name)}
     options: dict[str, Any] = {"disable_log_stats": True}
@@ -74,7 +74,7 @@ def read_keywords(model: str, given: Mapping[str, Any]) -> tuple[EngineConfig, C
         if name in _LIMITS:
             limits[_LIMITS[name]] = tuple(value or ()) if name == "allowed_media_domains" else _folder(name, value)
         elif name not in _FIELDS:
-            raise TypeError(_unknown(name))
+            raise TypeError(_unknown(name, caller))
         elif value is not None:  # None is how vLLM asks for a default
             options[name] = str(value).removeprefix("torch.") if name == "dtype" else value
     if limits:
@@ -88,11 +88,11 @@ def _passed_over(name: str) -> bool:
     return name in _NO_EFFECT
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, caller: str) -> str:
     known = [*_FIELDS, *_LIMITS, *_CHAT, *compat.MOVED]
     near = difflib.get_close_matches(name, [*known, *compat.REFUSED, *compat.NO_EFFECT], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(known)}"
-    return f"LLM() got an unexpected keyword argument {name!r}{hint}"
+    return f"{caller} got an unexpected keyword argument {name!r}{hint}"
 
 
 def _folder(name: str, value: Any) -> Path | None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from sensorium.engine.client import EngineClient
 from sensorium.messages import read_messages
-from sensorium.types import ChatOptions
+from sensorium.models.base import Tokenizer
+from sensorium.types import ChatOptions, Message, Prompt
+
+
+class Prompts(Protocol):
+    """What makes prompts: an EngineClient does."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def prepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt: ...
+
+    def prepare_raw(self, text: str) -> Prompt: ...
 
 
 class OfflineTokenizer:
     """Names follow transformers where it has them."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: Prompts) -> None:
         self._client = client
         self._inner = client.tokenizer
 
