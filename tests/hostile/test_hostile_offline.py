@@ -118,7 +118,8 @@ def test_h298_a_key_that_everybody_knows_is_none(key: str):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 from sensorium.config import ServerConfig
 from sensorium.models.picture_settings import PictureSettings
 from sensorium.server.run import bind
