@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.bench.report import machine
+from sensorium.bench.roofline import machine
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient, Stream
 from sensorium.errors import EngineError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sensorium.bench.report import machine
+from sensorium.bench.roofline import machine
 from sensorium.config import EngineConfig
 from sensorium.engine.engine import Engine
 from sensorium.engine.loading import build_engine, plan_memory, tune

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from sensorium.bench.model import random_prompts
-from sensorium.bench.report import machine
+from sensorium.bench.roofline import machine
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 from sensorium.errors import SensoriumError

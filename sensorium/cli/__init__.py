@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 
 from sensorium import __version__
@@ -19,6 +20,12 @@ COMMANDS = {
     "bench": ("sensorium.cli.bench", "measure latency and throughput of a model in this process"),
     "doctor": ("sensorium.cli.doctor", "show the environment, the kernels chosen and a model's memory plan"),
 }
+# Commands of two words.
+PARTS = {
+    "bench": {
+        "serve": ("sensorium.cli.bench_serve", "load on a running server: latencies, rates, goodput"),
+    },
+}
 # Other names by which people look for a command.
 ALIASES = {"collect-env": "doctor"}
 
@@ -28,17 +35,21 @@ def main(argv: list[str] | None = None) -> int:
     name = ALIASES.get(argv[0], argv[0]) if argv else ""
     if name not in COMMANDS:
         return _top(argv)
-    module, summary = COMMANDS[name]
+    (module, summary), words = COMMANDS[name], argv[1:]
+    parts = PARTS.get(name, {})
+    if words and words[0] in parts:
+        name, (module, summary), words = f"{name} {words[0]}", parts[words[0]], words[1:]
     command = import_module(module)
     prog = f"sensorium {name}"
     parser = Parser(
         prog=prog,
         usage=f"{prog} [MODEL] [options]",
         description=summary[0].upper() + summary[1:] + ".",
+        epilog=_listing(parts, f"{prog} ...") if name in PARTS else None,
         common=COMMON if name == "serve" else (),
     )
     command.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    args = parser.parse_args(words)
     try:
         return command.run(parser, settings(parser, args))
     except ConfigError as error:
@@ -55,14 +66,17 @@ def _complain(error: Exception) -> int:
     return 1
 
 
+def _listing(commands: Mapping[str, tuple[str, str]], title: str) -> str:
+    width = max(map(len, commands))
+    return "\n".join([f"{title}:", *(f"  {name:{width}}  {summary}" for name, (_, summary) in commands.items())])
+
+
 def _top(argv: list[str]) -> int:
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
     parser = Parser(
         prog="sensorium",
         usage="sensorium [-h] [--version] COMMAND ...",
         description="A small serving engine for models that see and hear.",
-        epilog=f"commands:\n{listing}\n\n`sensorium COMMAND --help` lists a command's options.",
+        epilog=f"{_listing(COMMANDS, 'commands')}\n\n`sensorium COMMAND --help` lists a command's options.",
     )
     parser.add_argument("-v", "--version", action="version", version=f"sensorium {__version__}")
     parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
