@@ -1,4 +1,4 @@
-"""Calls written as code: Python expressions, and the XML of Qwen3-Coder."""
+"""Calls written as code: Python expressions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sensorium.parsers.writing import CallDelta, Writer, split_at
@@ -122,114 +121,3 @@ class TaggedCode:
             self._writer.arguments(arguments)
         if calls is None:
             self._writer.text(self._opener + body + self._closer)
-
-
-_CALLS, _CALLS_END = "<tool_call>", "</tool_call>"
-_FUNCTION, _FUNCTION_END = "<function=", "</function>"
-_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
-
-
-class ParameterTags:
-    """<tool_call><function=f><parameter=a>1</parameter></function></tool_call>: Qwen3-Coder.
-
-    What a parameter's text means is in the schema of its function.
-    """
-
-    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
-        self._schemas = {tool["name"]: _properties(tool) for tool in tools}
-        self._writer = Writer()
-        self._buffer = ""
-        self._awaited = (_CALLS, _FUNCTION)
-        self._inside: str | None = None
-        self._function = self._parameter = ""
-        self._count = 0
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._step():
-            pass
-        return self._writer.take()
-
-    def finish(self) -> list[str | CallDelta]:
-        if self._inside is None:
-            self._writer.text(self._buffer)
-        elif self._inside == "body":
-            self._writer.arguments(self._closing())
-        return self._writer.end()
-
-    def _step(self) -> bool:
-        before, mark, rest = split_at(self._buffer, self._awaited)
-        if mark is None and self._inside in ("name", "key", "value"):
-            return False
-        self._buffer = rest
-        if self._inside is None:
-            self._writer.text(before)
-        if mark is None:
-            return False
-        if self._inside == "name":
-            self._begin(before.strip())
-        elif self._inside == "key":
-            self._parameter = before.strip()
-            self._wait("value", _PARAMETER_END)
-        elif self._inside == "value":
-            self._add(before)
-            self._wait("body", _PARAMETER, _FUNCTION_END)
-        elif mark == _FUNCTION:
-            self._wait("name", ">")
-        elif mark == _PARAMETER:
-            self._wait("key", ">")
-        elif mark == _FUNCTION_END:
-            self._writer.arguments(self._closing())
-            self._wait("calls", _FUNCTION, _CALLS_END)
-        elif mark == _CALLS:
-            self._wait("calls", _FUNCTION, _CALLS_END)
-        else:
-            self._wait(None, _CALLS, _FUNCTION)
-        return True
-
-    def _wait(self, inside: str | None, *marks: str) -> None:
-        self._inside, self._awaited = inside, marks
-
-    def _begin(self, name: str) -> None:
-        self._function, self._count = name, 0
-        self._writer.begin(name)
-        self._wait("body", _PARAMETER, _FUNCTION_END)
-
-    def _add(self, text: str) -> None:
-        text = text.removeprefix("\n").removesuffix("\n")
-        schema = self._schemas.get(self._function, {}).get(self._parameter)
-        value = json.dumps(_typed(text, schema), ensure_ascii=False)
-        start = ", " if self._count else "{"
-        self._count += 1
-        self._writer.arguments(f"{start}{json.dumps(self._parameter, ensure_ascii=False)}: {value}")
-
-    def _closing(self) -> str:
-        return "}" if self._count else "{}"
-
-
-def _properties(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = (tool.get("parameters") or {}).get("properties")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _typed(text: str, schema: Any) -> Any:
-    """The value that the text of a parameter stands for: JSON unless the schema says, or allows, a string."""
-    if not isinstance(schema, Mapping) or (not schema.get("type") and "anyOf" not in schema and "enum" not in schema):
-        return text
-    options = [schema, *(option for option in schema.get("anyOf") or () if isinstance(option, Mapping))]
-    kinds: set[str] = set()
-    for option in options:
-        kind = option.get("type")
-        kinds.update([kind] if isinstance(kind, str) else kind or ())
-    if "null" in kinds and text.strip() in ("null", "None"):
-        return None
-    if "string" in kinds or not kinds:
-        return text
-    if "boolean" in kinds and text.strip().lower() in ("true", "false"):
-        return text.strip().lower() == "true"
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        return text
-    return value

@@ -1,4 +1,4 @@
-"""Reasoning apart from the answer: models that think write it first, between two marks."""
+"""Reasoning apart from the answer: models that think write it first, between two marks, or in a channel of its own."""
 
 from __future__ import annotations
 
@@ -6,25 +6,44 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sensorium.errors import RequestError
+from sensorium.parsers.harmony import CHANNEL, FINAL, MESSAGE, SPELLINGS, HarmonyReasoning
 from sensorium.parsers.writing import split_at
+
+Start = Literal["open", "closed", "unsaid"]
+"""Where a prompt leaves the reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """begins: whether an answer starts inside the reasoning even if the prompt did not open it."""
+    """begins: whether an answer starts inside the reasoning even if the prompt did not open it.
+
+    answer: what the answer proper begins with where the model writes in channels.
+    """
 
     opener: str
     closer: str
     begins: bool = False
+    answer: str = ""
+
+    def parser(self, start: Start = "unsaid") -> ReasoningParser | HarmonyReasoning:
+        """A fresh one, see ReasoningParser."""
+        return HarmonyReasoning() if self.answer else ReasoningParser(self, start)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """What must stay in the text for a parser to see, even where it is special tokens."""
+        return SPELLINGS if self.answer else (self.opener, self.closer)
 
 
 REASONING_PARSERS = {
     "deepseek_r1": Marks("<think>", "</think>", begins=True),
+    "gemma4": Marks("<|channel>thought", "<channel|>"),
     "glm45": Marks("<think>", "</think>"),
     "granite": Marks("Here is my thought process:", "Here is my response:"),
     "kimi_k2": Marks("<think>", "</think>"),
     "minicpmv": Marks("<think>", "</think>"),
     "mistral": Marks("[THINK]", "[/THINK]"),
+    "openai_gptoss": Marks(f"{CHANNEL}analysis{MESSAGE}", "<|end|>", answer=FINAL),
     "qwen3": Marks("<think>", "</think>"),
     "step3": Marks("<think>", "</think>", begins=True),
 }
@@ -41,7 +60,7 @@ def reasoning_marks(name: str) -> Marks:
 class ReasoningParser:
     """Splits one answer. Blanks around the reasoning belong to nobody; what is decided depends on characters alone."""
 
-    def __init__(self, marks: Marks, start: Literal["open", "closed", "unsaid"] = "unsaid") -> None:
+    def __init__(self, marks: Marks, start: Start = "unsaid") -> None:
         """start: whether the prompt ends inside the reasoning, after it, or leaves it to the model."""
         self._marks = marks
         self._buffer = ""
@@ -113,6 +132,6 @@ class ReasoningParser:
         return content
 
 
-def reasoning_parser(name: str, start: Literal["open", "closed", "unsaid"] = "unsaid") -> ReasoningParser:
+def reasoning_parser(name: str, start: Start = "unsaid") -> ReasoningParser | HarmonyReasoning:
     """A fresh parser. Raises RequestError with the names there are."""
-    return ReasoningParser(reasoning_marks(name), start)
+    return reasoning_marks(name).parser(start)

@@ -7,8 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sensorium.errors import RequestError
-from sensorium.parsers.code_calls import ParameterTags, PythonList, TaggedCode
+from sensorium.parsers.code_calls import PythonList, TaggedCode
+from sensorium.parsers.harmony import SPELLINGS, Harmony
 from sensorium.parsers.json_calls import LeadingObjects, NestedValue, ObjectArray, TaggedObjects
+from sensorium.parsers.marked_calls import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    KIMI,
+    BracedCalls,
+    MarkedArray,
+    SeparatedCalls,
+)
+from sensorium.parsers.tag_calls import GLM, MINICPM, QWEN, ParameterTags
 from sensorium.parsers.writing import CallDelta, ToolParser, Writer, split_at
 
 Tools = Sequence[Mapping[str, Any]]
@@ -103,21 +113,34 @@ class NamedCall:
         return self._writer.end()
 
 
+_GRANITE = ("<|tool_call|>", "<tool_call>")
 TOOL_PARSERS: dict[str, tuple[Callable[[Tools], ToolParser], tuple[str, ...]]] = {
+    "deepseek_v3": (lambda tools: SeparatedCalls(DEEPSEEK_V3), DEEPSEEK_V3.spellings),
+    "deepseek_v31": (lambda tools: SeparatedCalls(DEEPSEEK_V31), DEEPSEEK_V31.spellings),
+    "gemma4": (lambda tools: BracedCalls(), ("<|tool_call>", "<tool_call|>", '<|"|>')),
+    "glm45": (lambda tools: ParameterTags(GLM, tools), ("<tool_call>", "<arg_key>", "<arg_value>")),
+    "granite": (
+        lambda tools: MarkedArray("<|tool_call|>", "<tool_call>", leading=True),
+        ("<|tool_call|>", "<tool_call>"),
+    ),
     "hermes": (lambda tools: TaggedObjects("<tool_call>", "</tool_call>"), ("<tool_call>",)),
     "internlm": (
         lambda tools: TaggedObjects("<|action_start|><|plugin|>", "<|action_end|>", ("parameters", "arguments")),
         ("<|action_start|>", "<|plugin|>", "<|action_end|>"),
     ),
+    "kimi_k2": (lambda tools: SeparatedCalls(KIMI), KIMI.spellings),
     "llama3_json": (lambda tools: LeadingObjects(), ("<|python_tag|>",)),
     "minicpm": (
         lambda tools: TaggedCode("<|tool_call_start|>", "<|tool_call_end|>"),
         ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
+    "minicpm5": (lambda tools: ParameterTags(MINICPM, tools), ()),
     "mistral": (lambda tools: Mistral(), ("[TOOL_CALLS]", "[ARGS]")),
+    "openai": (lambda tools: Harmony(), SPELLINGS),
+    "phi4_mini_json": (lambda tools: MarkedArray("functools"), ()),
     "pythonic": (lambda tools: PythonList(), ()),
-    "qwen3_coder": (ParameterTags, ("<tool_call>",)),
-    "qwen3_xml": (ParameterTags, ("<tool_call>",)),
+    "qwen3_coder": (lambda tools: ParameterTags(QWEN, tools), ("<tool_call>",)),
+    "qwen3_xml": (lambda tools: ParameterTags(QWEN, tools), ("<tool_call>",)),
 }
 """Name -> how to make one for the tools of a request, and the special tokens its notation may consist of."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
 from sensorium.params import StructuredOutputs
-from sensorium.parsers.reasoning import Marks, ReasoningParser, reasoning_marks
+from sensorium.parsers.reasoning import Marks, Start, reasoning_marks
 from sensorium.parsers.writing import CallDelta
 from sensorium.server.tools import ToolPlan
 from sensorium.types import Message, Prompt
@@ -23,7 +23,7 @@ class ReasoningPlan:
     """marks: how this model writes reasoning. start: where the prompt leaves it, see ReasoningParser."""
 
     marks: Marks
-    start: Literal["open", "closed", "unsaid"] = "unsaid"
+    start: Start = "unsaid"
 
     @classmethod
     def of(cls, config: ServerConfig, prompt: Prompt, unfinished: Message | None) -> ReasoningPlan | None:
@@ -65,12 +65,13 @@ class AnswerForm:
         rule = rule or self.tools.rule
         reasoning = self.reasoning
         if rule is not None and reasoning is not None and reasoning.start != "closed":  # what is thought before is free
-            after = client.tokenizer.encode(reasoning.marks.closer, allow_special=True)
+            marks = reasoning.marks
+            after = client.tokenizer.encode(marks.answer or marks.closer, allow_special=True)
             rule = replace(rule, after=tuple(after))
         if rule is not None:
             wanted["structured_outputs"] = rule
-        marks = {*self.tools.marks, *((reasoning.marks.opener, reasoning.marks.closer) if reasoning else ())}
-        if marks and not marks.isdisjoint(_special_spellings(client)):
+        spelled = {*self.tools.marks, *(reasoning.marks.spellings if reasoning else ())}
+        if spelled and not spelled.isdisjoint(_special_spellings(client)):
             wanted["skip_special_tokens"] = False
         return wanted
 
@@ -98,7 +99,7 @@ class Splitter:
 
     def __init__(self, form: AnswerForm) -> None:
         reasoning, tools = form.reasoning, form.tools
-        self._reasoning = ReasoningParser(reasoning.marks, reasoning.start) if reasoning else None
+        self._reasoning = reasoning.marks.parser(reasoning.start) if reasoning else None
         self._calls = tools.parser() if tools.parser else None
         self._parallel = tools.parallel
         self.thinks = False

@@ -137,6 +137,125 @@ CASES: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         ],
     ),
     ("qwen3_xml", "a <function> b", "a <function> b", []),
+    ("qwen3_xml", "<function=a b>c</function>", "<function=a b>c</function>", []),
+    (
+        "glm45",
+        "OK\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>a <b></arg_value>\n<arg_key>days</arg_key>"
+        "<arg_value>5</arg_value>\n</tool_call>\n<tool_call>now</tool_call>",
+        "OK",
+        [("weather", {"city": "a <b>", "days": 5}), ("now", {})],
+    ),
+    ("glm45", "<tool_call>no call</tool_call> x", "<tool_call>no call</tool_call> x", []),
+    ("glm45", "<tool_call>", "<tool_call>", []),
+    ("glm45", "<tool_call>now<arg_key>a</arg_key>x</tool_call>", "", [("now", None)]),
+    (
+        "minicpm5",
+        'First.\n<function name="weather"><param name="city"><![CDATA[a\n</b>]]></param>'
+        '<param name="exact">true</param></function>\n<function name="now"></function>',
+        "First.",
+        [("weather", {"city": "a\n</b>", "exact": True}), ("now", {})],
+    ),
+    ("minicpm5", '<function name="a b">x</function>', '<function name="a b">x</function>', []),
+    (
+        "deepseek_v3",
+        "So.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        '{"city": "}"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n```'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "So.",
+        [("weather", {"city": "}"}), ("now", {})],
+    ),
+    (
+        "deepseek_v31",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"days": 2}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "",
+        [("weather", {"days": 2})],
+    ),
+    (
+        "deepseek_v3",
+        "<｜tool▁call▁begin｜>no<｜tool▁call▁end｜> x",
+        "<｜tool▁call▁begin｜>no<｜tool▁call▁end｜> x",
+        [],
+    ),
+    (
+        "kimi_k2",
+        "Yes.<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+        '{"city": "Bonn"} <|tool_call_end|><|tool_call_begin|>functions.now:1 <|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        "Yes.",
+        [("weather", {"city": "Bonn"}), ("now", {})],
+    ),
+    (
+        "kimi_k2",
+        "<|tool_call_begin|>a b<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        "<|tool_call_begin|>a b<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        [],
+    ),
+    ("kimi_k2", "<|tool_call_begin|>now<|tool_call_argument_begin|><|tool_call_end|>", "", [("now", {})]),
+    (
+        "granite",
+        '<|tool_call|>[{"name": "weather", "arguments": {"city": "]"}}, {"name": "now", "arguments": {}}]',
+        "",
+        [("weather", {"city": "]"}), ("now", {})],
+    ),
+    ("granite", '<tool_call> [{"arguments": {"days": 1}, "name": "weather"}]', "", [("weather", {"days": 1})]),
+    ("granite", ' [{"name": "now", "arguments": {}}]', "", [("now", {})]),
+    ("granite", "[1, 2] is a list", "[1, 2] is a list", []),
+    ("granite", '[ {"a": 1}] is a list', '[ {"a": 1}] is a list', []),
+    ("granite", "a [1] <tool_call> b", "a [1] <tool_call> b", []),
+    (
+        "phi4_mini_json",
+        'functools[{"name": "weather", "arguments": {"days": 3}}, {"name": "now", "parameters": {}}]',
+        "",
+        [("weather", {"days": 3}), ("now", {})],
+    ),
+    ("phi4_mini_json", "import functools; functools[1]", "import functools; functools[1]", []),
+    (
+        "gemma4",
+        'Hm.<|tool_call>call:weather{city:<|"|>a}, "b": <tool_call|><|"|>,days:-2,exact:true,'
+        'where:{a:[1,null,<|"|>x<|"|>]},'
+        'unit:"c"}<tool_call|><|tool_call>call:now{}<tool_call|>',
+        "Hm.",
+        [
+            (
+                "weather",
+                {
+                    "city": 'a}, "b": <tool_call|>',
+                    "days": -2,
+                    "exact": True,
+                    "where": {"a": [1, None, "x"]},
+                    "unit": "c",
+                },
+            ),
+            ("now", {}),
+        ],
+    ),
+    ("gemma4", "<|tool_call>call:f{a:}<tool_call|>", "<|tool_call>call:f{a:}<tool_call|>", []),
+    ("gemma4", "<|tool_call>call:f{a:NaN,b:bare text}<tool_call|>", "", [("f", {"a": "NaN", "b": "bare text"})]),
+    ("gemma4", "<|tool_call>call:f" + "{a:" * 200, "<|tool_call>call:f" + "{a:" * 200, []),
+    (
+        "gemma4",
+        "<|tool_call>call:f" + "{a:" * 200 + "}" * 200 + "<tool_call|>",
+        "<|tool_call>call:f" + "{a:" * 200 + "}" * 200 + "<tool_call|>",
+        [],
+    ),
+    (
+        "openai",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+        '<|constrain|>json<|message|>{"days": 2}<|call|>',
+        "",
+        [("weather", {"days": 2})],
+    ),
+    ("openai", ' to=functions.now<|channel|>commentary json<|message|>{}<|call|>', "", [("now", {})]),
+    ("openai", "<|channel|>final<|message|>Hello <|return|>", "Hello ", []),
+    ("openai", "Hello to=all", "Hello to=all", []),
+    (
+        "openai",
+        "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary "
+        "to=functions.now<|message|>{}<|call|>",
+        "Let me see.",
+        [("now", {})],
+    ),
     (
         "required",
         '[{"name": "weather", "parameters": {"city": "[{"}},\n {"name": "now", "parameters": {}}]',
@@ -151,7 +270,8 @@ CASES: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
 def test_notation(name: str, text: str, content: str, calls: list[tuple[str, Any]]):
     found, found_calls = read(PARSERS[name](), [text])
     assert found == content
-    assert [(name, json.loads(arguments)) for name, arguments in found_calls] == calls
+    # None stands for arguments that were never begun.
+    assert [(name, json.loads(arguments) if arguments else None) for name, arguments in found_calls] == calls
 
 
 @pytest.mark.parametrize(("name", "text"), [case[:2] for case in CASES])
@@ -166,7 +286,11 @@ BITS = st.sampled_from(
         "<|tool_call_end|>", "<|action_start|><|plugin|>", "<|action_end|>", "<function=", "</function>",
         "<parameter=", "</parameter>", ">", '{"name": "now", "arguments": {', '{"name": "now", "parameters": {"a": 1',
         "}", "}}", '"', "\\", "[", "]", ",", ";", " ", "\n", "now(", "a=1", ")", "<", "{", '"name"', '"arguments"', ":",
-        "x", "é", "null",
+        "x", "é", "null", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", '<function name="', '">',
+        '<param name="', "</param>", "<![CDATA[", "]]>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>", "<|tool_call|>", "functools", '[{"name": "now", "arguments": {', "<|tool_call>call:f{a:", "<tool_call|>", '<|"|>', "<|start|>",
+        "<|channel|>", "analysis", "final", "to=functions.f", "<|message|>", "<|end|>", "<|call|>",
     ]
 )  # fmt: skip
 
@@ -180,13 +304,20 @@ def test_any_split_of_any_text_says_the_same(name: str, bits: list[str], data: s
     assert read(PARSERS[name](), pieces) == read(PARSERS[name](), [text])
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral", "llama3_json", "qwen3_coder"])
+@pytest.mark.parametrize(
+    "name", ["hermes", "mistral", "llama3_json", "qwen3_coder", "kimi_k2", "deepseek_v3", "glm45", "granite", "openai"]
+)
 def test_arguments_come_before_the_call_is_over(name: str):
     begun = {
         "hermes": '<tool_call>{"name": "weather", "arguments": {"city": "Bo',
         "mistral": '[TOOL_CALLS]weather{"city": "Bo',
         "llama3_json": '{"name": "weather", "parameters": {"city": "Bo',
         "qwen3_coder": "<tool_call><function=weather><parameter=city>Bonn</parameter>",
+        "kimi_k2": '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Bo',
+        "deepseek_v3": '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Bo',
+        "glm45": "<tool_call>weather<arg_key>city</arg_key><arg_value>Bonn</arg_value>",
+        "granite": '<tool_call>[{"name": "weather", "arguments": {"city": "Bo',
+        "openai": '<|channel|>commentary to=functions.weather<|message|>{"city": "Bo',
     }[name]
     deltas = tool_parser(name, TOOLS).feed(begun)
     assert deltas[0] == CallDelta(0, "weather")
