@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from sensorium.parsers.writing import FUNCTION_NAME, CallDelta, Writer, split_at
@@ -128,10 +128,9 @@ class HarmonyReasoning:
         return self._sorted(self._channels.feed(text))
 
     def finish(self) -> tuple[str, str]:
-        kind, rest = self._channels.finish()
-        return self._sorted(iter([(kind, rest)] if rest else []))
+        return self._sorted([self._channels.finish()])
 
-    def _sorted(self, pieces: Iterator[tuple[Kind, str]]) -> tuple[str, str]:
+    def _sorted(self, pieces: Iterable[tuple[Kind, str]]) -> tuple[str, str]:
         thoughts, content = "", ""
         for kind, text in pieces:
             if kind == "thought":

@@ -106,7 +106,10 @@ class ParameterTags:
             self._wait("key", tags.key_end)
         elif mark == tags.end:
             self._writer.arguments(self._closing())
-            self._wait(*(("calls", tags.opener, tags.around[1]) if tags.around else (None, tags.opener)))
+            if tags.around:
+                self._wait("calls", tags.opener, tags.around[1])
+            else:
+                self._wait(None, tags.opener)
         elif tags.around and mark == tags.around[0]:
             self._wait("calls", tags.opener, tags.around[1])
         else:

@@ -289,7 +289,8 @@ BITS = st.sampled_from(
         "x", "é", "null", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", '<function name="', '">',
         '<param name="', "</param>", "<![CDATA[", "]]>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
         "<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
-        "<|tool_call_end|>", "<|tool_call|>", "functools", '[{"name": "now", "arguments": {', "<|tool_call>call:f{a:", "<tool_call|>", '<|"|>', "<|start|>",
+        "<|tool_call_end|>", "<|tool_call|>", "functools", '[{"name": "now", "arguments": {', "<|tool_call>call:f{a:",
+        "<tool_call|>", '<|"|>', "<|start|>",
         "<|channel|>", "analysis", "final", "to=functions.f", "<|message|>", "<|end|>", "<|call|>",
     ]
 )  # fmt: skip
