@@ -37,7 +37,7 @@ LAYERS = {
     "sampling_params": {"params"},
     "offline": LOW | {"engine", "models", "live_media", "messages", "outputs"},
     "llm": LOW | {"engine", "messages", "inputs", "outputs", "offline"},
-    "inspect": LOW | {"models"},
+    "inspect": LOW,
     "minicpm": LOW | {"engine", "models", "media", "messages", "live_media", "outputs", "offline", "inspect"},
     "assets": LOW | {"media"},
     "multimodal": {"media"},

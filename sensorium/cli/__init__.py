@@ -18,6 +18,7 @@ COMMANDS = {
     "complete": ("sensorium.cli.complete", "continue one prompt in the model's own notation"),
     "run-batch": ("sensorium.cli.run_batch", "answer the requests of an OpenAI batch file"),
     "bench": ("sensorium.cli.bench", "measure latency and throughput of a model in this process"),
+    "inspect": ("sensorium.cli.inspect", "show the modules of a checkpoint and their memory, without loading it"),
     "doctor": ("sensorium.cli.doctor", "show the environment, the kernels chosen and a model's memory plan"),
 }
 # Commands of two words.

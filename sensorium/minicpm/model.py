@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 from sensorium.engine.loading import pick_dtype
 from sensorium.errors import ConfigError, UnsupportedError
+from sensorium.inspect import inspect
+from sensorium.inspect.modules import as_modules
 from sensorium.minicpm.tokenizer import MiniCPMProcessor, MiniCPMTokenizer
 
 
@@ -41,6 +44,7 @@ class MiniCPM:
         self._engine = checkpoint.engine
         self._client: EngineClient | None = None
         self._stop: Any = None
+        self._structure: nn.Module | None = None
         self._lock = threading.RLock()
 
     @property
@@ -142,6 +146,27 @@ class MiniCPM:
     def config(self) -> Mapping[str, Any]:
         """config.json of the checkpoint."""
         return self.checkpoint.hf_config
+
+    @property
+    def structure(self) -> nn.Module:
+        """The published modules by their names and types, with parameters that have shapes and no values."""
+        if self._structure is None:
+            self._structure = as_modules(inspect(self.checkpoint.folder).root)
+        return self._structure
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As nn.Module.named_modules, of `structure`."""
+        return self.structure.named_modules()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As nn.Module.named_parameters, of `structure`."""
+        return self.structure.named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.structure.parameters()
+
+    def __str__(self) -> str:
+        return str(self.structure)
 
 
 def device_name(device: Any, param: str) -> str:

@@ -114,3 +114,14 @@ def test_tokenizers_and_processors(reference):
     for made in (tokenizer, processor):
         text = made.apply_chat_template(msgs, tokenize=False, add_generation_prompt=True)
         assert text.startswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_modules_are_seen_without_loading(reference):
+    model = AutoModel.from_pretrained(reference / "tiny", device_map="cpu")
+    modules = dict(model.named_modules())
+    assert type(modules["llm.model.layers.0.self_attn.q_proj"]).__name__ == "Linear"
+    assert list(modules["llm.lm_head"].weight.shape) == [362, 256]
+    assert sum(parameter.numel() for parameter in model.parameters()) > 10**6
+    assert dict(model.named_parameters())["resampler.query"].device.type == "meta"
+    assert "(vpm): SiglipVisionTransformer(" in str(model)
+    assert model._client is None
