@@ -62,6 +62,7 @@ OPTIONAL = {
     "flashinfer",
     "huggingface_hub",
     "numba",
+    "onnx",
     "onnxruntime",
     "opentelemetry",
 }

@@ -1,0 +1,217 @@
+"""HiFT: mel to sound by a harmonic source, up-sampling convolutions and an inverse STFT. Both kinds share this file.
+
+B sounds · M mel frames (50 per second) · S = 480 M samples at 24 kHz · C channels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from sensorium.errors import CheckpointError
+from sensorium.models.token2wav.config import HOP, MELS, RATE
+from sensorium.models.token2wav.weights import Weights
+
+HARMONICS = 9
+"""The fundamental and its eight overtones."""
+SINE, NOISE = 0.1, 0.003
+_VOICED_HZ = 10.0
+_FFT, _STEP = 16, 4
+BINS = _FFT // 2 + 1
+_RATES, _KERNELS = (8, 5, 3), (16, 11, 7)
+_RESBLOCKS, _SOURCE_RESBLOCKS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
+_SLOPE, _LIMIT, _LOUDEST = 0.1, 0.99, 100.0
+_ORIGINAL_TAPS, _CAUSAL_TAPS = 7, 5
+NOISE_S = 30
+"""Seconds after which the noise of the source repeats."""
+_NOISE_SEED = 0
+
+Kind = Literal["original", "causal"]
+
+
+def kind_of(weights: Weights) -> Kind:
+    """Told by the first convolution: seven taps, or five."""
+    taps = weights.shape("conv_pre.weight")[-1]
+    if taps not in (_ORIGINAL_TAPS, _CAUSAL_TAPS):
+        raise CheckpointError(
+            f"{weights.file}: conv_pre has {taps} taps; HiFT has {_ORIGINAL_TAPS}, or {_CAUSAL_TAPS} if causal"
+        )
+    return "original" if taps == _ORIGINAL_TAPS else "causal"
+
+
+class StreamingVocoder(Protocol):
+    """What both vocoders do for streams. Their states differ."""
+
+    def open(self) -> Any: ...
+
+    def shape(self, state: Any) -> tuple[int, ...]: ...
+
+    def stream(self, states: Sequence[Any], mel: torch.Tensor, last: bool) -> torch.Tensor: ...
+
+
+class Conv(NamedTuple):
+    """A convolution whose padding its caller chooses."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, left: int, right: int, stride: int = 1, dilation: int = 1) -> torch.Tensor:
+        if left == right:
+            return F.conv1d(x, self.weight, self.bias, stride, left, dilation)
+        return F.conv1d(F.pad(x, (left, right)), self.weight, self.bias, stride, 0, dilation)
+
+
+def take_conv(w: Weights, name: str, n_out: int, n_in: int, taps: int) -> Conv:
+    return Conv(w.take(f"{name}.weight", n_out, n_in, taps), w.take(f"{name}.bias", n_out))
+
+
+class ResBlock:
+    """Three pairs of dilated and plain convolutions behind snake activations, each pair beside a shortcut."""
+
+    def __init__(self, w: Weights, prefix: str, channels: int, taps: int, causal: bool) -> None:
+        self._taps, self._causal = taps, causal
+        self._pairs = [
+            [
+                (
+                    w.take(f"{prefix}activations{half}.{i}.alpha", channels)[:, None],
+                    take_conv(w, f"{prefix}convs{half}.{i}", channels, channels, taps),
+                    dilation if half == 1 else 1,
+                )
+                for half in (1, 2)
+            ]
+            for i, dilation in enumerate(DILATIONS)
+        ]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        for pair in self._pairs:
+            y = x
+            for alpha, conv, dilation in pair:
+                y = y + torch.sin(alpha * y) ** 2 / (alpha + 1e-9)
+                reach = (self._taps - 1) * dilation
+                y = (
+                    conv(y, reach, 0, dilation=dilation)
+                    if self._causal
+                    else conv(y, reach // 2, reach // 2, 1, dilation)
+                )
+            x = x + y
+        return x
+
+
+class Hift:
+    """What both vocoders are made of; their sizes are read off the tensors."""
+
+    def __init__(self, w: Weights, noise: torch.Tensor) -> None:
+        """noise [N, 9] is added to the source, by absolute sample number modulo N."""
+        self.causal = causal = kind_of(w) == "causal"
+        base, taps = w.shape("conv_pre.weight")[0], _CAUSAL_TAPS if causal else _ORIGINAL_TAPS
+        self.pre = take_conv(w, "conv_pre", base, MELS, taps)
+        self._ups, self._downs, self._source_blocks, self._blocks = [], [], [], []
+        for i, (rate, kernel) in enumerate(zip(_RATES, _KERNELS, strict=True)):
+            wide, narrow = base >> i, base >> i + 1
+            shape = (narrow, wide, kernel) if causal else (wide, narrow, kernel)
+            self._ups.append((w.take(f"ups.{i}.weight", *shape), w.take(f"ups.{i}.bias", narrow), rate))
+            stride = math.prod(_RATES[i + 1 :])
+            down_taps = 2 * stride if stride > 1 else 1
+            self._downs.append((take_conv(w, f"source_downs.{i}", narrow, 2 * BINS, down_taps), stride))
+            self._source_blocks.append(ResBlock(w, f"source_resblocks.{i}.", narrow, _SOURCE_RESBLOCKS[i], causal))
+            self._blocks.append(
+                [
+                    ResBlock(w, f"resblocks.{len(_RESBLOCKS) * i + j}.", narrow, taps_, causal)
+                    for j, taps_ in enumerate(_RESBLOCKS)
+                ]
+            )
+        self._post = take_conv(w, "conv_post", 2 * BINS, base >> len(_RATES), 7)
+        self._source = (w.take("m_source.l_linear.weight", 1, HARMONICS), w.take("m_source.l_linear.bias", 1))
+        self.f0 = F0Predictor(w, causal)
+        w.finish()
+        self.device = w.device
+        self._noise = noise.to(w.device, torch.float32).contiguous()
+        self._window = torch.hann_window(_FFT, device=w.device)
+
+    def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """f0 [B, M] in Hz and phase [B, S, 9] in radians to the source [B, S]; starts: absolute number of sample 0."""
+        at = torch.tensor(starts, device=self.device)[:, None] + torch.arange(phase.shape[1], device=self.device)
+        voiced = (f0 > _VOICED_HZ).to(phase.dtype).repeat_interleave(HOP, 1)[..., None]
+        noise = self._noise[at % len(self._noise)] * (NOISE * voiced + SINE / 3 * (1 - voiced))
+        return F.linear(SINE * torch.sin(phase) * voiced + noise, *self._source)[..., 0].tanh()
+
+    def decode(self, x: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
+        """Rows of conv_pre [B, C, M] and the source's spectrum [B, 18, 120 M + 1] to sound [B, S]."""
+        last = len(_RATES) - 1
+        for i, (weight, bias, rate) in enumerate(self._ups):
+            x = F.leaky_relu(x, _SLOPE)
+            taps = weight.shape[-1]
+            if self.causal:
+                x = F.conv1d(F.pad(x.repeat_interleave(rate, -1), (taps - 1, 0)), weight, bias)
+            else:
+                x = F.conv_transpose1d(x, weight, bias, rate, (taps - rate) // 2)
+            if i == last:
+                x = F.pad(x, (1, 0), mode="reflect")
+            x = x + self._source_blocks[i](self._down(i, spectrum))
+            x = torch.stack([block(x) for block in self._blocks[i]]).mean(0)
+        left, right = (6, 0) if self.causal else (3, 3)
+        x = self._post(F.leaky_relu(x), left, right)
+        return self.from_spectrum(x[:, :BINS].exp(), x[:, BINS:].sin()).clamp(-_LIMIT, _LIMIT)
+
+    def _down(self, i: int, spectrum: torch.Tensor) -> torch.Tensor:
+        conv, stride = self._downs[i]
+        if self.causal:
+            return conv(spectrum, stride - 1, 0, stride)
+        return conv(spectrum, stride // 2, stride // 2, stride)
+
+    def spectrum(self, sound: torch.Tensor) -> torch.Tensor:
+        """[B, S] to [B, 18, S / 4 + 1]: real parts, then imaginary parts."""
+        found = torch.stft(sound, _FFT, _STEP, window=self._window, return_complex=True)
+        return torch.cat((found.real, found.imag), 1)
+
+    def from_spectrum(self, magnitude: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+        """[B, 9, n] each to [B, 4 (n - 1)]; magnitudes are cut at 100."""
+        return torch.istft(torch.polar(magnitude.clamp(max=_LOUDEST), phase), _FFT, _STEP, window=self._window)
+
+
+class F0Predictor:
+    """Five convolutions with ELU and one linear layer: mel to Hz. The causal one computes in float64."""
+
+    def __init__(self, w: Weights, causal: bool) -> None:
+        width = w.shape("f0_predictor.condnet.0.weight")[0]
+        self._causal, self._dtype = causal, torch.float64 if causal else torch.float32
+        convs = [
+            take_conv(w, f"f0_predictor.condnet.{2 * i}", width, width if i else MELS, 4 if causal and i == 0 else 3)
+            for i in range(5)
+        ]
+        self._convs = [Conv(*(part.to(self._dtype) for part in conv)) for conv in convs]
+        self._out = (
+            w.take("f0_predictor.classifier.weight", 1, width).to(self._dtype),
+            w.take("f0_predictor.classifier.bias", 1).to(self._dtype),
+        )
+
+    def __call__(self, mel: torch.Tensor, right: int = 0) -> torch.Tensor:
+        """[B, 80, M] to [B, M + right - 3] if causal, whose first convolution looks 3 frames ahead; else to [B, M].
+
+        right: zeros to see behind the end.
+        """
+        x = mel.to(self._dtype)
+        for i, conv in enumerate(self._convs):
+            if not self._causal:
+                x = F.elu(conv(x, 1, 1))
+            else:
+                x = F.elu(conv(x, 2, 0) if i else conv(x, 0, right))
+        return F.linear(x.transpose(1, 2), *self._out)[..., 0].abs().float()
+
+
+def cycles(f0: torch.Tensor) -> torch.Tensor:
+    """[B, M] in Hz to the cycles per sample of each harmonic, modulo 1, [B, M, 9], in f0's type."""
+    return (f0[..., None] * torch.arange(1, HARMONICS + 1, device=f0.device, dtype=f0.dtype) / RATE) % 1
+
+
+@lru_cache(maxsize=2)
+def source_noise(kind: Kind) -> torch.Tensor:
+    """[NOISE_S · 24000, 9]: normal for the original vocoder, uniform in [0, 1) for the causal one; always the same."""
+    generator = torch.Generator().manual_seed(_NOISE_SEED)
+    make = torch.randn if kind == "original" else torch.rand
+    return make(NOISE_S * RATE, HARMONICS, generator=generator)

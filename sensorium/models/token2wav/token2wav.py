@@ -1,0 +1,158 @@
+"""The codec of MiniCPM-o 4.5: speech codes (25 per second) and a reference voice to sound at 24 kHz.
+
+    codec = Token2Wav.load(folder)
+    voice = codec.voice(samples, rate)
+    sound = codec(codes, voice)                         # a whole utterance
+    stream = codec.open(voice)                          # or piece by piece, with many streams in one call
+    (piece,) = codec.stream([(stream, codes, False)])
+
+One thread at a time may use a codec. k codes of a piece · S samples
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.models.token2wav.assets import Parts, load_parts
+from sensorium.models.token2wav.config import LOOKAHEAD, RATE
+from sensorium.models.token2wav.flow import FlowStream, FlowVoice
+from sensorium.models.token2wav.hift_causal import CausalState
+from sensorium.models.token2wav.hift_original import OVERLAP, FadeState
+from sensorium.models.token2wav.prompt import VoicePrompt
+from sensorium.models.token2wav.trimming import Trimming
+
+LEAD = OVERLAP
+"""Samples of silence in front of a stream, unless its first piece is its last: sound leaves that much late."""
+Work = tuple["VocoderStream", Sequence[int], bool]
+"""A stream, its next codes, and whether they are its last."""
+
+
+class Voice:
+    """A reference voice, shared by the streams that speak with it. Its streaming state is made by the first of them."""
+
+    def __init__(self, prompt: VoicePrompt) -> None:
+        self.prompt = prompt
+        self.flow: FlowVoice | None = None
+
+
+class VocoderStream:
+    """One utterance on its way out; it owns its state, which is freed with it. `reset` begins the next utterance."""
+
+    def __init__(self, voice: Voice, flow: FlowStream, vocoder: FadeState | CausalState) -> None:
+        self.voice, self.flow, self.vocoder = voice, flow, vocoder
+        self.begun = self.ended = False
+
+
+class Token2Wav:
+    """Made by `load`; the constructor takes parts that are made already."""
+
+    rate = RATE
+
+    def __init__(self, parts: Parts) -> None:
+        self.flow, self._whole, self._streaming, self._prompts = parts.flow, parts.whole, parts.streaming, parts.prompts
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        n_timesteps: int = 10,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cloning: bool = True,
+        trimming: Trimming = "reference",
+    ) -> Token2Wav:
+        """folder: assets/token2wav of a checkpoint, in either layout. dtype: of the flow; the vocoder is float32.
+
+        cloning: recordings can become voices, for which the extra `speech` must be installed; without it only saved
+        voices can. trimming: what streams still see of their past (see `Trimming`); "voice" takes the least memory.
+        Raises CheckpointError naming a file or tensor, ConfigError, UnsupportedError naming the extra.
+        """
+        return cls(load_parts(Path(folder), n_timesteps, torch.device(device), dtype, cloning, trimming))
+
+    def voice(self, samples: np.ndarray, rate: int) -> Voice:
+        """A recording of a voice: [S] or [S, channels] floats, full scale 1. Raises MediaError if it cannot be used."""
+        if self._prompts is None:
+            raise UnsupportedError("the codec was loaded with cloning=False; give it saved voices", param="voice")
+        return Voice(self._prompts(samples, rate))
+
+    # ---- whole utterances ---------------------------------------------------------------------------------------
+
+    def __call__(self, codes: Sequence[int], voice: Voice) -> np.ndarray:
+        """[960 · k] float32."""
+        if not len(codes):
+            return np.zeros(0, dtype=np.float32)
+        return self._whole.whole(self.flow.whole(voice.prompt, codes)[None])[0].cpu().numpy()
+
+    # ---- streams ------------------------------------------------------------------------------------------------
+
+    def open(self, voice: Voice) -> VocoderStream:
+        if voice.flow is None:
+            voice.flow = self.flow.voice(voice.prompt)
+        return VocoderStream(voice, self.flow.open(voice.flow), self._streaming.open())
+
+    def reset(self, stream: VocoderStream) -> None:
+        """Forgets what was said: the stream is as if just opened."""
+        fresh = self.open(stream.voice)
+        stream.flow, stream.vocoder = fresh.flow, fresh.vocoder
+        stream.begun = stream.ended = False
+
+    def stream(self, works: Sequence[Work]) -> list[np.ndarray]:
+        """The next codes of each stream to float32 [S] each, S >= 0; pieces of equal length are computed together.
+
+        Unless last, the final three codes are only looked at, and must be given again at the head of the next piece.
+        Raises RequestError, before any stream moves, for codes out of range, fewer than four codes that are not the
+        last, a stream that has ended or occurs twice.
+        """
+        self._check(works)
+        sounds: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(works)
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for i, (_, codes, last) in enumerate(works):
+            groups.setdefault((len(codes), last), []).append(i)
+        for (length, last), members in groups.items():
+            mels = torch.empty(len(members), 0, self.flow.mels, device=self.flow.device)
+            if length:
+                mels = self.flow.chunk([works[i][0].flow for i in members], [works[i][1] for i in members], last)
+            self._vocode(works, members, mels, last, sounds)
+        return sounds
+
+    def _vocode(
+        self, works: Sequence[Work], members: list[int], mels: torch.Tensor, last: bool, sounds: list[np.ndarray]
+    ) -> None:
+        """mels [members, M, 80]; streams that have just begun keep less of the past than others."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for at, i in enumerate(members):
+            shapes.setdefault(self._streaming.shape(works[i][0].vocoder), []).append(at)
+        for shape, same in shapes.items():
+            streams = [works[members[at]][0] for at in same]
+            if not shape[0] and not mels.shape[1]:  # ended before it said anything
+                for stream in streams:
+                    stream.ended = True
+                continue
+            part = mels if len(same) == len(members) else mels[torch.tensor(same, device=mels.device)]
+            sound = self._streaming.stream([stream.vocoder for stream in streams], part, last).cpu().numpy()
+            for at, stream, piece in zip(same, streams, sound, strict=True):
+                sounds[members[at]] = self._led(stream, piece, last)
+
+    @staticmethod
+    def _led(stream: VocoderStream, piece: np.ndarray, last: bool) -> np.ndarray:
+        begins = not stream.begun and len(piece) > 0
+        stream.begun, stream.ended = stream.begun or begins, last
+        return np.concatenate((np.zeros(LEAD, dtype=np.float32), piece)) if begins and not last else piece
+
+    def _check(self, works: Sequence[Work]) -> None:
+        if len({id(stream) for stream, _, _ in works}) != len(works):
+            raise RequestError("a stream may occur only once in a call", param="works")
+        for stream, codes, last in works:
+            if stream.ended:
+                raise RequestError("the stream has ended; reset it, or open another one", param="works")
+            if not last and len(codes) <= LOOKAHEAD:
+                raise RequestError(
+                    f"a piece that is not the last needs more than {LOOKAHEAD} codes, not {len(codes)}", param="codes"
+                )
+        self.flow.check([code for _, codes, _ in works for code in codes])

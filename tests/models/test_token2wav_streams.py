@@ -1,0 +1,147 @@
+"""Streams of the codec: batched equal alone, state belongs to its stream, memory is bounded and given back."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from sensorium.bench.codec import SMALL, random_parts, random_voice
+from sensorium.errors import RequestError
+from sensorium.models.token2wav import Token2Wav, Voice
+from sensorium.models.token2wav.token2wav import LEAD
+from sensorium.models.token2wav.trimming import trim_encoder, trim_estimator
+
+KINDS = ("original", "causal")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def codec(request: pytest.FixtureRequest) -> Token2Wav:
+    return Token2Wav(random_parts(SMALL, request.param, 2))
+
+
+def voice(seconds: float, seed: int = 0) -> Voice:
+    return Voice(random_voice(SMALL, seconds, seed))
+
+
+def pieces(count: int, seed: int, size: int = 25) -> list[tuple[list[int], bool]]:
+    """A stream of `count` whole pieces and a short last one, with the look-ahead given twice."""
+    codes = np.random.default_rng(seed).integers(0, 6561, count * size + 3).tolist()
+    whole = [(codes[i * size : (i + 1) * size + 3], False) for i in range(count)]
+    return [*whole, (codes[count * size :], True)]
+
+
+def speak(codec: Token2Wav, voice: Voice, parts: list[tuple[list[int], bool]]) -> list[np.ndarray]:
+    stream = codec.open(voice)
+    return [codec.stream([(stream, codes, last)])[0] for codes, last in parts]
+
+
+def test_batched_streams_sound_as_alone(codec: Token2Wav):
+    """Voices of different lengths, streams that begin at different times, pieces of different lengths."""
+    short, long = voice(0.6), voice(1.4, seed=1)
+    plans = [(short, pieces(4, 1)), (long, pieces(3, 2)), (short, pieces(2, 3)), (long, pieces(4, 4, size=10))]
+    alone = [speak(codec, voice, parts) for voice, parts in plans]
+    streams = [codec.open(voice) for voice, _ in plans]
+    together: list[list[np.ndarray]] = [[] for _ in plans]
+    for tick in range(6):
+        # The third stream begins a tick late.
+        due = [(i, tick - (i == 2)) for i in range(len(plans)) if 0 <= tick - (i == 2) < len(plans[i][1])]
+        sounds = codec.stream([(streams[i], *plans[i][1][at]) for i, at in due])
+        for (i, _), sound in zip(due, sounds, strict=True):
+            together[i].append(sound)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [len(sound) for sound in ours] == [len(sound) for sound in theirs]
+        np.testing.assert_allclose(np.concatenate(ours), np.concatenate(theirs), atol=2e-4)
+
+
+def test_a_second_of_codes_is_a_second_of_sound(codec: Token2Wav):
+    sounds = speak(codec, voice(0.6), pieces(2, 5))
+    # 25 codes a piece, then the three of the look-ahead and what the vocoder held back.
+    assert [len(sound) for sound in sounds] == [24_000, 24_000, 3 * 960 + LEAD]
+    assert not sounds[0][:LEAD].any()
+    assert sounds[1].any()
+    assert len(speak(codec, voice(0.6), [(list(range(7)), True)])[0]) == 7 * 960
+
+
+def test_a_stream_may_end_with_nothing_more_to_say(codec: Token2Wav):
+    parts = pieces(2, 6)[:2]
+    sounds = speak(codec, voice(0.6), [*parts, ([], True)])
+    assert [len(sound) for sound in sounds] == [24_000, 24_000, LEAD]
+    assert [len(sound) for sound in speak(codec, voice(0.6), [([], True)])] == [0]
+
+
+def test_short_first_pieces_lose_no_sound(codec: Token2Wav):
+    codes = np.random.default_rng(7).integers(0, 6561, 40).tolist()
+    sounds = speak(
+        codec, voice(0.6), [(codes[:4], False), (codes[1:9], False), (codes[6:34], False), (codes[31:], True)]
+    )
+    assert sum(map(len, sounds)) == LEAD + 40 * 960
+
+
+def test_reset_begins_again(codec: Token2Wav):
+    parts, stream = pieces(2, 8), codec.open(voice(0.6))
+    first = [codec.stream([(stream, codes, last)])[0] for codes, last in parts]
+    codec.reset(stream)
+    again = [codec.stream([(stream, codes, last)])[0] for codes, last in parts]
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))
+
+
+def test_refusals_move_no_stream(codec: Token2Wav):
+    parts = pieces(1, 9)
+    expected = speak(codec, voice(0.6), parts)
+    stream, other = codec.open(voice(0.6)), codec.open(voice(0.6))
+    for works, message in (
+        ([(stream, parts[0][0], False), (other, [1, 2, 3, 4, 6561], False)], "between 0 and 6560"),
+        ([(stream, parts[0][0], False), (other, [1, 2, 3], False)], "more than 3 codes"),
+        ([(stream, parts[0][0], False), (stream, parts[0][0], False)], "only once"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            codec.stream(works)
+    sounds = [codec.stream([(stream, codes, last)])[0] for codes, last in parts]
+    np.testing.assert_array_equal(np.concatenate(sounds), np.concatenate(expected))
+    with pytest.raises(RequestError, match="has ended"):
+        codec.stream([(stream, [1, 2, 3, 4], False)])
+
+
+def test_a_voice_is_kept_once_and_state_is_given_back():
+    codec = Token2Wav(random_parts(SMALL, "original", 2))
+    speaker = voice(1.0)
+    streams = [codec.open(speaker) for _ in range(3)]
+    assert codec.flow.estimator_rows.used == 50
+    for _ in range(8):
+        codec.stream([(stream, list(range(28)), False) for stream in streams])
+    # Each owns the newest 50 frames, as many as the voice has, and the earliest 50.
+    assert codec.flow.estimator_rows.used == 50 + 3 * 100
+    before = codec.flow.state_bytes
+    codec.stream([(stream, list(range(28)), False) for stream in streams])
+    assert codec.flow.state_bytes == before
+    del streams
+    gc.collect()
+    assert codec.flow.estimator_rows.used == 50
+    del speaker
+    gc.collect()
+    assert codec.flow.state_bytes == 0
+
+
+def test_the_whole_voice_may_stay_in_sight():
+    codec = Token2Wav(random_parts(SMALL, "causal", 2, trimming="voice"))
+    stream = codec.open(voice(3.0))
+    for _ in range(6):
+        codec.stream([(stream, list(range(28)), False)])
+    assert len(stream.flow.estimator) == 150 + 100
+    assert set(stream.voice.flow.rows.estimator) < set(stream.flow.estimator)
+    assert len(stream.flow.owned.estimator) == 100
+
+
+def test_trimming_rules():
+    voice_rows, said = list(range(300)), list(range(300, 500))
+    estimator = said + voice_rows
+    assert trim_estimator(estimator, 300, "reference") == (said + voice_rows)[:300] + voice_rows[200:]
+    assert trim_estimator(estimator, 300, "voice") == said[:100] + voice_rows
+    assert trim_estimator(estimator[100:], 300, "reference") == estimator[100:]
+    codes, frames = list(range(250)), list(range(500))
+    kept = trim_encoder(codes, frames, 300, "reference")
+    assert kept == (codes[:150] + codes[200:], frames[:300] + frames[400:])
+    packed = trim_encoder(codes, frames, 300, "packed")
+    assert packed == ((codes + codes)[:200], kept[1])
