@@ -148,7 +148,9 @@ class EngineConfig:
     init_vision: bool = True
     init_audio: bool = True
     init_tts: bool = False
-    """Speech output. There is none yet: true is refused."""
+    """Load the speech LM too. Only the Python API of MiniCPM speaks yet."""
+    speech_slots: int = 8
+    """Sessions that may hold a turn of speech at once, each with its own KV cache of the speech LM; with init_tts."""
     trust_remote_code: bool = False
     """Accepted because callers of other engines pass it. Nothing that comes with a checkpoint is ever executed."""
     media_threads: int = 0
@@ -314,6 +316,7 @@ _ENGINE_RANGES: dict[str, Range] = {
     "max_num_queued_tokens": (1, None),
     "max_logprobs": (-1, None),
     "mm_processor_cache_gb": (0, None),
+    "speech_slots": (1, None),
     "media_threads": (0, None),
     "video_decode_workers": (1, None),
 }

@@ -138,7 +138,7 @@ def _kernels(device: torch.device, dtype: torch.dtype, model: Any, config: Engin
 
 
 def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Finding:
-    from sensorium.engine.loading import encoder_cache_bytes, longest_context, plan_memory
+    from sensorium.engine.loading import encoder_cache_bytes, longest_context, plan_memory, speech_bytes
 
     about = config.model or PACKAGED
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
@@ -147,7 +147,8 @@ def _memory(model: Any, config: EngineConfig, device: torch.device, dtype: torch
     if device.type == "cpu":
         plan = plan_memory(model, config, device, dtype)
         return Finding(about, f"{text}, KV cache {plan.kv_cache / 1e9:.2f} GB for {plan.kv_tokens} tokens")
-    left = _room(device, config) - weights - encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
+    left = _room(device, config) - weights - speech_bytes(config, model, dtype)
+    left -= encoder_cache_bytes(config, model.hidden_size * dtype.itemsize)
     text += f", {token} bytes of KV cache a token, {max(left, 0) / 1e9:.2f} GB left for it and activations"
     fits = left >= token * (longest_context(config, model))
     return Finding(about, text, fits, "lower --max-model-len, raise --gpu-memory-utilization, or use a larger device")

@@ -60,8 +60,11 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "init_vision": _flag("load the vision tower"),
         "init_audio": _flag("load the audio tower"),
         "init_tts": _flag(
-            "load the speech side; refused, this version does not speak yet", "--init-tts", "--speech-output"
+            "load the speech LM too; only the Python API of MiniCPM speaks yet",
+            "--init-tts",
+            "--speech-output",
         ),
+        "speech_slots": _flag("sessions that may hold a turn of speech at once, with --init-tts"),
     },
     CACHE: {
         "block_size": _flag("tokens in one block of the KV cache"),

@@ -30,6 +30,7 @@ from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampl
 from sensorium.engine.scheduler import Batch, Scheduler, Work
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.engine.session import Session
+from sensorium.engine.speech import SpeechStage
 from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
 from sensorium.types import (
@@ -77,6 +78,7 @@ class Engine:
         self.clock = clock
         self.inbox: deque[Request | Control] = deque()
         self.stats = EngineStats()
+        self.speech: SpeechStage | None = None
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
         self._sessions: dict[str, Session] = {}

@@ -25,11 +25,12 @@ from sensorium.engine.protocol import EngineFacts, MemoryPlan
 from sensorium.engine.readout import Readout
 from sensorium.engine.runner import Runner
 from sensorium.engine.scheduler import Scheduler
+from sensorium.engine.speech import SpeechStage
 from sensorium.errors import CheckpointError
 from sensorium.kernels import select
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
-from sensorium.models.base import Model, Processor
+from sensorium.models.base import Model, Processor, SpeechModel
 from sensorium.models.build import load_model
 from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
 
@@ -100,8 +101,6 @@ def pick_dtype(name: str, device: torch.device, config: dict) -> torch.dtype:
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     """Load everything and run one warm-up step. Raises CheckpointError with what to do."""
-    if config.init_tts:
-        raise CheckpointError("init_tts: this version loads no speech output; leave it out", param="init_tts")
     seconds: dict[str, float] = {}
     report = progress or (lambda phase, share: None)
     folder, hf_config = open_checkpoint(config)
@@ -131,6 +130,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     engine = build_engine(model, processor, config, device, dtype, plan, pooler)
     if not config.enforce_eager:
         engine.runner.record_graphs(config.max_num_seqs, engine.max_model_len)
+        if engine.speech is not None:
+            engine.speech.record_graphs()
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
@@ -153,9 +154,16 @@ def tune(model: Model, device: torch.device, dtype: torch.dtype, block_size: int
         for linear in linears:
             linear.pack()
     if size <= max(_MAX_PACKED_BYTES, _PACKED_SHARE * _machine_bytes()):
-        choice = select.decoder(device, dtype, model.head_dim, block_size)
-        if choice.implementation is not None:
-            choice.implementation(model.fuse)
+        for part in (model, model.speech):
+            if part is not None:
+                fuse(part, device, dtype, block_size)
+
+
+def fuse(model: Model | SpeechModel, device: torch.device, dtype: torch.dtype, block_size: int) -> None:
+    """Run the decoder on compiled kernels, now or soon, where there are any for it."""
+    choice = select.decoder(device, dtype, model.head_dim, block_size)
+    if choice.implementation is not None:
+        choice.implementation(model.fuse)
 
 
 def _machine_bytes() -> int:
@@ -172,6 +180,13 @@ def encoder_cache_bytes(config: EngineConfig, row_bytes: int, largest: int = 0) 
         return config.encoder_cache_bytes
     rows = config.encoder_cache_tokens
     return (max(_ENCODER_CACHE_ROWS, largest) if rows is None else rows) * row_bytes
+
+
+def speech_bytes(config: EngineConfig, model: Model, dtype: torch.dtype) -> int:
+    """The KV caches of the speech slots; the speech LM's weights are the model's."""
+    if model.speech is None:
+        return 0
+    return config.speech_slots * SpeechStage.slot_bytes(model.speech, dtype, config.block_size)
 
 
 def plan_memory(
@@ -192,6 +207,7 @@ def plan_memory(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize, fitting)
+    speech = speech_bytes(config, model, dtype)
     activations = encoders = 0
     if config.kv_cache_bytes is not None:
         kv = config.kv_cache_bytes
@@ -206,7 +222,7 @@ def plan_memory(
         # reuse between the two is the half step.
         activations = max(step, encoders) + step // 2
         free, total = torch.cuda.mem_get_info(device)
-        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache
+        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache - speech
     tokens = kv // token_bytes // config.block_size * config.block_size
     if tokens < 2 * config.block_size:
         raise CheckpointError(
@@ -219,7 +235,7 @@ def plan_memory(
         # More blocks than the largest load can fill would only be memory nobody uses.
         most = config.max_num_seqs * longest
         tokens = min(tokens, -(-most // config.block_size) * config.block_size)
-    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens, encoders, media)
+    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens, encoders, media, speech)
 
 
 @torch.inference_mode()
@@ -307,7 +323,10 @@ def build_engine(
     )
     longest = served_context(config, model, plan)
     grammars = GrammarCompiler(processor.tokenizer, config.structured_outputs_config)
-    return Engine(runner, scheduler, processor.tokenizer, longest, grammars)
+    engine = Engine(runner, scheduler, processor.tokenizer, longest, grammars)
+    if model.speech is not None:
+        engine.speech = SpeechStage(model.speech, config.speech_slots, block_size=config.block_size)
+    return engine
 
 
 def warm_up(engine: Engine, report: Progress) -> None:

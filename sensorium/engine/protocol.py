@@ -102,6 +102,8 @@ class MemoryPlan:
     """Of `activations`: what encoding takes at most."""
     largest: Mapping[str, int] = field(default_factory=dict[str, int])
     """Modality -> embeddings of the largest item that settings and context admit."""
+    speech: int = 0
+    """KV caches of the speech LM's slots; its weights are among `weights`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,10 @@ class SpeechStage:
         self._steps: SpeechSteps | None = None
 
     @staticmethod
-    def slot_bytes(model: SpeechModel, dtype: torch.dtype, max_len: int | None = None) -> int:
-        """Device memory of one slot."""
+    def slot_bytes(model: SpeechModel, dtype: torch.dtype, block_size: int = 16) -> int:
+        """Device memory of one slot of max_len None."""
         row = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-        return (max_len or model.max_len) * row
+        return -(-model.max_len // block_size) * block_size * row
 
     @torch.inference_mode()
     def record_graphs(self) -> None:

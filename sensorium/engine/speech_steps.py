@@ -33,7 +33,8 @@ class SpeechSteps:
         self._model, self._kv, self._make_plan, self._host_tables = model, kv, make_plan, tables
         device, most = kv[0].device, len(tables)
         num_ints, num_floats = widths(rounds)
-        self._ints = torch.zeros(most, num_ints, dtype=torch.int64, device=device)
+        # Ones, as padding is drawn too, and a top_k of 0 would read before the first candidate.
+        self._ints = torch.ones(most, num_ints, dtype=torch.int64, device=device)
         self._floats = torch.ones(most, num_floats, device=device)
         # Per row: the code to feed, its position, and how many more may be picked.
         self._state = torch.zeros(most, 3, dtype=torch.int64, device=device)

@@ -21,7 +21,7 @@ def tiny(golden_core: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"init_tts": True}, "init_tts"),
+        ({"init_tts": True}, r"missing: tts\."),
         ({"device": "tpu"}, "tpu"),
         ({"device": "mps"}, "mps"),
         ({"model": "./nowhere"}, "nowhere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from speech_golden import Watch, load_speech, needs_golden, on_device_rounds, read_case
 
 from sensorium.engine.speech import SpeechStage
+from sensorium.engine.speech_blocks import CodeBlocks
 from sensorium.engine.speech_rules import SpeechSampling, SpeechWork
 
 pytestmark = needs_golden
@@ -89,6 +91,33 @@ def test_half_duplex_attention_types(rounds, kind, monkeypatch):
         if not last:
             state = stage._slots[slot]
             assert (state.length, state.position) == (call["kv_len_after"], call["text_start_pos_after"])
+
+
+def test_half_duplex_replies(speech, rounds, monkeypatch):
+    """The code side of a session: text chunks of ten tokens in, blocks of a second out."""
+    case, tensors = read_case("half_duplex_session")
+    stage = rounds(SpeechStage(speech, 1))
+    slot = stage.open("half_duplex", GREEDY)
+    replies = [event for event in case["events"] if event["op"] == "generate" and event["codec_calls"]]
+    assert len(replies) == 2
+    for number, reply in enumerate(replies):
+        blocks = CodeBlocks()
+        seconds: list[list[int]] = []
+        for chunk, condition in enumerate(reply["tts_conditions"]):
+            # The recorded rows stand in for what the backbone, which is no part of this, would have said.
+            rows = tensors[f"gen{number}_condition{chunk}"]
+            assert len(rows) == condition["n"]
+            monkeypatch.setattr(speech, "condition", lambda ids, hidden, rows=rows: rows)
+            end = {reply["tts_eos_steps"][chunk]: speech.eos_code}
+            last = condition["text_finished"]
+            work = SpeechWork(slot, [0] * len(rows), torch.zeros(len(rows), 64), last, forced=end)
+            seconds += blocks.add(stage.speak([work])[0])
+        seconds.append(blocks.finish())
+        # Each call of the codec begins with the last three codes of the one before, the first with three of silence.
+        calls = [call["tokens"] for call in reply["codec_calls"]]
+        assert seconds == [tokens[3:] for tokens in calls]
+        assert all(before[-3:] == after[:3] for before, after in pairwise(calls))
+        stage.reset(slot)
 
 
 def steps(forced: dict[str, int]) -> dict[int, int]:
