@@ -2,8 +2,8 @@
 
     python benchmarks/speech_stage.py [--size small|full] [--device cuda] [--slots 1,8,64] [--context 400] [--eager]
 
-Full-duplex units: each slot speaks --context tokens once, then 4 tokens and a second of sound per unit. A unit's time is
-what a caller waits for all slots together. `share` compares the bytes that the rounds must read (weights once, every
+Full-duplex units: each slot speaks --context tokens once, then 4 tokens and a second of sound per unit. A unit's time
+is what a caller waits for all slots together. `share` compares the bytes that the rounds must read (weights once, every
 slot's keys and values) with what the device copies in that time.
 """
 

@@ -27,13 +27,11 @@ def test_recorded_rounds_say_what_the_host_plans():
         if recorded:
             stage.record_graphs()
         slots = [stage.open(rule, sampling) for rule, sampling, _ in SESSIONS]
-        said.append(
-            [
-                stage.speak([work(slot, seed=slot, **calls[turn]) for slot, (_, _, calls) in zip(slots, SESSIONS)])
-                for turn in range(2)
-            ]
-        )
-    assert said[0] == said[1]
+        sessions = list(zip(slots, SESSIONS, strict=True))
+        for turn in range(2):
+            works = [work(slot, seed=slot, **calls[turn]) for slot, (_, _, calls) in sessions]
+            said.append(stage.speak(works))
+    assert said[:2] == said[2:]
 
 
 def test_16_bits_pick_what_32_bits_find_as_good():
