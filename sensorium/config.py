@@ -125,6 +125,8 @@ class EngineConfig:
     """Requests accepted and not ended; one more is refused. None is max_num_seqs + max_waiting."""
     max_num_queued_tokens: int | None = None
     """Prompt tokens waiting to be computed; a request that finds more is refused. None is no bound."""
+    max_sessions: int = 16
+    """Live sessions open at once; one more is refused. Each keeps its place in the KV cache."""
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
     """Most logprobs or prompt_logprobs a request may ask for; -1 is the vocabulary."""
@@ -305,6 +307,7 @@ _ENGINE_RANGES: dict[str, Range] = {
     "kv_cache_bytes": (1, None),
     "num_gpu_blocks_override": (2, None),
     "max_num_seqs": (1, None),
+    "max_sessions": (0, None),
     "max_num_batched_tokens": (1, None),
     "long_prefill_token_threshold": (0, None),
     "stream_interval": (1, None),

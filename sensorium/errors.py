@@ -15,6 +15,7 @@ SensoriumError                  code                     HTTP
 +-- AuthenticationError         invalid_api_key          401
 +-- NotFoundError               not_found                404
 +-- OverloadedError             overloaded               429   retryable; carries retry_after_s
+|   +-- BusyError               busy                     429   as many sessions as this engine holds are open
 +-- CheckpointError             invalid_checkpoint       500   a model folder that cannot be loaded
 +-- ConfigError                 invalid_config           500   a setting out of range, or settings that contradict
 +-- EngineError                 engine_error             500   our fault; the request ends, the engine goes on
@@ -102,6 +103,10 @@ class OverloadedError(SensoriumError):
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
         self.reason = reason
+
+
+class BusyError(OverloadedError):
+    code = "busy"
 
 
 class CheckpointError(SensoriumError):

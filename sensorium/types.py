@@ -279,17 +279,6 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitFinished:
-    """A session's unit is over. lateness_s: how long after its deadline, 0 when in time."""
-
-    request_id: str
-    index: int
-    num_tokens: int
-    lateness_s: float
-    turn: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class SessionOpened:
     """The first event of a session: its opening prompt is computed, and num_tokens long."""
 
@@ -342,7 +331,7 @@ class UnitFailed:
     status: int = 500
 
 
-Event = TextDelta | PromptScored | Pooled | UnitFinished | SessionOpened | UnitDone | UnitFailed | Finished | Failed
+Event = TextDelta | PromptScored | Pooled | SessionOpened | UnitDone | UnitFailed | Finished | Failed
 
 
 # ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------
@@ -401,7 +390,10 @@ class Splice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy says at the end of a unit. info: plain values for UnitDone. splices: one after another."""
+    """What a policy says at the end of a unit. info: plain values for UnitDone.
+
+    splices: one after another, and after closing ids that are computed at once.
+    """
 
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     splices: tuple[Splice, ...] = ()

@@ -81,6 +81,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
     },
     SCHEDULER: {
         "max_num_seqs": _flag("sequences in one step"),
+        "max_sessions": _flag("live sessions open at once; one more is refused"),
         "max_num_batched_tokens": _flag("tokens in one step"),
         "enable_chunked_prefill": _flag("split prompts over steps"),
         "long_prefill_token_threshold": _flag("most prompt tokens of one request in a step while others wait"),

@@ -63,6 +63,29 @@ class Admission:
             reason = f"priority: {priority} needs scheduling_policy=priority; this engine serves in order of arrival"
             raise RequestError(reason, param="priority")
 
+    def check_session(self, prompt: Prompt, sampling: SamplingParams, max_len: int, max_units: int) -> None:
+        """The opening prompt may be empty."""
+        if self._facts.pooler is not None:
+            raise UnsupportedError("this engine was started for embeddings (runner=pooling) and holds no sessions")
+        if prompt.positions is not None:
+            raise UnsupportedError("models with several position axes cannot hold a session yet")
+        limit = self._facts.max_model_len
+        if not 1 <= max_len <= limit:
+            raise RequestError(f"max_len must be 1 to {limit}, the model's context, not {max_len}", param="max_len")
+        if max_units < 1:
+            raise RequestError(f"max_units must be at least 1, not {max_units}", param="max_units")
+        if len(prompt.ids) >= max_len:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt.ids)} tokens and the session holds {max_len}", param="prompt"
+            )
+        if prompt.ids:
+            self._check_prompt(prompt)
+        self._check_ids(sampling)
+
+    def check_unit(self, prompt: Prompt) -> None:
+        """A unit's tokens and media; its length is checked where the session's is known."""
+        self._check_prompt(prompt)
+
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.ids:
             raise RequestError("the prompt is empty", param="prompt")

@@ -77,6 +77,14 @@ class BlockPool:
             self._hashes[block] = value
             self._cached[value] = block
 
+    def is_shared(self, block: int) -> bool:
+        """Whether somebody else holds this held block too."""
+        return self._refs[block] > 1
+
+    def forget(self, block: int) -> None:
+        """Nobody may find this block any more: its holder is about to change what it holds."""
+        self._forget(block)
+
     def forget_all(self) -> None:
         """No block is findable any more; those that are held stay with their sequences."""
         for block in self._cached.values():

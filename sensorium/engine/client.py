@@ -26,8 +26,9 @@ from sensorium.engine.histogram import Buckets
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.marks import mark
 from sensorium.engine.prepare import MediaStats, Part, Preparer
-from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, RefuseWaiting
+from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, OpenSession, RefuseWaiting
 from sensorium.engine.request_log import describe
+from sensorium.engine.session_client import Session, SessionPlaces, plain
 from sensorium.engine.stream import Stream, hand_out
 from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
 from sensorium.models.base import Processor, Tokenizer
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["ready", "stalled", "restarting", "failed", "draining", "closed"]
+_SESSION_LEN = 8192
 # By name, so that a program whose engine is a process of its own never imports torch.
 _LINKS = {"thread": "thread_link:ThreadLink", "process": "process_link:ProcessLink"}
 
@@ -86,6 +88,9 @@ class EngineClient:
         self.tokenizer: Tokenizer = self.processor.tokenizer
         self.default_sampling: SamplingParams = self.facts.default_sampling
         self._admission = Admission(self.facts, self.tokenizer, self.config)
+        self._places = SessionPlaces(
+            self.config.max_sessions, self.facts.plan.kv_tokens, self.config.block_size, self.max_model_len
+        )
         self._grammars = GrammarChecker(self.tokenizer, self.config.structured_outputs_config)
         self._preparer = Preparer(self.processor, self.modalities, self.config)
 
@@ -169,11 +174,7 @@ class EngineClient:
         else:
             self._admission.check(prompt, sampling, priority, limit_logprobs=limit_logprobs)
         request_id = request_id or f"request-{next(self._ids)}"
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        stream = Stream(request_id, self._send_abort, loop)
+        stream = Stream(request_id, self._send_abort, _running_loop())
         request = Request(
             request_id,
             prompt,
@@ -196,10 +197,53 @@ class EngineClient:
             self._link.send(request)
         except BaseException:
             with self._lock:
-                self._streams.pop(request_id, None)
-                self._unstarted.pop(request_id, None)
+                self._forget(request_id)
             raise
         return stream
+
+    def open_session(
+        self,
+        prompt: Prompt,
+        policy: str = "turn",
+        options: Mapping[str, Any] | None = None,
+        *,
+        sampling: SamplingParams | None = None,
+        max_len: int | None = None,
+        max_units: int = 4,
+        return_hidden: bool = False,
+        session_id: str | None = None,
+        namespace: str = "",
+    ) -> Session:
+        """Open a session that begins with a prompt, which may be empty. Returns at once; see Session.opened.
+
+        policy, options: what decides in it, "turn" or one of the model's, with its options as plain values. max_len:
+        most tokens it holds at once, pinned while it is open; by default 8192 or the context. max_units: most units
+        appended and not read to their end. return_hidden: hidden states with every UnitDone. Raises BusyError where
+        this engine holds no more sessions, RequestError, or EngineDeadError.
+        """
+        max_len = min(_SESSION_LEN, self.max_model_len) if max_len is None else max_len
+        sampling = sampling or self.default_sampling
+        self._admission.check_session(prompt, sampling, max_len, max_units)
+        self._refuse_if_ending()
+        session_id = session_id or f"session-{next(self._ids)}"
+        now = time.monotonic()
+        request = Request(session_id, prompt, self._bounded(sampling), namespace=namespace, arrival_s=now)
+        message = OpenSession(request, policy, plain(options or {}), max_len, max_units, now + 1.0, return_hidden)
+        session = Session(
+            session_id, self._link.send, self._send_abort, _running_loop(), max_units, self._admission.check_unit
+        )
+        with self._lock:
+            if session_id in self._streams:
+                raise RequestError(f"session id {session_id!r} is in use", param="session_id")
+            self._places.take(session_id, max_len)
+            self._streams[session_id] = session
+        try:
+            self._link.send(message)
+        except BaseException:
+            with self._lock:
+                self._forget(session_id)
+            raise
+        return session
 
     def check_structured(self, wanted: StructuredOutputs) -> None:
         """RequestError if no grammar comes of it within 2 s and 256 MiB. Blocks for so long at most, usually 1 ms."""
@@ -211,9 +255,9 @@ class EngineClient:
     def _refuse_if_full(self, num_tokens: int) -> None:
         config = self.config
         most = config.max_num_queued_reqs or config.max_num_seqs + config.max_waiting
-        if len(self._streams) >= most:
+        if self.num_requests >= most:
             raise OverloadedError(
-                f"the queue is full ({len(self._streams)} requests); try again later", reason="requests"
+                f"the queue is full ({self.num_requests} requests); try again later", reason="requests"
             )
         queued = sum(self._unstarted.values())
         if config.max_num_queued_tokens is not None and queued and queued + num_tokens > config.max_num_queued_tokens:
@@ -237,13 +281,18 @@ class EngineClient:
     def _send_abort(self, request_id: str) -> None:
         self._link.send(Abort(request_id))
 
+    def _forget(self, request_id: str) -> Stream | None:
+        self._unstarted.pop(request_id, None)
+        self._places.give_back(request_id)
+        return self._streams.pop(request_id, None)
+
     def _deliver(self, events: list[Event]) -> None:
         pairs: list[tuple[Stream, Event]] = []
         for event in events:
             ends = isinstance(event, Finished | Failed)
             self._unstarted.pop(event.request_id, None)
             with self._lock:
-                stream = (self._streams.pop if ends else self._streams.get)(event.request_id, None)
+                stream = self._forget(event.request_id) if ends else self._streams.get(event.request_id)
             if stream is not None:
                 pairs.append((stream, event))
         hand_out(pairs)
@@ -286,7 +335,12 @@ class EngineClient:
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
-        return len(self._streams)
+        return len(self._streams) - len(self._places)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions opened and not ended."""
+        return len(self._places)
 
     @property
     def engine_pid(self) -> int:
@@ -347,6 +401,13 @@ class EngineClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _connect(kind: Kind, *args: Any) -> Link:

@@ -16,24 +16,23 @@ from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.engine.protocol import (
     Abort,
-    AppendUnit,
-    BargeIn,
     Control,
     EngineStats,
     ForgetPrefixes,
     OpenSession,
     RefuseWaiting,
+    SessionControl,
 )
 from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
-from sensorium.engine.runner import Runner
+from sensorium.engine.runner import Chosen, Runner
 from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampled
 from sensorium.engine.scheduler import Batch, Scheduler, Work
 from sensorium.engine.sequence import Sequence, Status
-from sensorium.engine.session import Session
+from sensorium.engine.sessions import Sessions
 from sensorium.engine.speech import SpeechStage
-from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
 from sensorium.types import (
+    Decision,
     Event,
     Failed,
     Finished,
@@ -81,7 +80,7 @@ class Engine:
         self.speech: SpeechStage | None = None
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
-        self._sessions: dict[str, Session] = {}
+        self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock())
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
         self._counters = Counters(runner.encoder_s)
@@ -122,6 +121,8 @@ class Engine:
         if not self.runner.runs_ahead or self.inbox or self._compiling or not batch.works:
             return []
         states = self.runner.readout.states
+        if self.sessions and any(work.seq.resident for work in batch.works):
+            return []
         if not all(states[work.seq.id].takes_likeliest for work in batch.works):
             return []
         return [
@@ -135,6 +136,9 @@ class Engine:
         failed: list[Event] = [Failed(seq_id, code, message, status) for seq_id in self._sequences]
         failed += [Failed(request_id, code, message, status) for request_id in self._compiling.close()]
         failed += [Failed(r.id, code, message, status) for r in self.inbox if isinstance(r, Request)]
+        opening = [m.request.id for m in self.inbox if isinstance(m, OpenSession)]
+        failed += [Failed(session_id, code, message, status) for session_id in opening]
+        failed += self.sessions.fail_all(message, code, status)
         self.inbox.clear()
         for seq in list(self._sequences.values()):
             self._remove(seq)
@@ -148,14 +152,12 @@ class Engine:
             messages.append(self.inbox.popleft())
         aborted = {message.request_id for message in messages if isinstance(message, Abort)}
         for message in messages:
-            if isinstance(message, OpenSession):
-                self._open(message)
-            elif isinstance(message, RefuseWaiting):
+            if isinstance(message, RefuseWaiting):
                 self._refuse_waiting(message, events)
             elif isinstance(message, ForgetPrefixes):
                 self.scheduler.pool.forget_all()
-            elif isinstance(message, AppendUnit | BargeIn):
-                self._feed(message, events)
+            elif isinstance(message, SessionControl):
+                self.sessions.take(message, events)
             elif isinstance(message, Request) and message.id in aborted:
                 self._abandon(message, events)
             elif isinstance(message, Request) and message.sampling.structured_outputs is not None:
@@ -166,6 +168,8 @@ class Engine:
             seq = self._sequences.get(seq_id)
             if seq is not None:
                 self._finish(seq, "abort", None, events)
+            elif seq_id in self.sessions:
+                self.sessions.finish(seq_id, "abort", events)
             elif (request := self._compiling.discard(seq_id)) is not None:
                 self._abandon(request, events)
 
@@ -191,32 +195,6 @@ class Engine:
             if seq.first_scheduled_s is None:
                 self._fail(seq, message.message, events, message.code, 503)
 
-    def _open(self, message: OpenSession) -> None:
-        seq = self._add(message.request, resident=True)
-        seq.idle = True  # the opening prompt is computed together with the first unit
-        self._sessions[seq.id] = Session(seq, message.policy)
-
-    def _feed(self, message: AppendUnit | BargeIn, events: list[Event]) -> None:
-        """Take a session's unit or barge-in; a session that cannot go on fails alone."""
-        session = self._sessions.get(message.session_id)
-        if session is None:  # it has ended meanwhile; its terminal event is out already
-            return
-        try:
-            if isinstance(message, AppendUnit):
-                session.push(message.unit)
-            elif (finished := session.barge_in(self.clock())) is not None:
-                events.append(finished)
-        except SensoriumError as error:
-            self._fail(session.sequence, error.message, events, error.code)
-        else:
-            self._begin_unit(session, events)
-
-    def _begin_unit(self, session: Session, events: list[Event]) -> None:
-        try:
-            session.begin()
-        except SensoriumError as error:
-            self._fail(session.sequence, error.message, events, error.code)
-
     def _enter(self, request: Request, matcher: Matcher | None, events: list[Event]) -> None:
         """Take a request; one that cannot be taken fails alone."""
         try:
@@ -225,8 +203,8 @@ class Engine:
             log.exception("a request could not be taken")
             events.append(Failed(request.id, "engine_error", _explain(error)))
 
-    def _add(self, request: Request, *, resident: bool = False, matcher: Matcher | None = None) -> Sequence:
-        seq = Sequence(request, self.max_model_len, resident=resident)
+    def _add(self, request: Request, *, matcher: Matcher | None = None) -> None:
+        seq = Sequence(request, self.max_model_len)
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
         eos: frozenset[int] = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
@@ -236,7 +214,6 @@ class Engine:
         # Nothing below fails: a request is known everywhere or nowhere.
         self._outputs[seq.id], self._sequences[seq.id] = output, seq
         self.scheduler.add(seq)
-        return seq
 
     def _state(self, request: Request, matcher: Matcher | None) -> SampleState:
         sampling, tokenizer = request.sampling, self.tokenizer
@@ -259,6 +236,7 @@ class Engine:
         if not batch.encode:
             return
         self._counters.encoded_items += len(batch.encode)
+        undone: set[str] = set()
         failed = self.runner.encode(batch.encode)
         for key, error in failed.items():
             log.error("encoding a media item failed", exc_info=error)
@@ -266,9 +244,12 @@ class Engine:
             for seq in list(self._sequences.values()):
                 if any(item.key == key for item in seq.media):
                     self._fail(seq, _explain(error), events)
-        batch.works = [work for work in batch.works if work.seq.status is not Status.FINISHED]
+            undone |= self.sessions.media_failed(key, _explain(error), events)
+        batch.works = [
+            work for work in batch.works if work.seq.status is not Status.FINISHED and work.seq.id not in undone
+        ]
 
-    def _advance(self, batch: Batch, tokens: dict[str, Sampled | Unsampled], events: list[Event]) -> None:
+    def _advance(self, batch: Batch, tokens: dict[str, Chosen], events: list[Event]) -> None:
         now = self.clock()
         for work in batch.works:
             if work.seq.status is Status.FINISHED:
@@ -279,8 +260,13 @@ class Engine:
                 log.exception("what a step made of one request could not be told; it ends")
                 self._fail(work.seq, _explain(error), events)
 
-    def _advance_one(self, work: Work, tokens: dict[str, Sampled | Unsampled], now: float, events: list[Event]) -> None:
+    def _advance_one(self, work: Work, tokens: dict[str, Chosen], now: float, events: list[Event]) -> None:
         seq = work.seq
+        if seq.resident:
+            decided = tokens.get(seq.id)
+            assert not isinstance(decided, tuple)
+            self.sessions.advance(work, decided, now, events)
+            return
         self.scheduler.complete(work)
         if work.start < seq.prompt_len:
             stop = min(work.start + work.count, seq.prompt_len)
@@ -296,6 +282,7 @@ class Engine:
             return
         if (scores := self.runner.readout.take_scores(seq)) is not None:
             events.append(PromptScored(seq.id, scores))
+        assert not isinstance(sampled, Decision)
         self._append(seq, sampled, now, events)
 
     def _pool(self, seq: Sequence, now: float, events: list[Event]) -> None:
@@ -313,9 +300,6 @@ class Engine:
         output, sampling = self._outputs[seq.id], seq.request.sampling
         seq.ids.append(token)
         self._counters.generation_tokens += 1
-        if seq.resident:
-            self._append_to_session(seq, token, now, events)
-            return
         if seq.first_token_s is None:
             seq.first_token_s = now
         reason: FinishReason | None = None
@@ -339,15 +323,6 @@ class Engine:
         if reason is not None:
             self._finish(seq, reason, stop_reason, events)
 
-    def _append_to_session(self, seq: Sequence, token: int, now: float, events: list[Event]) -> None:
-        session = self._sessions[seq.id]
-        over = session.is_over(token)
-        text = "" if token in session.policy.end_ids else self._outputs[seq.id].detokenizer.feed(token)[0]
-        events.append(TextDelta(seq.id, text, (token,), turn=session.turn))
-        if over:
-            events.append(session.end(now))
-            self._begin_unit(session, events)
-
     # ---- endings ---------------------------------------------------------------------------------------------------
 
     def _finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None, events: list[Event]) -> None:
@@ -365,7 +340,9 @@ class Engine:
     def _fail(
         self, seq: Sequence, message: str, events: list[Event], code: str = "engine_error", status: int = 500
     ) -> None:
-        if seq.id in self._sequences:
+        if seq.id in self.sessions:
+            self.sessions.fail(seq.id, message, events, code, status)
+        elif seq.id in self._sequences:
             self._remove(seq)
             events.append(Failed(seq.id, code, message, status))
 
@@ -373,7 +350,6 @@ class Engine:
         self.scheduler.finish(seq)
         self.runner.readout.forget(seq.id)
         del self._sequences[seq.id], self._outputs[seq.id]
-        self._sessions.pop(seq.id, None)
 
     def reset_stats(self) -> None:
         """Start counting afresh, e.g. after warm-up."""

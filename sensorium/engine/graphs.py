@@ -100,7 +100,7 @@ class DecodeGraphs:
         self._scratch = plans.scratch(kv[0].device)
         self._sizes = ladder(most)
         self._recorder = Recorder()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
         self._used: Counter[int] = Counter()
         # At the start powers of two, which need every kernel there is; the rest as they turn out to be used. The
         # largest first, so that the smaller ones fit into its memory.
@@ -114,8 +114,10 @@ class DecodeGraphs:
         lens: Sequence[int],
         tables: Sequence[Sequence[int]],
         source: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [b, V] and likeliest tokens [b], -1 for NaN. positions [axes, b]; lens count the new token.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [b, V], likeliest tokens [b], -1 for NaN, and hidden rows [b, E].
+
+        positions [axes, b]; lens count the new token.
 
         With a source [any] on the device, ids are places in it: for tokens that the host does not know yet.
         """
@@ -136,9 +138,9 @@ class DecodeGraphs:
         if source is not None:
             places = self._numbers.device[:count]
             places.copy_(source.index_select(0, places))
-        graph, (logits, greedy) = self._graphs[size]
+        graph, (logits, greedy, hidden) = self._graphs[size]
         graph.replay()
-        return logits[:count], greedy[:count]
+        return logits[:count], greedy[:count], hidden[:count]
 
     def _size_for(self, count: int) -> int:
         """The recorded size to run in; records the best one when it has been missed often."""
@@ -150,14 +152,14 @@ class DecodeGraphs:
             self._graphs[best] = self._recorder.record(lambda: self._compute(best))
         return best
 
-    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         numbers, stop = self._numbers.device, size * (2 + self._axes)
         ids, *positions, lens = numbers[:stop].view(-1, size).unbind()
         plan = self._plans.decode_plan(lens, numbers[stop + 1 :], numbers[stop:], self._block_size, self._scratch)
         at = positions[0] if self._axes == 1 else torch.stack(positions)
         hidden = self._model.forward(self._model.embed(ids), ModelInputs(at, plan, self._kv))
         logits = self._model.logits(hidden)
-        return logits, _pick(logits)
+        return logits, _pick(logits), hidden
 
 
 class ChunkGraphs:
@@ -183,9 +185,17 @@ class ChunkGraphs:
         return len(counts) <= _CHUNK_SEQUENCES and sum(counts) <= self.most
 
     def run(
-        self, counts: Sequence[int], lens: Sequence[int], positions: np.ndarray, tables: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [b, V] and likeliest tokens [b] at each sequence's last row. counts[i] new tokens end at lens[i]."""
+        self,
+        counts: Sequence[int],
+        lens: Sequence[int],
+        positions: np.ndarray,
+        tables: Sequence[Sequence[int]],
+        behind: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [b, V], likeliest tokens [b] and hidden rows [b, E] at each sequence's last row.
+
+        counts[i] new tokens end at lens[i]. behind: how many rows before its last a sequence's is.
+        """
         total = sum(counts)
         size = next(size for size in _CHUNK_TOKENS if size >= total)
         at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
@@ -206,11 +216,11 @@ class ChunkGraphs:
                 tiles[tile] = first + offset, rows, length - count + offset, i
                 tile += 1
             first += count
-            host[at_ends + i] = first - 1
+            host[at_ends + i] = first - 1 - (0 if behind is None else behind[i])
         self._numbers.send(stop + len(tables) * width)
-        graph, (logits, greedy) = self._graphs[size]
+        graph, (logits, greedy, hidden) = self._graphs[size]
         graph.replay()
-        return logits[: len(counts)], greedy[: len(counts)]
+        return logits[: len(counts)], greedy[: len(counts)], hidden[: len(counts)]
 
     def _layout(self, size: int) -> tuple[int, int, int, int, int]:
         """Where slots, tiles, last rows, the tables' width and the tables begin."""
@@ -220,7 +230,7 @@ class ChunkGraphs:
         width = ends + _CHUNK_SEQUENCES
         return slots, tiles, ends, width, width + 1
 
-    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
         numbers = self._numbers.device
         positions = numbers[:at_slots].view(self._axes, size)
@@ -229,8 +239,9 @@ class ChunkGraphs:
         ends = numbers[at_ends:at_width]
         inputs = ModelInputs(positions[0] if self._axes == 1 else positions, plan, self._kv, ends)
         # A copy, as the layers may write to what they are given.
-        logits = self._model.logits(self._model.forward(self.x[:size].clone(), inputs))
-        return logits, _pick(logits)
+        hidden = self._model.forward(self.x[:size].clone(), inputs)
+        logits = self._model.logits(hidden)
+        return logits, _pick(logits), hidden
 
 
 class ShapeGraphs:

@@ -39,7 +39,7 @@ class Supervision:
 
 
 class Link(Protocol):
-    """One engine. Every Request sent ends in exactly one Finished or Failed, whatever happens to the engine."""
+    """One engine. Every Request and OpenSession sent ends in exactly one Finished or Failed, whatever happens to it."""
 
     @property
     def facts(self) -> EngineFacts: ...
@@ -70,7 +70,7 @@ class Link(Protocol):
     def stats(self) -> EngineStats: ...
 
     def send(self, message: Request | Control) -> None:
-        """Never blocks. For a Request, raises EngineDeadError where no engine could take it."""
+        """Never blocks. For a Request or OpenSession, raises EngineDeadError where no engine could take it."""
         ...
 
     def kill(self) -> None:

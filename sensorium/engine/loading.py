@@ -129,7 +129,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler)
     if not config.enforce_eager:
-        engine.runner.record_graphs(config.max_num_seqs, engine.max_model_len)
+        engine.runner.record_graphs(config.max_num_seqs + config.max_sessions, engine.max_model_len)
         if engine.speech is not None:
             engine.speech.record_graphs()
     warm_up(engine, report)
@@ -233,7 +233,7 @@ def plan_memory(
         tokens = config.num_gpu_blocks_override * config.block_size
     else:
         # More blocks than the largest load can fill would only be memory nobody uses.
-        most = config.max_num_seqs * longest
+        most = (config.max_num_seqs + config.max_sessions) * longest
         tokens = min(tokens, -(-most // config.block_size) * config.block_size)
     return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens, encoders, media, speech)
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
 from sensorium.engine.link import Deliver, LinkState, Supervision
-from sensorium.engine.protocol import Abort, Control, EngineFacts, EngineStats, OpenSession, RefuseWaiting
+from sensorium.engine.protocol import Abort, AppendUnit, Control, EngineFacts, EngineStats, OpenSession, RefuseWaiting
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
-from sensorium.types import Event, Failed, Finished, Request, Timings, Usage
+from sensorium.types import Event, Failed, Finished, Request, Timings, UnitFailed, Usage
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,8 @@ class ProcessLink:
                     done = self._end_aborted()
             elif isinstance(message, RefuseWaiting) and self.state != "ready":
                 done = self._fail([*self._flights], message.code, message.message)
-            if isinstance(message, OpenSession):
-                self._flights[message.request.id] = _Flight(None, None)
+            elif isinstance(message, OpenSession):
+                self._accept_session(message)
             if self.state == "ready" and self._process is not None:
                 self._process.outbox.put([message])
         if done:
@@ -184,6 +184,12 @@ class ProcessLink:
         if not self._flights:
             self._busy_since = time.monotonic()
         self._flights[request.id] = _Flight(request, fingerprint)
+
+    def _accept_session(self, message: OpenSession) -> None:
+        """A session lives as long as the process that it was opened in."""
+        if self.state != "ready":
+            raise EngineDeadError(self.reason)
+        self._flights[message.request.id] = _Flight(None, None)
 
     def _end_aborted(self) -> list[Event]:
         """End the aborted requests of which no engine knows."""
@@ -353,6 +359,10 @@ class ProcessLink:
         if isinstance(message, Request):
             log.error("a request cannot be sent to the engine", exc_info=error)
             self._pass_on([Failed(message.id, "engine_error", "the request could not be sent to the engine")])
+        elif isinstance(message, AppendUnit):
+            log.error("a unit cannot be sent to the engine", exc_info=error)
+            reason = "the unit could not be sent to the engine"
+            self._pass_on([UnitFailed(message.session_id, message.unit.index, 0, "engine_error", reason)])
         else:
             log.error("%s cannot be sent to the engine", type(message).__name__, exc_info=error)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sensorium.engine.histogram import Buckets
 from sensorium.engine.pooler_config import PoolerConfig
-from sensorium.engine.session import SessionPolicy
 from sensorium.types import Request, SamplingParams, Unit
 
 
@@ -33,10 +33,19 @@ class ForgetPrefixes:
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """Control message: a resident sequence that starts with the request's prompt and is then fed units."""
+    """Control message: a resident sequence that starts with the request's prompt and is then fed units.
+
+    policy: a name that the model's family knows, or "turn"; options are the policy's, plain values. max_len: most rows
+    it holds at once. max_units: most that wait. deadline_s: when the opening prompt is to be computed. Abort closes it.
+    """
 
     request: Request
-    policy: SessionPolicy
+    policy: str
+    options: Mapping[str, Any]
+    max_len: int
+    max_units: int
+    deadline_s: float
+    return_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,39 @@ class AppendUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class RewindSession:
+    """Control message, in order with the units: back to the rows at the end of unit `index`, -1 the opening prompt."""
+
+    session_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class BargeIn:
-    """Control message: end what a session is saying and start its next turn. Abort closes a session."""
+    """Control message: end what a session is saying and begin turn number `turn`."""
+
+    session_id: str
+    turn: int
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class PauseSession:
+    """Control message: compute nothing of a session, which keeps its rows; paused=False goes on."""
+
+    session_id: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """Control message: end a session when its units are done."""
 
     session_id: str
 
 
-Control = Abort | RefuseWaiting | ForgetPrefixes | OpenSession | AppendUnit | BargeIn
+SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession
+Control = Abort | RefuseWaiting | ForgetPrefixes | SessionControl
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from sensorium.config import LogprobsMode
+from sensorium.engine.deciding import Deciders
 from sensorium.engine.pooling import Pool, Pooler
 from sensorium.engine.sampler import Sampled, SampleState, Unsampled, sample
 from sensorium.engine.scheduler import Work
 from sensorium.engine.sequence import Sequence
 from sensorium.models.base import Model
-from sensorium.types import SamplingParams, TokenLogprob
+from sensorium.types import Decision, SamplingParams, TokenLogprob
 
 _SCORED_ROWS = 64
 """Rows of logits that exist at once while a prompt is scored: 37 MiB at 150,000 tokens."""
@@ -36,6 +37,8 @@ class Readout:
     def __init__(self, model: Model, pooler: Pooler | None = None, mode: LogprobsMode = "raw_logprobs") -> None:
         self.pooler = pooler
         self.states: dict[str, SampleState] = {}
+        self.deciders = Deciders()
+        """Of sessions, which have no sampling state here."""
         self._model = model
         self._mode: LogprobsMode = mode
         self._scores: dict[str, _Scores] = {}
@@ -72,15 +75,37 @@ class Readout:
                 self._score(work, rows, scores)
 
     def choose(
-        self, seqs: Seq[Sequence], logits: torch.Tensor, likeliest: torch.Tensor | None = None
-    ) -> dict[str, Sampled | Unsampled]:
-        """Next tokens from logits [M, V], a row per sequence; likeliest [M] as Graphs return them, if known."""
+        self, seqs: Seq[Sequence], logits: torch.Tensor, hidden: torch.Tensor, likeliest: torch.Tensor | None = None
+    ) -> dict[str, Sampled | Unsampled | Decision]:
+        """What comes next by logits [M, V], a row per sequence, and for sessions hidden [M, E].
+
+        likeliest [M]: as Graphs return them, if known.
+        """
+        if self.deciders and (rows := [row for row, seq in enumerate(seqs) if seq.resident]):
+            return self._choose_apart(seqs, rows, logits, hidden, likeliest)
         states = [self.states[seq.id] for seq in seqs]
         if likeliest is not None and all(state.takes_likeliest for state in states):
             results = [state.take(token) for state, token in zip(states, likeliest.tolist(), strict=True)]
         else:
             results = sample(logits, states, self._mode)
         return {seq.id: result for seq, result in zip(seqs, results, strict=True)}
+
+    def _choose_apart(
+        self,
+        seqs: Seq[Sequence],
+        rows: list[int],
+        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        likeliest: torch.Tensor | None,
+    ) -> dict[str, Sampled | Unsampled | Decision]:
+        """`rows` belong to sessions, whose policies decide; the others are sampled."""
+        ids = [seqs[row].id for row in rows]
+        chosen: dict[str, Sampled | Unsampled | Decision] = {}
+        if others := [row for row, seq in enumerate(seqs) if not seq.resident]:
+            part = None if likeliest is None else likeliest[others]
+            chosen |= self.choose([seqs[row] for row in others], logits[others], hidden, part)
+            logits, hidden = logits[rows], hidden[rows]
+        return chosen | dict(zip(ids, self.deciders.decide(ids, logits, hidden), strict=True))
 
     def take_scores(self, seq: Sequence) -> tuple[TokenLogprob | None, ...] | None:
         """The prompt's log-probabilities, once, when all of it is computed; None where nobody asked."""

@@ -11,13 +11,15 @@ import torch
 from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs
 from sensorium.engine.histogram import MEDIA_S, Histograms
 from sensorium.engine.readout import Readout
+from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
 from sensorium.engine.stopwatch import Stopwatch
 from sensorium.kernels.select import paged_attention
 from sensorium.models.base import Model
-from sensorium.types import MediaItem, ModelInputs
+from sensorium.types import Decision, MediaItem, ModelInputs
 
+Chosen = Sampled | Unsampled | Decision
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
 
@@ -108,7 +110,7 @@ class Runner:
         return self._decodes is not None
 
     @torch.inference_mode()
-    def run(self, batch: Batch, follow: Seq[Work] = ()) -> dict[str, Sampled | Unsampled]:
+    def run(self, batch: Batch, follow: Seq[Work] = ()) -> dict[str, Chosen]:
         """Compute the batch. Result: next token per sampling sequence id, or why there is none.
 
         follow: the next step of sequences that only decode and take the likeliest token. The device starts with it
@@ -130,8 +132,7 @@ class Runner:
             self.block_size,
             self.device,
         )
-        ends = np.cumsum([work.count for work in works]) - 1
-        picked = [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
+        picked = self._picked(works)
         rows = None if len(picked) == len(x) else torch.tensor(picked, dtype=torch.int64, device=self.device)
         every = self.readout.is_observing
         inputs = ModelInputs(self._positions(works), plan, self.kv, None if every else rows)
@@ -140,9 +141,28 @@ class Runner:
             self.readout.observe(works, hidden)
             hidden = hidden if rows is None else hidden[rows]
         sampled = [work.seq for work in works if work.sample]
-        return self.readout.choose(sampled, self.model.logits(hidden)) if sampled else {}
+        return self.readout.choose(sampled, self.model.logits(hidden), hidden) if sampled else {}
 
-    def _replay(self, works: Seq[Work], follow: Seq[Work]) -> dict[str, Sampled | Unsampled] | None:
+    @torch.inference_mode()
+    def move_rows(self, moves: RowMoves) -> None:
+        """Move rows of the KV cache, keys rotated to their new positions."""
+        sources, targets = (torch.from_numpy(at).to(self.device) for at in (moves.sources, moves.targets))
+        before, after = (torch.from_numpy(at).to(self.device) for at in (moves.before, moves.after))
+        turn = self.model.turn(before, after)
+        for layer in self.kv:
+            keys, values = layer.view(2, -1, *layer.shape[3:]).unbind()
+            moved = turn(keys.index_select(0, sources))
+            keys.index_copy_(0, targets, moved)
+            values.index_copy_(0, targets, values.index_select(0, sources))
+
+    def _picked(self, works: Seq[Work]) -> list[int]:
+        """The rows of the step that something comes after: of each sequence the last, or the one that decides."""
+        ends = np.cumsum([work.count for work in works]) - 1
+        if not self.readout.deciders:
+            return [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
+        return [int(end) - _behind(work) for end, work in zip(ends, works, strict=True) if work.sample]
+
+    def _replay(self, works: Seq[Work], follow: Seq[Work]) -> dict[str, Chosen] | None:
         """The step as a graph, if it is small enough and one was recorded."""
         counts = [work.count for work in works]
         assert self._decodes is not None
@@ -154,7 +174,8 @@ class Runner:
         if any(work.seq.needs_every_row or work.seq.request.pooling is not None for work in works):
             return None
         if decodes:
-            logits, greedy = self._decode(self._decodes, works, [work.seq.ids[work.start] for work in works])
+            ids = [work.seq.ids[work.start] for work in works]
+            logits, greedy, hidden = self._decode(self._decodes, works, ids)
             if follow:
                 return self._collect(_Ahead(list(works), Likeliest(greedy)), works, follow)
         else:
@@ -162,15 +183,16 @@ class Runner:
             x.copy_(self.model.embed(self._ids(works)))
             self._fuse(x, works)
             lens, positions, tables = self._places(works)
-            logits, greedy = self._chunks.run(counts, lens, positions, tables)
+            behind = [_behind(work) for work in works] if self.readout.deciders else None
+            logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
         rows = [row for row, work in enumerate(works) if work.sample]
         if len(rows) < len(works):
-            logits, greedy = logits[rows], greedy[rows]
-        return self.readout.choose([works[row].seq for row in rows], logits, greedy)
+            logits, greedy, hidden = logits[rows], greedy[rows], hidden[rows]
+        return self.readout.choose([works[row].seq for row in rows], logits, hidden, greedy)
 
     def _decode(
         self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int], source: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         lens, positions, tables = self._places(works)
         return graphs.run(ids, positions, lens, tables, source)
 
@@ -183,12 +205,12 @@ class Runner:
             return lens, np.broadcast_to(np.asarray(lens) - 1, (axes, len(lens))), tables
         return lens, np.concatenate([_axis_positions(work, axes) for work in works], axis=1), tables
 
-    def _collect(self, ahead: _Ahead, works: Seq[Work], follow: Seq[Work]) -> dict[str, Sampled | Unsampled]:
+    def _collect(self, ahead: _Ahead, works: Seq[Work], follow: Seq[Work]) -> dict[str, Chosen]:
         """Start what follows a step that is on the device, then read that step's tokens."""
         rows = {work.seq.id: row for row, work in enumerate(ahead.works)}
         if follow and self._decodes is not None:
             places = [rows[work.seq.id] for work in follow]
-            _, greedy = self._decode(self._decodes, follow, places, ahead.likeliest.device)
+            _, greedy, _ = self._decode(self._decodes, follow, places, ahead.likeliest.device)
             self._ahead = _Ahead(list(follow), Likeliest(greedy))
         tokens = ahead.likeliest.tolist()
         states = self.readout.states
@@ -234,6 +256,12 @@ class Runner:
                     part = rows[span.row + first - span.start : span.row + last - span.start]
                     x[offset + first - work.start : offset + last - work.start] = part
             offset += work.count
+
+
+def _behind(work: Work) -> int:
+    """Rows of a work behind the one that something comes after."""
+    seq = work.seq
+    return work.start + work.count - 1 - seq.deciding if work.sample and isinstance(seq, Resident) else 0
 
 
 def _axis_positions(work: Work, axes: int) -> np.ndarray:

@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sensorium.engine.blocks import BlockPool
 from sensorium.engine.encoder_cache import EncoderCacheIndex
+from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.sequence import Sequence, Status
+from sensorium.errors import OverloadedError
 from sensorium.types import MediaItem
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Compute tokens [start, start + count) of a sequence; sample the next token if that reaches its known end."""
+    """Compute tokens [start, start + count) of a sequence, and sample the next one: after the last, that is its known
+    end, or for a session after the row that decides."""
 
     seq: Sequence
     start: int
@@ -74,7 +80,7 @@ class Scheduler:
         self.long_prefill_tokens = long_prefill_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.resident: list[Sequence] = []
+        self.resident: list[Resident] = []
         self.reset_counters()
         self._held: dict[str, set[bytes]] = {}
 
@@ -87,9 +93,8 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; higher priority numbers wait behind lower ones, as in vLLM."""
-        if seq.resident:
-            seq.status = Status.RESIDENT
-            self.resident.append(seq)
+        if isinstance(seq, Resident):
+            self._add_resident(seq)
             return
         at = len(self.waiting)
         while at > 0 and self.waiting[at - 1].request.priority > seq.request.priority:
@@ -100,8 +105,12 @@ class Scheduler:
         """Take a sequence out, wherever it is, and free what it holds. Safe to call twice."""
         if seq.status is Status.FINISHED:
             return
-        queue = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.RESIDENT: self.resident}[seq.status]
-        queue.remove(seq)
+        queues: dict[Status, deque[Sequence] | list[Sequence] | list[Resident]] = {
+            Status.WAITING: self.waiting,
+            Status.RUNNING: self.running,
+            Status.RESIDENT: self.resident,
+        }
+        queues[seq.status].remove(seq)  # pyright: ignore
         self._free(seq)
         seq.status = Status.FINISHED
 
@@ -116,6 +125,9 @@ class Scheduler:
         budget = _Budget(self.max_num_batched_tokens, self.max_encoder_rows)
         works: list[Work] = []
         scheduled: set[str] = set()
+        for seq in self._due():
+            if budget.tokens > 0 and (work := self._resident_work(seq, budget, now_s)) is not None:
+                works.append(work)
         for seq in self._by_urgency():
             if budget.tokens == 0:
                 break
@@ -134,14 +146,18 @@ class Scheduler:
         return Batch(works, [item for key, item in budget.encode.items() if key in self.encoder_cache])
 
     def _by_urgency(self) -> list[Sequence]:
-        """Sessions with a due unit, earliest deadline first; then decodes; then unfinished prefills."""
-        due = [seq for seq in self.resident if seq.is_due]
-        due.sort(key=lambda seq: seq.deadline_s)
+        """Decodes, then unfinished prefills."""
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for seq in self.running:
             (decodes if len(seq.ids) - seq.computed == 1 else prefills).append(seq)
-        return [*due, *decodes, *prefills]
+        return [*decodes, *prefills]
+
+    def _due(self) -> list[Resident]:
+        """Sessions with something to compute, earliest deadline first."""
+        due = [seq for seq in self.resident if seq.is_due]
+        due.sort(key=lambda seq: seq.deadline_s)
+        return due
 
     def _start_waiting(self, budget: _Budget, works: list[Work], now_s: float) -> None:
         at = 0
@@ -199,19 +215,21 @@ class Scheduler:
     def complete(self, work: Work) -> None:
         """Record that a work's tokens are computed: publish full blocks, let go of media rows that are consumed."""
         seq = work.seq
-        seq.computed = work.start + work.count
-        full = seq.computed // self.pool.block_size
+        if isinstance(seq, Resident):
+            seq.computed_to(work.start, work.count)
+            full = min(seq.computed // self.pool.block_size, len(seq.hashes))  # those of the opening prompt
+        else:
+            seq.computed = work.start + work.count
+            full = seq.computed // self.pool.block_size
         if self.enable_prefix_caching and full > seq.num_registered:
-            hashes = seq.extend_hashes(self.pool.block_size)
+            hashes = seq.hashes if seq.resident else seq.extend_hashes(self.pool.block_size)
             for index in range(seq.num_registered, full):
                 self.pool.register(seq.blocks[index], hashes[index])
             seq.num_registered = full
-        held = self._held.get(seq.id)
-        if held:
-            needed = {seq.media[span.media].key for span in seq.spans_in(seq.computed, len(seq.ids))}
-            for key in held - needed:
-                self.encoder_cache.release(key, seq.id)
-            held &= needed
+        if seq.id in self._held:
+            self._release_media(seq)
+        if isinstance(seq, Resident):
+            seq.forget_media()
 
     def rewind(self, seq: Sequence) -> None:
         """Give back what a sequence holds and queue it before its equals; it recomputes (the prefix cache helps)."""
@@ -226,6 +244,61 @@ class Scheduler:
         self.num_preemptions += 1
         seq.num_preemptions += 1
 
+    # ---- sessions --------------------------------------------------------------------------------------------------
+
+    def _add_resident(self, seq: Resident) -> None:
+        """Its opening prompt may begin as others did; what comes after is its own."""
+        self.resident.append(seq)
+        hit = self._match_prefix(seq)
+        self.pool.take(hit)
+        seq.blocks = list(hit)
+        seq.num_registered = len(hit)
+        seq.computed = seq.cached = len(hit) * self.pool.block_size
+
+    def _resident_work(self, seq: Resident, budget: _Budget, now_s: float) -> Work | None:
+        if seq.first_scheduled_s is None:
+            seq.first_scheduled_s = now_s
+        if seq.holes:
+            start, stop = seq.holes[0]
+            count = min(stop - start, budget.tokens)
+            budget.tokens -= count
+            return Work(seq, start, count, False)
+        count = self._admit(seq, budget)
+        if count == 0 or not self._grow(seq, seq.computed + count, set()):
+            return None
+        budget.tokens -= count
+        return Work(seq, seq.computed, count, seq.computed <= seq.deciding < seq.computed + count)
+
+    def splice(self, seq: Resident, start: int, stop: int, ids: list[int]) -> RowMoves | None:
+        """Rows [start, stop) of a session become `ids`, to be computed; what must move for that, None for nothing.
+
+        Blocks that are no longer needed are free at once: the rows must be moved before the next step runs.
+        """
+        size, last, shift = self.pool.block_size, seq.computed, len(ids) - (stop - start)
+        old, first = seq.blocks, start // size
+        needed = self.pool.blocks_for(last + shift if last > stop else min(last, start))
+        # Blocks from `first` on are written to, now or later: those that others hold too must stay as they are.
+        shared = [index for index in range(first, min(needed, len(old))) if self.pool.is_shared(old[index])]
+        fresh = self._allocate(len(shared) + max(needed - len(old), 0), seq, set())
+        if fresh is None:
+            raise OverloadedError("there is no free block to change a session's rows in", reason="kv")
+        seq.splice(start, stop, ids)
+        seq.blocks = old[:needed]
+        for index in shared:
+            seq.blocks[index] = fresh.pop()
+        for block in seq.blocks[first:]:
+            self.pool.forget(block)
+        seq.blocks += fresh
+        del seq.hashes[first:]
+        seq.num_registered = min(seq.num_registered, first)
+        self._release_media(seq)
+        # What lies before `start` in its block goes along where that is replaced.
+        head = np.arange(first * size, min(start, last)) if first in shared else np.arange(0)
+        rows = np.concatenate((head, np.arange(stop, max(last, stop))))
+        moves = _moves(rows, len(head), shift, old, seq.blocks, size)
+        self.pool.release([*old[needed:], *(old[index] for index in shared)])
+        return moves
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def _work(self, seq: Sequence, count: int, budget: _Budget, now_s: float) -> Work:
@@ -234,6 +307,14 @@ class Scheduler:
             seq.first_scheduled_s = now_s
         samples = seq.computed + count == len(seq.ids) and seq.request.pooling is None
         return Work(seq, seq.computed, count, samples)
+
+    def _release_media(self, seq: Sequence) -> None:
+        """Let go of media rows that are not needed any more."""
+        if held := self._held.get(seq.id):
+            needed = {seq.media[span.media].key for span in seq.spans_in(seq.computed, len(seq.ids))}
+            for key in held - needed:
+                self.encoder_cache.release(key, seq.id)
+            held &= needed
 
     def _uses_prefixes(self, seq: Sequence) -> bool:
         return self.enable_prefix_caching and not seq.needs_every_row
@@ -307,16 +388,22 @@ class Scheduler:
         missing = self.pool.blocks_for(num_tokens) - len(seq.blocks)
         if missing <= 0:
             return True
-        while (blocks := self.pool.allocate(missing)) is None:
+        blocks = self._allocate(missing, seq, scheduled)
+        if blocks is None:
+            return False
+        seq.blocks.extend(blocks)
+        return True
+
+    def _allocate(self, count: int, seq: Sequence, scheduled: set[str]) -> list[int] | None:
+        while (blocks := self.pool.allocate(count)) is None:
             candidates = [s for s in reversed(self.running) if s.id not in scheduled]
             victim = max(candidates, key=lambda s: s.request.priority, default=None)
             if victim is None:
-                return False
+                return None
             self.rewind(victim)
             if victim is seq:
-                return False
-        seq.blocks.extend(blocks)
-        return True
+                return None
+        return blocks
 
     def _free(self, seq: Sequence) -> None:
         self.pool.release(seq.blocks)
@@ -334,3 +421,14 @@ class Scheduler:
         assert self.pool.num_blocks - self.pool.num_free == len(held), "a block is held by nobody"
         assert not any(seq.blocks for seq in self.waiting), "a waiting sequence holds blocks"
         assert self.encoder_cache.num_holds == sum(map(len, self._held.values())), "media rows are held by nobody"
+
+
+def _moves(
+    rows: NDArray[np.int64], num_still: int, shift: int, old: list[int], new: list[int], block_size: int
+) -> RowMoves | None:
+    """rows [n] of block table `old` go to `new`: the first num_still as they are, the others `shift` further on."""
+    after = np.where(np.arange(len(rows)) < num_still, rows, rows + shift)
+    sources = np.asarray(old, dtype=np.int64)[rows // block_size] * block_size + rows % block_size
+    targets = np.asarray(new, dtype=np.int64)[after // block_size] * block_size + after % block_size
+    moved = sources != targets
+    return RowMoves(sources[moved], targets[moved], rows[moved], after[moved]) if moved.any() else None

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_right
 from enum import Enum
 
-from sensorium.types import MediaItem, Prompt, Request, Span
+from sensorium.types import MediaItem, Request, Span
 
 
 class Status(Enum):
@@ -18,11 +18,9 @@ class Status(Enum):
 
 
 class Sequence:
-    """Known tokens `ids`, of which the first `computed` have their KV in `blocks`.
+    """Known tokens `ids`, of which the first `computed` have their KV in `blocks`."""
 
-    A sequence with `resident=True` belongs to a session: it outlives its units, is never preempted, and is scheduled
-    by `deadline_s`.
-    """
+    resident = False
 
     __slots__ = (
         "_root",
@@ -30,12 +28,10 @@ class Sequence:
         "cached",
         "computed",
         "counted",
-        "deadline_s",
         "first_scheduled_s",
         "first_token_s",
         "hashes",
         "id",
-        "idle",
         "ids",
         "max_len",
         "media",
@@ -45,17 +41,15 @@ class Sequence:
         "positions",
         "prompt_len",
         "request",
-        "resident",
         "span_starts",
         "spans",
         "status",
     )  # fmt: skip
 
-    def __init__(self, request: Request, max_len: int, *, resident: bool = False) -> None:
+    def __init__(self, request: Request, max_len: int) -> None:
         prompt = request.prompt
         self.id = request.id
         self.request = request
-        self.resident = resident
         self.ids: list[int] = list(prompt.ids)
         self.spans: list[Span] = sorted(prompt.spans, key=lambda span: span.start)
         self.span_starts = [span.start for span in self.spans]
@@ -74,8 +68,6 @@ class Sequence:
         # Whether something is read off every prompt position, so that none may come from the prefix cache.
         self.needs_every_row = False
         self.status = Status.WAITING
-        self.idle = False
-        self.deadline_s = 0.0
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         # The root separates namespaces and adapters: their blocks can never meet.
@@ -84,23 +76,6 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.ids) - self.prompt_len
-
-    def append_unit(self, prompt: Prompt, deadline_s: float) -> None:
-        """Add a session's next unit after everything known so far."""
-        at, first = len(self.ids), len(self.media)
-        self.ids.extend(prompt.ids)
-        for span in sorted(prompt.spans, key=lambda span: span.start):
-            self.spans.append(Span(span.start + at, span.length, span.media + first, span.row))
-            self.span_starts.append(span.start + at)
-        self.media.extend(prompt.media)
-        self.prompt_len = len(self.ids)
-        self.deadline_s = deadline_s
-        self.idle = False
-
-    @property
-    def is_due(self) -> bool:
-        """Whether known tokens wait to be computed. Between units a session's last token may wait for the next."""
-        return not self.idle and len(self.ids) > self.computed
 
     def spans_in(self, start: int, stop: int) -> list[Span]:
         """Spans that overlap positions [start, stop), in order."""

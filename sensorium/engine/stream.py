@@ -33,26 +33,25 @@ class Stream:
         if not isinstance(self._events, queue.SimpleQueue):
             raise RuntimeError("this stream was made in an event loop; use `async for`")
         while not self._done:
-            event = self._events.get()
-            self._done = isinstance(event, Finished | Failed)
-            yield event
+            yield self._read(self._events.get())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         if not isinstance(self._events, asyncio.Queue):
             raise RuntimeError("this stream was made outside an event loop; use a plain `for`")
         while not self._done:
-            event = await self._events.get()
-            self._done = isinstance(event, Finished | Failed)
-            yield event
+            yield self._read(await self._events.get())
 
     def ready(self) -> list[Event]:
         """Events that have arrived already, without waiting: lets a slow reader merge deltas."""
         events: list[Event] = []
         while not self._done and not self._events.empty():
-            event = self._events.get_nowait()
-            self._done = isinstance(event, Finished | Failed)
-            events.append(event)
+            events.append(self._read(self._events.get_nowait()))
         return events
+
+    def _read(self, event: Event) -> Event:
+        """Every event passes here on its way to the reader."""
+        self._done = isinstance(event, Finished | Failed)
+        return event
 
     def put(self, event: Event) -> None:
         """Called by `hand_out` only, in the stream's own loop if it has one."""

@@ -24,11 +24,14 @@ from sensorium.engine.protocol import (
     Abort,
     AppendUnit,
     BargeIn,
+    CloseSession,
     EngineFacts,
     EngineStats,
     ForgetPrefixes,
     OpenSession,
+    PauseSession,
     RefuseWaiting,
+    RewindSession,
 )
 from sensorium.types import (
     Failed,
@@ -40,7 +43,6 @@ from sensorium.types import (
     TextDelta,
     UnitDone,
     UnitFailed,
-    UnitFinished,
 )
 
 
@@ -89,9 +91,10 @@ class LogLine:
 
 
 TYPES: tuple[type, ...] = (
-    *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, OpenSession, AppendUnit, BargeIn),
+    *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes),
+    *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
-    *(TextDelta, PromptScored, Pooled, UnitFinished, SessionOpened, UnitDone, UnitFailed, Finished, Failed),
+    *(TextDelta, PromptScored, Pooled, SessionOpened, UnitDone, UnitFailed, Finished, Failed),
 )
 _NUMBERS: dict[type, int] = {kind: number for number, kind in enumerate(TYPES)}
 _HEAD = struct.Struct("<IQ")

@@ -6,13 +6,14 @@ N tokens · A position axes (1, or 3 for M-RoPE) · D head dim
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from sensorium.errors import CheckpointError
+from sensorium.kernels.reference import rope
 from sensorium.layers.rope_config import RopeConfig
 
 
@@ -108,6 +109,17 @@ class Rope(nn.Module):
         if self.attention_factor != 1.0:
             cos, sin = cos * self.attention_factor, sin * self.attention_factor
         return torch.cat((cos, cos), -1).to(dtype)[:, None], torch.cat((-sin, sin), -1).to(dtype)[:, None]
+
+    def turn(self, before: torch.Tensor, after: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function that takes keys [n, K, D] rotated for positions before [n] to positions after [n].
+
+        All axes of a key must move by the same distance. The angles are the float32 ones that `forward` rotates by, so
+        that what was rotated by one is rotated by the other, and not by something near.
+        """
+        angles = (after[:, None] * self.inv_freq).double() - (before[:, None] * self.inv_freq).double()
+        cos, sin = angles.cos().float(), angles.sin().float()
+        cos, sin = torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+        return lambda keys: rope(keys.float(), cos, sin).to(keys.dtype)
 
 
 def _axis_of_channel(config: RopeConfig) -> torch.Tensor:

@@ -143,7 +143,11 @@ class SpeechModel(Protocol):
 
 
 class Model(Protocol):
-    """Weights and forward pass of one family, written for one device."""
+    """Weights and forward pass of one family, written for one device.
+
+    Optional: `session_policies`, a mapping of names to SessionPolicy classes, and, where encoders keep state for
+    MediaItem.stream, `drop_stream(session_id)`, called when a session ends.
+    """
 
     modalities: tuple[Modality, ...]
     vocab_size: int
@@ -175,6 +179,10 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[M, E] -> [M, V]."""
+        ...
+
+    def turn(self, before: torch.Tensor, after: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function that rotates cached keys [n, K, D] from positions before [n] to positions after [n]."""
         ...
 
     def fuse(self, fused_class: Any) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from small import drive, image, prompt, request, sound, tokens
 
-from sensorium.engine.protocol import Abort, AppendUnit, BargeIn, OpenSession
-from sensorium.engine.session import SessionPolicy
-from sensorium.types import Failed, Finished, MediaItem, Prompt, TextDelta, Unit, UnitFinished
+from sensorium.engine.protocol import Abort
+from sensorium.types import Failed, Finished, MediaItem
 
 MIXED = {
     "text": prompt("What is the colour of the small circle on the left?"),
@@ -175,89 +172,3 @@ def test_timings_come_from_the_clock(make_engine) -> None:
     assert events[-1].timings.queue_s == 1.0
     assert events[-1].timings.ttft_s == 1.0
     assert events[-1].timings.total_s == 3.0
-
-
-# ---- sessions -----------------------------------------------------------------------------------------------------
-
-
-def unit(index: int, made: Prompt, deadline_s: float = 1.0) -> AppendUnit:
-    return AppendUnit("s", Unit(index, made, 0.0, deadline_s))
-
-
-def settle(engine) -> list:
-    events = []
-    while engine.has_work:
-        events += engine.step()
-    return events
-
-
-def test_a_session_continues_where_its_last_unit_ended(make_engine) -> None:
-    opening, first, second = prompt("You are a guide."), prompt("one ", image(1)), prompt("two ", sound(2))
-    engine = make_engine()
-    engine.inbox.append(OpenSession(request("s", opening), SessionPolicy(frozenset(), max_tokens=5)))
-    engine.inbox.append(unit(0, first))
-    said = settle(engine)
-    engine.inbox.append(unit(1, second))
-    said += settle(engine)
-    ends = [event for event in said if isinstance(event, UnitFinished)]
-    assert [(end.index, end.num_tokens, end.lateness_s) for end in ends] == [(0, 5, 0.0), (1, 5, 0.0)]
-    # The same tokens in one plain request give the same continuation.
-    ids = (*opening.ids, *first.ids, *tokens(said)[:5], *second.ids)
-    at = len(opening.ids)
-    later = at + len(first.ids) + 5
-    spans = (*_moved(first, at, 0), *_moved(second, later, 1))
-    whole = Prompt(ids, spans, (*first.media, *second.media))
-    assert tokens(drive(make_engine(), request("r", whole, max_tokens=5))["r"]) == tokens(said)[5:]
-
-
-def _moved(made: Prompt, by: int, media: int):
-    return [replace(span, start=span.start + by, media=media) for span in made.spans]
-
-
-def test_a_barge_in_ends_the_unit_and_starts_a_turn(make_engine) -> None:
-    engine = make_engine()
-    engine.inbox.append(OpenSession(request("s", prompt("hello")), SessionPolicy(frozenset(), max_tokens=50)))
-    engine.inbox.append(unit(0, prompt("talk")))
-    for _ in range(4):
-        engine.step()
-    engine.inbox.append(BargeIn("s"))
-    events = settle(engine)
-    assert [type(event) for event in events] == [UnitFinished]
-    engine.inbox.append(unit(1, prompt("again")))
-    assert {event.turn for event in settle(engine) if isinstance(event, TextDelta)} == {1}
-
-
-def test_a_session_that_falls_behind_fails_alone(make_engine, solo) -> None:
-    engine = make_engine()
-    engine.inbox.append(OpenSession(request("s", prompt("hello")), SessionPolicy(frozenset(), 5, max_queued=1)))
-    engine.inbox.extend(unit(i, prompt("more")) for i in range(4))
-    events = drive_with(engine, request("r", MIXED["text"]))
-    assert [event.code for event in events["s"] if isinstance(event, Failed)] == ["overloaded"]
-    assert tokens(events["r"]) == solo["text"]
-
-
-def test_a_unit_with_position_axes_is_refused(make_engine) -> None:
-    engine = make_engine()
-    made = replace(prompt("more"), positions=np.zeros((3, 9), dtype=np.int64))
-    engine.inbox.append(OpenSession(request("s", prompt("hello")), SessionPolicy(frozenset(), 5)))
-    engine.inbox.append(unit(0, made))
-    assert [event.code for event in settle(engine)] == ["unsupported"]
-
-
-def drive_with(engine, *requests):
-    engine.inbox.extend(requests)
-    events: dict[str, list] = {}
-    for event in settle(engine):
-        events.setdefault(event.request_id, []).append(event)
-    return events
-
-
-def test_lateness_is_measured_against_the_deadline(make_engine) -> None:
-    engine = make_engine()
-    engine.inbox.append(OpenSession(request("s", prompt("hello")), SessionPolicy(frozenset(), max_tokens=3)))
-    engine.inbox.append(unit(0, prompt("go"), deadline_s=2.0))
-    events = []
-    while engine.has_work:
-        engine.clock.now_s += 1.5
-        events += engine.step()
-    assert next(e for e in events if isinstance(e, UnitFinished)).lateness_s == 2.5

@@ -34,6 +34,8 @@ from sensorium.types import (
     SamplingParams,
     Span,
     TextDelta,
+    UnitDone,
+    UnitFailed,
 )
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="engine processes need socket pairs that can be inherited")
@@ -301,3 +303,33 @@ time.sleep(600)
         assert running(pid)
         caller.kill()
     assert eventually(lambda: not running(pid))
+
+
+# ---- sessions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_crosses_to_the_process(ready: EngineClient) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    session = ready.open_session(prompt(ready, "You are a guide."), sampling=sampling, return_hidden=True)
+    assert session.opened().num_tokens == len(prompt(ready, "You are a guide.").ids)
+    done = session.run(prompt(ready, "Where to?"))
+    assert (len(done.ids), done.hidden.shape, done.info) == (5, (5, ready.facts.hidden_size), {"reason": "length"})
+    session.close()
+    assert isinstance(list(session)[-1], Finished)
+
+
+def test_sessions_end_with_their_process_and_new_ones_open_in_the_next(ready: EngineClient) -> None:
+    session = ready.open_session(prompt(ready, "hello"), sampling=ENDLESS)
+    session.append(prompt(ready, "talk"))
+    session.opened()
+    next(iter(session))
+    os.kill(ready.engine_pid, signal.SIGKILL)
+    ends = [event for event in session if isinstance(event, UnitFailed | UnitDone | Finished | Failed)]
+    assert [(type(end), end.code) for end in ends] == [(UnitFailed, "engine_restarted"), (Failed, "engine_restarted")]
+    assert ready.num_sessions == 0
+    assert eventually(lambda: ready.state == "ready")
+    again = ready.open_session(prompt(ready, "hello"), sampling=SamplingParams(max_tokens=2, ignore_eos=True))
+    again.opened()
+    assert len(again.run(prompt(ready, "talk")).ids) == 2
+    again.abort()
+    assert list(again)[-1].reason == "abort"

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sensorium.engine.blocks import BlockPool
 from sensorium.engine.encoder_cache import EncoderCacheIndex
+from sensorium.engine.resident import Resident
 from sensorium.engine.scheduler import Batch, Scheduler
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.types import MediaItem, Prompt, Request, SamplingParams, Span
@@ -31,7 +32,7 @@ def make_seq(name: str, ids: list[int], spans: list[tuple[int, int, bytes]] = ()
     placed = tuple(Span(start, length, index) for index, (start, length, _) in enumerate(spans))
     resident = kwargs.pop("resident", False)
     request = Request(name, Prompt(tuple(ids), placed, media), SamplingParams(), **kwargs)
-    return Sequence(request, 10_000, resident=resident)
+    return Resident(request, 10_000, 0.0) if resident else Sequence(request, 10_000)
 
 
 def run(scheduler: Scheduler, batch: Batch, token: int = 7) -> list[str]:
@@ -43,6 +44,8 @@ def run(scheduler: Scheduler, batch: Batch, token: int = 7) -> list[str]:
         if work.sample:
             work.seq.ids.append(token)
             sampled.append(work.seq.id)
+            if isinstance(work.seq, Resident):
+                work.seq.deciding = len(work.seq.ids) - 1
     return sampled
 
 
@@ -145,7 +148,7 @@ def test_sessions_are_served_by_deadline_and_before_requests() -> None:
     late, soon = make_seq("late", [], resident=True), make_seq("soon", [], resident=True)
     for seq, deadline in ((late, 2.0), (soon, 1.0)):
         scheduler.add(seq)
-        seq.append_unit(Prompt((1, 2, 3)), deadline)
+        seq.append(Prompt((1, 2, 3)), -1, deadline)
     scheduler.add(make_seq("request", [1, 2, 3]))
     batch = scheduler.schedule(0.0)
     assert [(work.seq.id, work.count) for work in batch.works] == [("soon", 3), ("late", 1)]
@@ -155,7 +158,7 @@ def test_a_session_is_never_preempted() -> None:
     scheduler = make_scheduler(blocks=4, enable_prefix_caching=False)
     session = make_seq("session", [], resident=True)
     scheduler.add(session)
-    session.append_unit(Prompt(tuple(range(8))), 1.0)
+    session.append(Prompt(tuple(range(8))), -1, 1.0)
     run(scheduler, scheduler.schedule(0.0))
     scheduler.add(make_seq("request", [1] * 7))
     for _ in range(4):
@@ -200,7 +203,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(length=st.integers(1, 4), deadline=st.floats(0, 10))
     def append(self, length: int, deadline: float) -> None:
         seq = next(s for s in self.alive.values() if s.resident and len(s.ids) < 16)
-        seq.append_unit(Prompt((3,) * length), deadline)
+        seq.append(Prompt((3,) * length), -1, deadline)
 
     @rule()
     def step(self) -> None:

@@ -149,6 +149,9 @@ class TextModel(nn.Module):
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """For families whose towers can be recorded as graphs by shape; see engine.graphs.ShapeGraphs."""
 
+    def turn(self, before: torch.Tensor, after: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.decoder.rope.turn(before, after)
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.decoder.embed(ids)
 

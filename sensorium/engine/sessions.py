@@ -1,0 +1,268 @@
+"""The engine's sessions: control messages in, units through the scheduler, what is decided back to the policy, events.
+
+Units of different sessions and requests share steps; this only says what comes next in each session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sensorium.engine.detokenizer import Detokenizer
+from sensorium.engine.protocol import (
+    AppendUnit,
+    BargeIn,
+    CloseSession,
+    OpenSession,
+    PauseSession,
+    RewindSession,
+    SessionControl,
+)
+from sensorium.engine.resident import Resident
+from sensorium.engine.runner import Runner
+from sensorium.engine.sampler import Unsampled
+from sensorium.engine.scheduler import Scheduler, Work
+from sensorium.engine.session import Rewind, Session
+from sensorium.engine.turn_policy import TurnPolicy
+from sensorium.errors import OverloadedError, RequestError, SensoriumError
+from sensorium.models.base import SessionPolicy, Tokenizer
+from sensorium.types import (
+    Decision,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    SessionOpened,
+    Splice,
+    Timings,
+    Unit,
+    Usage,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """Belongs to the engine's thread. Events of a call are appended to the list that it is given."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer, clock: Callable[[], float]) -> None:
+        self._scheduler, self._runner, self._tokenizer, self._clock = scheduler, runner, tokenizer, clock
+        self._deciders = runner.readout.deciders
+        self.policies: dict[str, Any] = {"turn": TurnPolicy} | dict(getattr(runner.model, "session_policies", {}))
+        """Name -> class; what may be opened."""
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
+    # ---- control ---------------------------------------------------------------------------------------------------
+
+    def take(self, message: SessionControl, events: list[Event]) -> None:
+        """Carry out a message; a session that cannot go on fails alone."""
+        if isinstance(message, OpenSession):
+            self._open(message, events)
+            return
+        session = self._sessions.get(message.session_id)
+        if session is None:  # it has ended meanwhile; its last event is out already
+            return
+        try:
+            if isinstance(message, AppendUnit):
+                self._push(session, message.unit, events)
+            elif isinstance(message, RewindSession):
+                session.queued.append(Rewind(message.index))
+            elif isinstance(message, PauseSession):
+                session.seq.is_paused = message.paused
+            elif isinstance(message, CloseSession):
+                session.is_closing, session.seq.is_paused = True, False
+            elif message.turn > session.turn:
+                self._barge_in(session, message, events)
+            self._begin(session, events)
+        except Exception as error:
+            self._fail_with(session, error, events)
+
+    def _open(self, message: OpenSession, events: list[Event]) -> None:
+        request = message.request
+        try:
+            policy = self._make_policy(message)
+            seq = Resident(request, message.max_len, message.deadline_s)
+            detokenizer = Detokenizer(self._tokenizer, request.sampling)
+            session = Session(seq, policy, detokenizer, message.max_units, message.return_hidden)
+        except SensoriumError as error:
+            events.append(Failed(request.id, error.code, error.message, error.status, error.param))
+            return
+        except Exception as error:
+            log.exception("a session could not be opened")
+            events.append(Failed(request.id, "engine_error", f"the session's policy failed ({type(error).__name__})"))
+            return
+        self._sessions[request.id] = session
+        self._deciders.open(request.id, policy)
+        self._scheduler.add(seq)
+        if not seq.ids:
+            self._opened(session, events)
+
+    def _make_policy(self, message: OpenSession) -> SessionPolicy:
+        kind = self.policies.get(message.policy)
+        if kind is None:
+            known = ", ".join(sorted(self.policies))
+            raise RequestError(f"policy: {message.policy!r} is unknown; this model has {known}", param="policy")
+        return kind(self._tokenizer, message.request.sampling, message.options)
+
+    def _opened(self, session: Session, events: list[Event]) -> None:
+        session.opened()
+        events.append(SessionOpened(session.seq.id, len(session.seq.ids)))
+        self._begin(session, events)
+
+    def _push(self, session: Session, unit: Unit, events: list[Event]) -> None:
+        if len(session.queued) >= session.max_units:
+            reason = f"session {session.seq.id!r} is {len(session.queued)} units behind"
+            events.append(session.failed(unit, OverloadedError.code, reason, OverloadedError.status))
+        else:
+            session.queued.append(unit)
+
+    def _begin(self, session: Session, events: list[Event]) -> None:
+        """Let the next unit run, if the session is ready for it."""
+        while session.is_ready and session.queued:
+            item = session.queued.popleft()
+            if isinstance(item, Rewind):
+                self._rewind(session, item.index)
+                continue
+            try:
+                session.begin(item)
+            except RequestError as error:
+                events.append(session.failed(item, error.code, error.message, error.status))
+        if session.is_closing and session.is_open and session.unit is None and not session.queued:
+            self.finish(session.seq.id, "stop", events)
+
+    def _barge_in(self, session: Session, message: BargeIn, events: list[Event]) -> None:
+        if session.is_open:
+            session.seq.ids.extend(session.policy.interrupt(message.options))
+            self._deciders.reset(session.seq.id)
+        if session.unit is not None:
+            self._end(session, events, defer=True, interrupted=True)
+        session.turn = message.turn
+        session.detokenizer = Detokenizer(self._tokenizer, session.seq.request.sampling)
+
+    def _rewind(self, session: Session, index: int) -> None:
+        self._splice(session, Splice(session.end_of(index), None))
+        session.rewound(index)
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def advance(self, work: Work, decided: Decision | Unsampled | None, now: float, events: list[Event]) -> None:
+        """A work of a session is computed; `decided` is what came of it, if its deciding row was in it."""
+        session = self._sessions[work.seq.id]
+        self._scheduler.complete(work)
+        try:
+            if session.splices and session.is_computed:
+                self._change(session)
+                self._begin(session, events)
+            elif isinstance(decided, Unsampled):
+                self.fail(session.seq.id, decided.message, events, decided.code, decided.status)
+            elif decided is not None:
+                self._follow(session, decided, now, events)
+            elif session.is_fed:
+                self._end(session, events, defer=True)
+                self._begin(session, events)
+            elif not session.is_open and session.seq.computed == len(session.seq.ids):
+                self._opened(session, events)
+        except Exception as error:
+            self._fail_with(session, error, events)
+
+    def _follow(self, session: Session, decision: Decision, now: float, events: list[Event]) -> None:
+        delta = session.follow(decision, now)
+        if delta is not None:
+            events.append(delta)
+        if decision.end:
+            self._end(session, events, defer=decision.defer)
+            self._begin(session, events)
+
+    def _end(self, session: Session, events: list[Event], *, defer: bool, interrupted: bool = False) -> None:
+        unit, info = session.end(defer=defer)
+        done = session.done(unit, info, self._clock(), interrupted=interrupted)
+        if defer or session.is_computed:
+            self._change(session)
+        hidden = self._deciders.take(session.seq.id)
+        if session.return_hidden:
+            rows = torch.zeros(0, self._runner.model.hidden_size) if hidden is None else hidden.float().cpu()
+            done = replace(done, hidden=rows.numpy())
+        events.append(done)
+
+    def _change(self, session: Session) -> None:
+        splices, session.splices = session.splices, ()
+        for splice in splices:
+            self._splice(session, splice)
+
+    def _splice(self, session: Session, splice: Splice) -> None:
+        seq = session.seq
+        start, stop = splice.start, len(seq.ids) if splice.stop is None else splice.stop
+        if not 0 <= start <= stop <= len(seq.ids):
+            raise ValueError(f"rows {start} to {stop} of a session of {len(seq.ids)} cannot be replaced")
+        moves = self._scheduler.splice(seq, start, stop, list(splice.ids))
+        if moves is not None:
+            self._runner.move_rows(moves)
+        session.move_ends(start, stop, len(splice.ids) - (stop - start))
+
+    # ---- endings ---------------------------------------------------------------------------------------------------
+
+    def media_failed(self, key: bytes, message: str, events: list[Event]) -> set[str]:
+        """A media item could not be encoded: the unit fails alone. The sessions whose rows are others now."""
+        touched = [one for one in self._sessions.values() if any(item.key == key for item in one.seq.media)]
+        for session in touched:
+            try:
+                if session.unit is None:
+                    self.fail(session.seq.id, message, events)
+                else:
+                    self._undo(session, message, events)
+            except Exception as error:
+                self._fail_with(session, error, events)
+        return {session.seq.id for session in touched}
+
+    def _undo(self, session: Session, message: str, events: list[Event]) -> None:
+        unit, start, previous = session.drop()
+        self._splice(session, Splice(start, None))
+        session.policy.rewind(previous)
+        events.append(session.failed(unit, "engine_error", message, 500))
+        self._begin(session, events)
+
+    def finish(self, session_id: str, reason: FinishReason, events: list[Event]) -> None:
+        session = self._remove(session_id)
+        seq, now = session.seq, self._clock()
+        arrival = seq.request.arrival_s
+        usage = Usage(session.num_rows, session.num_said, seq.cached)
+        events.append(Finished(seq.id, reason, usage, Timings(0.0, None, now - arrival), turn=session.turn))
+
+    def fail(
+        self, session_id: str, message: str, events: list[Event], code: str = "engine_error", status: int = 500
+    ) -> None:
+        session = self._remove(session_id)
+        events.append(Failed(session_id, code, message, status, turn=session.turn))
+
+    def _fail_with(self, session: Session, error: Exception, events: list[Event]) -> None:
+        if session.seq.id not in self._sessions:
+            return
+        if isinstance(error, SensoriumError):
+            self.fail(session.seq.id, error.message, events, error.code, error.status)
+        else:
+            log.error("a session failed", exc_info=error)
+            self.fail(session.seq.id, f"the session failed ({type(error).__name__})", events)
+
+    def fail_all(self, message: str, code: str, status: int) -> list[Event]:
+        events: list[Event] = []
+        for session_id in list(self._sessions):
+            self.fail(session_id, message, events, code, status)
+        return events
+
+    def _remove(self, session_id: str) -> Session:
+        session = self._sessions.pop(session_id)
+        self._scheduler.finish(session.seq)
+        self._deciders.forget(session_id)
+        if (drop := getattr(self._runner.model, "drop_stream", None)) is not None:
+            drop(session_id)
+        return session
