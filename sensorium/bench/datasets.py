@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,12 @@ from sensorium.types import Modality
 
 NAMES = ("random", "random-mm", "custom", "sharegpt")
 CountTokens = Callable[[str], int]
+# Modality -> the kind of a content part, and the type of our files of it.
+_PARTS = {
+    "image": ("image_url", "image/jpeg"),
+    "audio": ("audio_url", "audio/wav"),
+    "video": ("video_url", "video/mp4"),
+}
 _SYLLABLES = [a + b for a in "bdfghklmnprstvz" for b in "aeiou"]
 
 
@@ -35,6 +42,15 @@ class Ask:
     text: str
     max_tokens: int
     media: tuple[Item, ...] = ()
+
+
+def content(ask: Ask) -> str | list[dict[str, Any]]:
+    """A user message in the OpenAI form: its media as data URLs, then the text."""
+    parts: list[dict[str, Any]] = []
+    for item in ask.media:
+        kind, mime = _PARTS[item.modality]
+        parts.append({"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(item.data).decode()}"}})
+    return [*parts, {"type": "text", "text": ask.text}] if parts else ask.text
 
 
 @dataclass(frozen=True, slots=True)

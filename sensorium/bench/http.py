@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -12,17 +11,12 @@ from typing import Any
 
 import aiohttp
 
-from sensorium.bench.datasets import Ask
+from sensorium.bench.datasets import Ask, content
 from sensorium.errors import SensoriumError
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
 PATHS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
-_PARTS = {
-    "image": ("image_url", "image/jpeg"),
-    "video": ("video_url", "video/mp4"),
-    "audio": ("audio_url", "audio/wav"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +48,7 @@ class Target:
         asked |= self.extra_body
         if self.backend == "openai":
             return asked | {"prompt": ask.text}
-        parts: list[dict[str, Any]] = []
-        for item in ask.media:
-            kind, mime = _PARTS[item.modality]
-            parts.append({"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(item.data).decode()}"}})
-        content = [*parts, {"type": "text", "text": ask.text}] if parts else ask.text
-        return asked | {"messages": [{"role": "user", "content": content}]}
+        return asked | {"messages": [{"role": "user", "content": content(ask)}]}
 
 
 @dataclass(slots=True)

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from sensorium.layers.linear import Linear
+from sensorium.layers.mlp import Mlp
 
 # Larger than any cache, and long enough that starting it costs nothing.
 _READ_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
-_SQUARE = {"cpu": 1536, "cuda": 8192}
+_SQUARE = {"cpu": 1024, "cuda": 8192}
 _RUNS = 7
+_PRODUCTS = (Linear, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def machine() -> dict[str, Any]:
@@ -142,8 +144,14 @@ class Products:
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Products:
+        inside = {
+            id(layer) for module in self._model.modules() if isinstance(module, Mlp) for layer in module.children()
+        }
         for module in self._model.modules():
-            if isinstance(module, Linear | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            if isinstance(module, Mlp):
+                # It may do both of its products in one kernel, past its layers.
+                self._hooks.append(module.register_forward_hook(self._count_mlp))
+            elif id(module) not in inside and isinstance(module, _PRODUCTS):
                 self._hooks.append(module.register_forward_hook(self._count))
         return self
 
@@ -155,8 +163,15 @@ class Products:
     def work(self) -> Work:
         return Work(sum(self.weights.values()), self.flops)
 
+    def _count_mlp(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        rows = output.numel() // output.shape[-1]
+        for layer in (module.fc1, module.fc2):
+            self._add(layer.weight, rows * layer.weight.shape[0])
+
     def _count(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        weight: torch.Tensor = module.weight
-        self.weights[id(module)] = weight.numel() * weight.element_size()
+        self._add(module.weight, output.numel())
+
+    def _add(self, weight: torch.Tensor, outputs: int) -> None:
+        self.weights[id(weight)] = weight.numel() * weight.element_size()
         # Each output is the product of one row of the weight, whatever the layer slides it over.
-        self.flops += 2 * output.numel() * (weight.numel() // weight.shape[0])
+        self.flops += 2 * outputs * (weight.numel() // weight.shape[0])

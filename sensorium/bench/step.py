@@ -96,7 +96,7 @@ def _run(sampling: SamplingParams) -> dict[str, float]:
 
 def _model() -> tuple[Any, Timed]:
     config = Config.from_hf(MODEL, init_vision=False, init_audio=False)
-    model = loader.build(Model, config, "cpu", torch.float32)
+    model: Any = loader.build(Model, config, "cpu", torch.float32)
     loader.init_random_(model, seed=0, std=0.3)  # as peaked as a trained model's choices
     tune(model, torch.device("cpu"), torch.float32, EngineConfig().block_size)
     timed = Timed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -12,23 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sensorium.bench.model import random_prompts
 from sensorium.bench.roofline import machine
+from sensorium.bench.sides import Ids, Sensorium, Side, Transformers, check_installed, equal_share, save_decoder
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
-from sensorium.errors import SensoriumError
 from sensorium.llm import LLM
-from sensorium.models.loader import export_tensors
-from sensorium.types import SamplingParams
-
-# What Qwen3ForCausalLM reads from config.json; our own checkpoint has the same fields at its root.
-FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "vocab_size", "hidden_act", "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings",
-    "attention_bias",
-)  # fmt: skip
 
 
 def compare(
@@ -43,19 +32,16 @@ def compare(
 
     From two requests on, once more with prompts and answers of mixed lengths. dtype: what transformers computes in.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise SensoriumError('the comparison needs transformers: pip install "sensorium[dev]"') from None
+    check_installed(["transformers"])
     # Neither side may know a prompt from an earlier run, and neither loads a tower.
     config = replace(config, init_vision=False, init_audio=False, enable_prefix_caching=False)
     with LLM.from_config(config) as llm, tempfile.TemporaryDirectory() as folder:
-        save_qwen3(llm.client.loaded.model, Path(folder))
-        other = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        save_decoder(llm.client.loaded.model, Path(folder))
+        other = Transformers(Path(folder), getattr(torch, dtype), torch.device("cpu"))
         loads = [load for batch in batches for load in _loads(llm.client, batch, prompt_len, num_tokens)]
-        rows = [_row(llm, other, load, repeat) for load in loads]
+        rows = [_row(Sensorium(llm), other, load, repeat) for load in loads]
         ours = llm.client.facts.dtype
-    versions = {"dtype": ours, "transformers_dtype": dtype, "transformers": transformers.__version__}
+    versions = {"dtype": ours, "transformers_dtype": dtype, "transformers": other.version}
     return {
         "model": llm.client.model_name,
         "prompt_tokens": prompt_len,
@@ -64,19 +50,6 @@ def compare(
         **machine(),
         "rows": rows,
     }
-
-
-def save_qwen3(model: Any, folder: Path) -> None:
-    """Write a model's decoder as a Qwen3 checkpoint."""
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float32"}
-    config |= {name: model.config.source[name] for name in FIELDS if name in model.config.source}
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {
-        name.removeprefix("llm."): tensor.contiguous()
-        for name, tensor in export_tensors(model)
-        if name.startswith("llm.")
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,45 +82,21 @@ def _loads(client: EngineClient, batch: int, prompt_len: int, num_tokens: int) -
     return [even, even.mixed()] if batch > 1 else [even]
 
 
-def _row(llm: LLM, other: Any, load: Load, repeat: int) -> dict[str, Any]:
-    ours: list[float] = []
-    theirs: list[float] = []
-    tokens: list[list[int]] = []
-    reference: list[list[int]] = []
+def _row(ours: Side, other: Side, load: Load, repeat: int) -> dict[str, Any]:
+    times: dict[str, list[float]] = {ours.name: [], other.name: []}
+    tokens: dict[str, Ids] = {}
     for run in range(repeat + 1):  # the first run of each warms up
-        seconds, tokens = _ours(llm, load)
-        other_seconds, reference = _theirs(other, load)
-        if run > 0:
-            ours.append(seconds)
-            theirs.append(other_seconds)
-    same = [a == b for mine, his in zip(tokens, reference, strict=True) for a, b in zip(mine, his, strict=True)]
+        for side in (ours, other):
+            started = time.perf_counter()
+            tokens[side.name] = side.generate(load.prompts, load.wanted)
+            if run > 0:
+                times[side.name].append(time.perf_counter() - started)
+    mine, theirs = (statistics.median(times[side.name]) for side in (ours, other))
     return {
         "batch": len(load.prompts),
         "lengths": load.name,
-        "sensorium_tokens_per_s": sum(load.wanted) / statistics.median(ours),
-        "transformers_tokens_per_s": sum(load.wanted) / statistics.median(theirs),
-        "ratio": statistics.median(theirs) / statistics.median(ours),
-        "equal_tokens": statistics.mean(same),
+        "sensorium_tokens_per_s": sum(load.wanted) / mine,
+        "transformers_tokens_per_s": sum(load.wanted) / theirs,
+        "ratio": theirs / mine,
+        "equal_tokens": equal_share(tokens[ours.name], tokens[other.name]),
     }
-
-
-def _ours(llm: LLM, load: Load) -> tuple[float, list[list[int]]]:
-    params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in load.wanted]
-    started = time.perf_counter()
-    outputs = llm.generate(load.prompts, params, use_tqdm=False)
-    return time.perf_counter() - started, [output.outputs[0].token_ids for output in outputs]
-
-
-@torch.inference_mode()
-def _theirs(model: Any, load: Load) -> tuple[float, list[list[int]]]:
-    """One padded batch: it ends when its last request does, and what others did not ask for is cut off."""
-    started = time.perf_counter()
-    longest = max(map(len, load.prompts))
-    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in load.prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in load.prompts])
-    count = max(load.wanted)
-    out = model.generate(
-        padded, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
-    )
-    seconds = time.perf_counter() - started
-    return seconds, [row[:wanted] for row, wanted in zip(out[:, longest:].tolist(), load.wanted, strict=True)]

@@ -24,6 +24,9 @@ COMMANDS = {
 # Commands of two words.
 PARTS = {
     "bench": {
+        "latency": ("sensorium.cli.bench_latency", "batches: to the first token, between tokens, end to end"),
+        "throughput": ("sensorium.cli.bench_throughput", "many requests at once: requests and tokens a second"),
+        "media": ("sensorium.cli.bench_media", "pictures, sounds and videos: every stage, and items a second"),
         "serve": ("sensorium.cli.bench_serve", "load on a running server: latencies, rates, goodput"),
     },
 }

@@ -8,14 +8,14 @@ import os
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from sensorium.bench.datasets import NAMES, Dataset
+from sensorium.bench.datasets import Dataset
 from sensorium.bench.http import PATHS, Target, TokenCounter, find_model
 from sensorium.bench.http import run as send
 from sensorium.bench.report import show
 from sensorium.bench.serving import METRICS, read_goodput, summarise
+from sensorium.cli.bench_options import add_dataset, add_json, dataset
 from sensorium.cli.parser import Parser
 from sensorium.cli.values import integer, json_object, number
 from sensorium.errors import ConfigError, SensoriumError
@@ -35,7 +35,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--model", dest="served_model", default="", metavar="NAME", help="the same")
     _add_target(parser.add_argument_group("server"))
     _add_load(parser.add_argument_group("load"))
-    add_dataset(parser.add_argument_group("requests"))
+    requests = parser.add_argument_group("requests")
+    add_dataset(requests)
+    requests.add_argument("--seed", type=integer, default=0, metavar="N", help="of all that is random (default: 0)")
     result = parser.add_argument_group("result")
     limits = " ".join(f"{name}:MS" for name in METRICS)
     result.add_argument("--goodput", nargs="+", default=[], metavar="METRIC:MS", help=f"count what keeps to {limits}")
@@ -69,47 +71,6 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--num-warmups", type=integer, default=1, metavar="N", help="sent first, one by one (default: 1)"
     )
-
-
-def add_dataset(group: argparse._ArgumentGroup) -> None:
-    """What is asked; build it with dataset()."""
-    group.add_argument("--dataset-name", choices=NAMES, default="random", help="(default: random)")
-    group.add_argument("--dataset-path", type=Path, metavar="PATH", help="custom: JSON lines; sharegpt: its JSON file")
-    group.add_argument("--num-prompts", type=integer, default=100, metavar="N", help="(default: 100)")
-    group.add_argument("--seed", type=integer, default=0, metavar="N", help="of texts, media and arrivals (default: 0)")
-    for names, field in (
-        (("--random-input-len", "--input-len"), "input"),
-        (("--random-output-len", "--output-len"), "output"),
-    ):
-        group.add_argument(*names, type=integer, default=128, metavar="N", help=f"{field} tokens (default: 128)")
-    group.add_argument("--random-range-ratio", type=number, default=0.0, metavar="X", help="lengths vary by so much")
-    group.add_argument(
-        "--random-mm-base-items-per-request", type=integer, default=1, metavar="N", help="media each (default: 1)"
-    )
-    group.add_argument(
-        "--random-mm-bucket-config", type=json_object, metavar="JSON",
-        help='"(height, width, frames)" to share; one frame is a picture (default: {"(256, 256, 1)": 1})',
-    )  # fmt: skip
-    group.add_argument("--custom-output-len", type=integer, metavar="N", help="in place of the file's output_tokens")
-    group.add_argument("--sharegpt-output-len", type=integer, metavar="N", help="in place of the answers' lengths")
-
-
-def add_json(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--json", "--output-json", nargs="?", const="-", metavar="FILE", help="write JSON there; with no FILE, print it"
-    )
-
-
-def dataset(given: dict[str, Any]) -> Dataset:
-    own = "custom_output_len" if given["dataset_name"] == "custom" else "sharegpt_output_len"
-    for name in ("num_prompts", "random_input_len", "random_output_len", "random_mm_base_items_per_request"):
-        if given[name] < 1:
-            raise ConfigError(f"{name} must be at least 1, not {given[name]}", param=name)
-    return Dataset(
-        given["dataset_name"], given["dataset_path"], given["num_prompts"], given["seed"], given["random_input_len"],
-        given["random_output_len"], given["random_range_ratio"], given["random_mm_base_items_per_request"],
-        given["random_mm_bucket_config"], given[own],
-    )  # fmt: skip
 
 
 def run(parser: Parser, given: dict[str, Any]) -> int:
