@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sensorium.config import FIT
 from sensorium.errors import ConfigError
 
-Kind = Literal["bool", "int", "float", "str", "json", "list", "int_list"]
+Kind = Literal["bool", "int", "float", "str", "json", "graphs", "list", "int_list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,7 @@ REFUSED: dict[str, Foreign] = {
 NO_EFFECT: dict[str, Foreign] = {
     # How fast, not what: the answers are the same.
     "async_scheduling": Foreign("bool"),
-    "compilation_config": Foreign("json", {}),
     "cudagraph_capture_sizes": Foreign("int_list"),
-    "optimization_level": Foreign("str", "2", same=("O2",)),
     "mm_encoder_tp_mode": Foreign("str", "weights"),
     "mm_hasher_algorithm": Foreign("str", "blake3"),
     "mm_tensor_ipc": Foreign("str", "direct_rpc"),
@@ -233,11 +231,35 @@ def _context(value: Any, warn: Warn) -> dict[str, Any]:
     return {"max_model_len": FIT if value == "auto" else value}
 
 
+def _optimization(value: Any, warn: Warn) -> dict[str, Any]:
+    level = str(value).removeprefix("O")
+    if level not in ("0", "1", "2", "3"):
+        raise ConfigError(f"optimization_level must be 0 to 3, not {value!r}", param="optimization_level")
+    if level in ("1", "3"):
+        warn(f"optimization_level={level} is accepted, no effect in sensorium: it is 0 (enforce_eager) or 2")
+    return {"enforce_eager": True} if level == "0" else {}
+
+
+_NO_GRAPHS = {"mode": (0, "NONE"), "level": (0,), "cudagraph_mode": (0, "NONE"), "use_cudagraph": (False,)}
+"""Keys of compilation_config, and their values that mean enforce_eager."""
+
+
+def _compilation(value: Any, warn: Warn) -> dict[str, Any]:
+    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {"mode": value}  # pyright: ignore
+    eager = [key for key, level in given.items() if key in _NO_GRAPHS and level in _NO_GRAPHS[key]]
+    idle = [key for key in given if key not in eager]
+    if idle:
+        warn(f"compilation_config.{min(map(str, idle))} is accepted, no effect in sensorium")
+    return {"enforce_eager": True} if eager else {}
+
+
 MOVED: dict[str, Callable[[Any, Warn], dict[str, Any]]] = {
     "disable_mm_preprocessor_cache": _no_processor_cache,
     "disable_mm_processor_cache": _no_processor_cache,
     "task": _task,
     "device_ids": _device_ids,
+    "optimization_level": _optimization,
+    "compilation_config": _compilation,
     "max_model_len": _context,
     "kv_cache_memory_bytes": lambda value, warn: {"kv_cache_bytes": value},
     "device_memory_utilization": lambda value, warn: {"gpu_memory_utilization": value},

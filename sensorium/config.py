@@ -261,7 +261,7 @@ class ServerConfig:
     """system_fingerprint: version and model, a hash of them, `fingerprint_value`, or nothing."""
     fingerprint_value: str | None = None
     disable_fastapi_docs: bool = False
-    """No /openapi.json."""
+    """No /openapi.json, /docs and /redoc."""
     access_log: bool = True
     """One line per request, without its content."""
     disable_access_log_for_endpoints: tuple[str, ...] = ()

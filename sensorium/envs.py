@@ -37,6 +37,12 @@ class Environment:
     max_audio_decode_duration_s: float | None = None
     max_audio_decode_bytes: int | None = None
     max_embed_decode_bytes: int | None = None
+    media_loading_thread_count: int | None = None
+    """Workers for pictures and sounds where EngineConfig.media_threads does not say."""
+    max_audio_preprocess_workers: int | None = None
+    """Recordings decoded at once, in workers of their own; None is together with pictures."""
+    engine_ready_timeout_s: float | None = None
+    """Seconds that the server's engine may take to load; None or 0 is no bound."""
     assets_cache: str | None = None
     """Directory of sensorium.assets; None is below the user's cache directory."""
     assets_url: str | None = None
@@ -61,13 +67,18 @@ class Environment:
     logging_level: str = "INFO"
 
 
-NO_EFFECT = (
-    "MEDIA_CONNECTOR", "EXECUTE_MODEL_TIMEOUT_SECONDS", "DEBUG_LOG_API_SERVER_RESPONSE", "KEEP_ALIVE_ON_ENGINE_DEATH",
-    "MEDIA_LOADING_THREAD_COUNT", "MAX_AUDIO_PREPROCESS_WORKERS", "VIDEO_LOADER_BACKEND", "MEDIA_CACHE",
-    "MEDIA_CACHE_MAX_SIZE_MB", "MEDIA_CACHE_TTL_HOURS", "ALLOW_RUNTIME_LORA_UPDATING",
-    "ENGINE_READY_TIMEOUT_S",
-)  # fmt: skip
-"""Variables of vLLM that change nothing here; the server says so when one is set."""
+NO_EFFECT = {
+    "MEDIA_CACHE": "downloads are kept by content and for their user only, see docs/security.md",
+    "MEDIA_CACHE_MAX_SIZE_MB": "as for MEDIA_CACHE",
+    "MEDIA_CACHE_TTL_HOURS": "as for MEDIA_CACHE",
+    "VIDEO_LOADER_BACKEND": "the model's family chooses frames, or fps and num_frames of media_io_kwargs",
+    "ALLOW_RUNTIME_LORA_UPDATING": "adapters are not supported; merge them into the weights",
+    "MEDIA_CONNECTOR": "there is one way to fetch media",
+    "EXECUTE_MODEL_TIMEOUT_SECONDS": "--engine-hang-s says the same",
+    "DEBUG_LOG_API_SERVER_RESPONSE": "what models say is never logged",
+    "KEEP_ALIVE_ON_ENGINE_DEATH": "an engine that dies is started again",
+}
+"""Variables of vLLM that change nothing here -> why; the server says so when one is set."""
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:

@@ -66,6 +66,10 @@ def test_variables_have_types_and_two_prefixes():
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "SENSORIUM_MAX_IMAGE_PIXELS": "1000",
         "VLLM_API_KEY": "secret",
+        "VLLM_MEDIA_LOADING_THREAD_COUNT": "3",
+        "SENSORIUM_MAX_AUDIO_PREPROCESS_WORKERS": "2",
+        "VLLM_ENGINE_READY_TIMEOUT_S": "90",
+        "VLLM_MAX_STOP_STRINGS": "4",
         "SERVER_DEV_MODE": "1",
     }
     wanted = Environment(
@@ -74,6 +78,10 @@ def test_variables_have_types_and_two_prefixes():
         media_url_allow_redirects=False,
         max_image_pixels=1000,
         api_key="secret",
+        media_loading_thread_count=3,
+        max_audio_preprocess_workers=2,
+        engine_ready_timeout_s=90.0,
+        max_stop_strings=4,
     )
     assert read_environment(environ) == wanted
 
@@ -85,6 +93,11 @@ def test_variables_have_types_and_two_prefixes():
         ("VLLM_IMAGE_FETCH_TIMEOUT", "nan"),
         ("SENSORIUM_MEDIA_FETCH_MAX_RETRIES", "1.5"),
         ("SENSORIUM_MAX_IMAGE_PIXELS", "-1"),
+        ("VLLM_MEDIA_LOADING_THREAD_COUNT", "many"),
+        ("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", "-2"),
+        ("VLLM_ENGINE_READY_TIMEOUT_S", "inf"),
+        ("VLLM_MAX_STOP_STRINGS", "0x10"),
+        ("VLLM_MAX_N_SEQUENCES", "1.5"),
         ("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "maybe"),
     ],
 )

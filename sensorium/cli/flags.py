@@ -140,7 +140,7 @@ SERVER: dict[str, dict[str, Flag]] = {
         "enable_request_id_headers": _flag("X-Request-Id on every answer"),
         "fingerprint_mode": _flag("what system_fingerprint shows"),
         "fingerprint_value": _flag("it, with --fingerprint-mode custom"),
-        "disable_fastapi_docs": _flag("no /openapi.json"),
+        "disable_fastapi_docs": _flag("no /openapi.json, /docs and /redoc"),
         "max_body_bytes": Flag(
             "largest request body, in MiB or bytes; 0 is no bound",
             ("--max-request-body-mb", "--max-body-bytes"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sensorium.cli.flags import FLAGS, FOREIGN, Flag
 from sensorium.cli.parser import Parser
-from sensorium.cli.values import CommaList, List, Merge, Switch, integer, json_object, number
+from sensorium.cli.values import CommaList, List, Merge, Switch, graph_settings, integer, json_object, number
 from sensorium.compat import MOVED, NO_EFFECT, REFUSED, Foreign, translate
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
 from sensorium.errors import ConfigError
@@ -32,15 +32,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "float": {"type": number, "metavar": "X"},
     "str": {"metavar": "TEXT"},
     "json": {"type": json_object, "metavar": "JSON", "action": Merge},
+    "graphs": {"type": graph_settings, "metavar": "JSON", "action": Merge},
     "list": {"action": List, "nargs": "+", "metavar": "TEXT"},
     "int_list": {"action": List, "nargs": "+", "type": integer, "metavar": "N"},
 }
 _COMMAS = {"api_key_exempt", "disable_access_log_for_endpoints"}
-_RETIRED = {
-    "disable_mm_preprocessor_cache": "retired: --mm-processor-cache-gb 0",
-    "disable_mm_processor_cache": "the same",
-    "task": "retired: --runner",
-    "device_ids": "the one device to use, by number",
+_MOVED: dict[str, tuple[Foreign, str]] = {
+    "disable_mm_preprocessor_cache": (Foreign("bool"), "retired: --mm-processor-cache-gb 0"),
+    "disable_mm_processor_cache": (Foreign("bool"), "the same"),
+    "task": (Foreign("str"), "retired: --runner"),
+    "device_ids": (Foreign("str"), "the one device to use, by number"),
+    "optimization_level": (Foreign("str"), "0 is --enforce-eager"),
+    "compilation_config": (Foreign("graphs"), "JSON; a mode or cudagraph_mode of NONE is --enforce-eager"),
 }
 
 
@@ -60,9 +63,8 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type, title: str = "") 
 def add_foreign(parser: argparse.ArgumentParser) -> None:
     """vLLM's flags that are no settings here: told so, once, when they are given."""
     group = parser.add_argument_group(FOREIGN)
-    for name, text in _RETIRED.items():
-        kind = "bool" if name.startswith("disable") else "str"
-        _add_foreign(group, name, Foreign(kind), text)
+    for name, (foreign, text) in _MOVED.items():
+        _add_foreign(group, name, foreign, text)
     for name, foreign in REFUSED.items():
         _add_foreign(group, name, foreign, f"not supported: {foreign.why}")
     for name, foreign in NO_EFFECT.items():

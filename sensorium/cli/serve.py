@@ -38,13 +38,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parser: Parser, given: dict[str, Any]) -> int:
-    engine, server = configure(given, read_environment())
-    for name in NO_EFFECT:
+    environment = read_environment()
+    engine, server = configure(given, environment)
+    for name, reason in NO_EFFECT.items():
         if (variable := find(name, os.environ)) is not None:
-            parser.warn(f"{variable} is accepted, no effect in sensorium")
+            parser.warn(f"{variable} has no effect in sensorium: {reason}")
     start_logging(server)
     server, made = _with_key(server)
-    return Server(engine, server, made).run()
+    return Server(engine, server, made, environment.engine_ready_timeout_s).run()
 
 
 def configure(given: Mapping[str, Any], environment: Environment) -> tuple[EngineConfig, ServerConfig]:
@@ -115,10 +116,12 @@ def _with_key(config: ServerConfig) -> tuple[ServerConfig, str]:
 class Server:
     """One run of the server, from binding to the last line."""
 
-    def __init__(self, engine: EngineConfig, config: ServerConfig, made_key: str) -> None:
+    def __init__(self, engine: EngineConfig, config: ServerConfig, made_key: str, ready_s: float | None = None) -> None:
+        """made_key: the one that was made for this run, if any. ready_s: see Supervision."""
         self._engine = engine
         self._config = config
         self._made_key = made_key
+        self._ready_s = ready_s
         self._started = time.perf_counter()
         self._address = ""
         self._throughput: Throughput | None = None
@@ -151,7 +154,7 @@ class Server:
         from sensorium.engine.link import Supervision
 
         kind = "process" if self._config.engine_process and os.name == "posix" else "thread"
-        supervision = Supervision(kill_s=self._config.engine_hang_s)
+        supervision = Supervision(kill_s=self._config.engine_hang_s, ready_s=self._ready_s)
         import_s = time.perf_counter() - started
         with LoadingBar(self._engine.use_tqdm_on_load) as bar:
             client = EngineClient(self._engine, bar.update, kind=kind, supervision=supervision)

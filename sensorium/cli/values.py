@@ -70,6 +70,11 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def graph_settings(text: str) -> dict[str, Any]:
+    """A JSON object, or its `mode` as a number alone."""
+    return {"mode": int(text)} if re.fullmatch(r"[0-9]{1,3}", text) else json_object(text)
+
+
 def media_counts(text: str) -> dict[str, Any]:
     """A JSON object, or the retired form image=5,video=2."""
     pairs = re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text)

@@ -26,7 +26,15 @@ from sensorium.engine.histogram import Buckets
 from sensorium.engine.link import Kind, Link, Supervision
 from sensorium.engine.marks import mark
 from sensorium.engine.prepare import MediaStats, Part, Preparer
-from sensorium.engine.protocol import Abort, EngineFacts, EngineStats, ForgetPrefixes, OpenSession, RefuseWaiting
+from sensorium.engine.protocol import (
+    Abort,
+    EngineFacts,
+    EngineStats,
+    ForgetMedia,
+    ForgetPrefixes,
+    OpenSession,
+    RefuseWaiting,
+)
 from sensorium.engine.request_log import describe
 from sensorium.engine.session_client import Session, SessionPlaces, plain
 from sensorium.engine.stream import Stream, hand_out
@@ -359,8 +367,13 @@ class EngineClient:
         return self._preparer.stats()
 
     def reset_mm_cache(self) -> None:
-        """Forget preprocessed media."""
+        """Forget preprocessed media, and their embeddings."""
         self._preparer.reset_cache()
+        self.reset_encoder_cache()
+
+    def reset_encoder_cache(self) -> None:
+        """Forget embeddings of media; those of requests that run stay as long as these."""
+        self._link.send(ForgetMedia())
 
     def reset_prefix_cache(self) -> None:
         """Forget the KV blocks of earlier prompts; requests that run keep theirs."""

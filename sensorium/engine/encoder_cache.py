@@ -61,6 +61,11 @@ class EncoderCacheIndex:
         self._holders.pop(key, None)
         self._evicted.append(key)
 
+    def forget_idle(self) -> None:
+        """Drop what nobody holds."""
+        for key in [key for key in self._sizes if not self._holders.get(key)]:
+            self.discard(key)
+
     def take_evicted(self) -> list[bytes]:
         """Keys dropped since the last call."""
         evicted, self._evicted = self._evicted, []

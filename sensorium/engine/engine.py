@@ -18,6 +18,7 @@ from sensorium.engine.protocol import (
     Abort,
     Control,
     EngineStats,
+    ForgetMedia,
     ForgetPrefixes,
     OpenSession,
     RefuseWaiting,
@@ -156,6 +157,8 @@ class Engine:
                 self._refuse_waiting(message, events)
             elif isinstance(message, ForgetPrefixes):
                 self.scheduler.pool.forget_all()
+            elif isinstance(message, ForgetMedia):
+                self.scheduler.encoder_cache.forget_idle()
             elif isinstance(message, SessionControl):
                 self.sessions.take(message, events)
             elif isinstance(message, Request) and message.id in aborted:

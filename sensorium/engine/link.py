@@ -27,6 +27,8 @@ class Supervision:
     """Work and no step for so long: not healthy."""
     kill_s: float = 60.0
     """Work and no step for so long: killed and started again. An engine in a thread is only reported."""
+    ready_s: float | None = None
+    """An engine process that takes longer to load for the first time is given up; None or 0 is never."""
     first_delay_s: float = 1.0
     """Before the second start in a row; doubles from there."""
     longest_delay_s: float = 60.0

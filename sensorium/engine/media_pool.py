@@ -181,12 +181,14 @@ class MediaPool:
         *,
         workers: int = 0,
         video_workers: int = 0,
+        audio_workers: int = 0,
         max_waiting: int = 256,
         counters: MediaCounters | None = None,
     ) -> None:
         """processor: the workers load the same. counters: what the workers' times go to.
 
         workers: for pictures and sounds; 0 is half the cores, at most eight. video_workers: 0 is half of that.
+        audio_workers: for sounds, which then have a lane of their own; 0 is none.
         """
         workers = workers or max(min((os.cpu_count() or 2) // 2, 8), 1)
         self.limits = limits
@@ -198,6 +200,7 @@ class MediaPool:
         self._alive: set[int] = set()
         self._lock = threading.Lock()
         sizes = {"media": workers, "video": video_workers or max(workers // 2, 1)}
+        sizes |= {"audio": audio_workers} if audio_workers else {}
         self._lanes = {
             name: _Lane(size, ThreadPoolExecutor(size, thread_name_prefix=f"sensorium-{name}"))
             for name, size in sizes.items()
@@ -219,7 +222,7 @@ class MediaPool:
 
     async def _work(self, job: _Job) -> Any:
         ref = job.ref
-        lane = self._lanes["video" if ref.modality == "video" and ref.form == "media" else "media"]
+        lane = self._lanes.get(ref.modality if ref.form == "media" else "media", self._lanes["media"])
         if lane.pending >= self._max_waiting + lane.size:
             self.stats.refused += 1
             raise OverloadedError(

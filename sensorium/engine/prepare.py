@@ -57,7 +57,7 @@ class MediaStats:
     fetch: FetchStats
     totals: MediaTotals
     waiting: Mapping[str, int]
-    """Items that no worker has taken yet, by lane: media, video."""
+    """Items that no worker has taken yet, by lane: media, video, and audio where it has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +81,16 @@ class Preparer:
             loading = {**loading, "video": settled(loading["video"], config.limits)}
         check_loading(loading, config.limits)
         self._cache = ProcessorCache(int(config.mm_processor_cache_gb * (1 << 30)))
-        threads = config.media_threads or max((os.cpu_count() or 2) // 2, 1)
+        workers = config.media_threads or self._environment.media_loading_thread_count or 0
+        threads = workers or max((os.cpu_count() or 2) // 2, 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-prepare")
         self._counters = MediaCounters()
         self._pool = MediaPool(
             processor,
             config.limits,
-            workers=config.media_threads,
+            workers=workers,
             video_workers=config.video_decode_workers,
+            audio_workers=self._environment.max_audio_preprocess_workers or 0,
             max_waiting=config.max_waiting,
             counters=self._counters,
         )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 
 from sensorium.config import EngineConfig
@@ -122,7 +123,12 @@ class ProcessLink:
         self._thread.start()
         try:
             self.processor = open_processor(folder, hf_config, config)
-            self.facts = replace(self._first.result(), model_name=config.model or PACKAGED_MODEL)
+            facts = self._first.result(supervision.ready_s or None)
+            self.facts = replace(facts, model_name=config.model or PACKAGED_MODEL)
+        except FutureTimeoutError:
+            self.close()
+            limit = f"{supervision.ready_s:g} s (SENSORIUM_ENGINE_READY_TIMEOUT_S)"
+            raise EngineError(f"the engine was not ready within {limit}") from None
         except BaseException:
             self.close()
             raise

@@ -32,6 +32,11 @@ class ForgetPrefixes:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetMedia:
+    """Control message: drop the embeddings of media that no running request needs."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """Control message: a resident sequence that starts with the request's prompt and is then fed units.
 
@@ -87,7 +92,7 @@ class CloseSession:
 
 
 SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession
-Control = Abort | RefuseWaiting | ForgetPrefixes | SessionControl
+Control = Abort | RefuseWaiting | ForgetPrefixes | ForgetMedia | SessionControl
 
 
 @dataclass(frozen=True, slots=True)

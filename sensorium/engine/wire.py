@@ -27,6 +27,7 @@ from sensorium.engine.protocol import (
     CloseSession,
     EngineFacts,
     EngineStats,
+    ForgetMedia,
     ForgetPrefixes,
     OpenSession,
     PauseSession,
@@ -91,7 +92,7 @@ class LogLine:
 
 
 TYPES: tuple[type, ...] = (
-    *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes),
+    *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, ForgetMedia),
     *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
     *(TextDelta, PromptScored, Pooled, SessionOpened, UnitDone, UnitFailed, Finished, Failed),

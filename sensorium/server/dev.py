@@ -16,7 +16,7 @@ from sensorium.server.served import Served
 from sensorium.server.unsupported import refuse
 
 SECRET = ("api_keys",)
-ABSENT = ("/sleep", "/wake_up", "/reset_encoder_cache")
+ABSENT = ("/sleep", "/wake_up")
 
 
 def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
@@ -45,6 +45,10 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
         served.client().reset_mm_cache()
         return _json({"success": True})
 
+    async def reset_encoder_cache(request: Request) -> Response:
+        served.client().reset_encoder_cache()
+        return _json({"success": True})
+
     async def is_sleeping(request: Request) -> Response:
         return _json({"is_sleeping": False})
 
@@ -55,6 +59,7 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
         routes += [
             Route("/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
             Route("/reset_mm_cache", reset_mm_cache, methods=["POST"]),
+            Route("/reset_encoder_cache", reset_encoder_cache, methods=["POST"]),
         ]
         routes += [Route(path, refuse(path, hint), methods=["POST"]) for path in ABSENT]
     return routes

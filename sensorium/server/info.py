@@ -11,13 +11,16 @@ from starlette.routing import Route
 from sensorium import __version__
 from sensorium.server.metrics import Metrics
 from sensorium.server.openapi import describe_api
+from sensorium.server.reference import HEADERS as REFERENCE_HEADERS
+from sensorium.server.reference import reference_page
 from sensorium.server.schema import ModelCard, ModelList, ModelPermission
 from sensorium.server.served import Served
 
 
 def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> list[Route]:
-    """described: whether /openapi.json is there."""
-    description = msgspec.json.encode(describe_api())
+    """described: whether /openapi.json and its pages are there."""
+    api = describe_api()
+    description, page = msgspec.json.encode(api), reference_page(api)
 
     def card(name: str) -> ModelCard:
         client = served.client()
@@ -51,6 +54,9 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
     async def openapi(request: Request) -> Response:
         return Response(description, media_type="application/json")
 
+    async def reference(request: Request) -> Response:
+        return Response(page, headers=REFERENCE_HEADERS, media_type="text/html")
+
     routes = [
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", retrieve_model),
@@ -59,7 +65,8 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
         Route("/version", version),
         Route("/metrics", scrape),
     ]
-    return [*routes, Route("/openapi.json", openapi)] if described else routes
+    pages = [Route("/openapi.json", openapi), Route("/docs", reference), Route("/redoc", reference)]
+    return [*routes, *pages] if described else routes
 
 
 def _json(content: object, status: int = 200) -> Response:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import NotFoundError, RequestError
+from sensorium.errors import NotFoundError, RequestError, UnsupportedError
 from sensorium.server.body import decode, decode_fields, read_body
 from sensorium.server.door import reply
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, unless_gone
@@ -29,7 +29,7 @@ from sensorium.server.sse import DONE, frame
 from sensorium.types import Clip, MediaRef, SamplingParams, TextDelta
 
 Task = Literal["transcribe", "translate"]
-Format = Literal["json", "text", "verbose_json", "srt", "vtt"]
+Format = Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"]
 TASKS: dict[str, Task] = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
 NOUN = {"transcribe": "transcription", "translate": "translation"}
 UNSPACED = ("zh", "ja")
@@ -60,7 +60,9 @@ class SpeechRequest(Input, kw_only=True):
     prompt: Annotated[str, Meta(max_length=4096)] | None = None
     """What the model is told before the recording."""
     response_format: Format | None = None
-    timestamp_granularities: list[Literal["segment"]] | None = None
+    """diarized_json is refused, as nothing here tells speakers apart."""
+    timestamp_granularities: list[Literal["segment", "word"]] | None = None
+    """segment: word is refused, as nothing here says when a word was spoken."""
     stream: bool | None = None
     stream_include_usage: bool | None = None
     stream_continuous_usage_stats: bool | None = None
@@ -181,7 +183,15 @@ class Speech:
         del recording
         sampling = _sampling(request, client.default_sampling)
         generation = Generation(client, self._metrics, origin, [Job(clip.prompt, sampling) for clip in clips])
-        codec = _Codec(request, self._task, origin.id, self._served.name, clips, generation.tallies)
+        codec = _Codec(
+            request,
+            self._task,
+            origin.id,
+            self._served.name,
+            clips,
+            generation.tallies,
+            always_usage=self._config.enable_force_include_usage,
+        )
         if request.stream:
             await generation.stream(codec, send, self._config.sse_keep_alive_interval)
         else:
@@ -199,7 +209,13 @@ def require_task(served: Served, task: str) -> None:
 
 
 def _check(request: SpeechRequest) -> None:
-    """What the types cannot say: fields that make sense only together."""
+    """What the types cannot say: fields that make sense only together, and values for what no model here can do."""
+    if request.response_format == "diarized_json":
+        reason = "response_format: diarized_json needs a model that tells speakers apart; verbose_json has segments"
+        raise UnsupportedError(reason, param="response_format")
+    if "word" in (request.timestamp_granularities or ()):
+        reason = "timestamp_granularities: this model does not say when a word was spoken; segment works"
+        raise UnsupportedError(reason, param="timestamp_granularities")
     for name in ("stream_include_usage", "stream_continuous_usage_stats"):
         if getattr(request, name) and not request.stream:
             raise RequestError(f"{name}: only with stream", param=name)
@@ -247,8 +263,12 @@ class _Codec:
         model: str,
         clips: Sequence[Clip],
         tallies: Sequence[Tally],
+        *,
+        always_usage: bool = False,
     ) -> None:
+        """always_usage: in every event, whatever the request says."""
         self._request = request
+        self._always_usage = always_usage
         self._task: Task = task
         self._id, self._model, self._created = id_, model, int(time.time())
         self._times = [(clip.start_s, clip.stop_s) for clip in clips]
@@ -319,9 +339,8 @@ class _Codec:
         done = kind == "transcript.text.done"
         reasons = [tally.finished.reason for tally in self._tallies if tally.finished]
         reason = ("length" if "length" in reasons else "stop") if done else None
-        with_usage = (
-            self._request.stream_include_usage is not False if done else self._request.stream_continuous_usage_stats
-        )
+        wanted = self._request.stream_include_usage is not False
+        with_usage = wanted if done else bool(self._request.stream_continuous_usage_stats)
         chunk = TranscriptChunk(
             id=self._id,
             object="transcription.chunk" if self._task == "transcribe" else "translation.chunk",
@@ -331,7 +350,7 @@ class _Codec:
             delta=UNSET if done else new,
             text="".join(self._sent) if done else UNSET,
             choices=[SpeechChoice(delta=SpeechDelta(new), finish_reason=reason)],
-            usage=self._usage() if with_usage else UNSET,
+            usage=self._usage() if with_usage or self._always_usage else UNSET,
         )
         return frame(msgspec.json.encode(chunk))
 

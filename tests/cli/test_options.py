@@ -234,6 +234,10 @@ def test_two_files_are_one_too_many(parse, tmp_path):
         ("--sse-keep-alive-interval", "-1"),
         ("--max-lora-rank", "3"),
         ("--task", "dance"),
+        ("--optimization-level", "9"),
+        ("--optimization-level", "fast"),
+        ("--compilation-config", "fast"),
+        ("--compilation-config", "[0]"),
         ("--allowed-local-media-path", "/no/such/folder"),
         ("--chat-template", "no-such-template.jinja"),
         ("--tensor-parallel-size", "2"),
@@ -286,10 +290,26 @@ def test_short_forms_and_values_that_change_nothing_pass_in_silence(parse, capsy
 def test_flags_without_effect_say_so_once(parse, capsys):
     parse("m", "-O3", "-cc.mode=3", "--numa-bind", "--watermark", "0.5", "--worker-cls", "auto")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        f"test: warning: {name} is accepted, no effect in sensorium"
-        for name in ("optimization_level", "compilation_config", "numa_bind", "watermark")
-    ]
+    assert [line.removeprefix("test: warning: ").partition(" is accepted, no effect")[0] for line in lines] == [
+        "optimization_level=3", "compilation_config.mode", "numa_bind", "watermark",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "eager"),
+    [
+        ("-O0", True),
+        ("-O2", False),
+        ("--optimization-level O0", True),
+        ("-cc 0", True),
+        ("-cc.cudagraph_mode NONE", True),
+        ('--compilation-config {"mode":"NONE","cudagraph_capture_sizes":[1,2]}', True),
+        ("-cc.mode 3", False),
+        ("--compilation-config.use_cudagraph false", True),
+    ],
+)
+def test_levels_of_optimization_are_eager_or_not(parse, words, eager):
+    assert parse("m", *words.split())[0].enforce_eager is eager
 
 
 def test_retired_flags_say_what_replaces_them(parse, capsys):

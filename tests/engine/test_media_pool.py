@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,6 +51,17 @@ def picture(width: int = 64, height: int = 48) -> MediaRef:
     out = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(out, "PNG")
     return MediaRef("image", out.getvalue(), "messages[0].content[0]")
+
+
+def sound() -> bytes:
+    """Half a second of silence."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(16_000))
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +246,15 @@ async def test_a_changed_configuration_reaches_the_workers():
     changed = open_processor(folder, hf_config, EngineConfig(tokenizer=str(folder)))
     with pool(changed) as workers:
         assert isinstance(await workers.prepare(picture(), {}), Prepared)
+
+
+def test_sounds_may_have_workers_of_their_own(processor: Processor):
+    with pool(processor) as shared, pool(processor, audio_workers=1) as apart:
+        assert set(shared.waiting) == {"media", "video"}
+        assert set(apart.waiting) == {"media", "video", "audio"}
+        recording = MediaRef("audio", sound(), "part")
+        for each in (shared, apart):
+            asyncio.run(each.prepare(recording, {}))
+            asyncio.run(each.prepare(picture(), {}))
+        # The one worker did both; with a lane for sounds each kind has its own.
+        assert [len(each.pids()) for each in (shared, apart)] == [2, 3]

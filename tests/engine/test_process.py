@@ -21,7 +21,7 @@ from sensorium.engine import process_link
 from sensorium.engine.client import EngineClient
 from sensorium.engine.link import Supervision
 from sensorium.engine.stream import Stream
-from sensorium.errors import CheckpointError, EngineDeadError, RequestError
+from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
 from sensorium.types import (
     ChatOptions,
     Event,
@@ -262,6 +262,13 @@ def test_f015_an_engine_that_does_not_come_back_fails_what_waits(any_model: Path
         ]
         assert client.state == "failed"
         assert "did not start" in client.reason
+
+
+def test_an_engine_that_loads_for_too_long_is_given_up(any_model: Path):
+    threads = threading.active_count()
+    with pytest.raises(EngineError, match="SENSORIUM_ENGINE_READY_TIMEOUT_S"):
+        EngineClient(config(any_model), kind="process", supervision=Supervision(ready_s=0.001))
+    assert threading.active_count() == threads
 
 
 def test_a_model_that_cannot_be_loaded_is_said_at_once(any_model: Path):

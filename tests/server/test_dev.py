@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from server.bodies import chat
+from server.bodies import PNG_URL, chat, image_part
 from server.live import Live, eventually, serve, user
 
 from sensorium.engine.client import EngineClient
@@ -64,6 +64,26 @@ def test_an_emptied_prefix_cache_finds_nothing(dev: Live):
     assert dev.post(b"", "/reset_prefix_cache") == (200, {"success": True})
     assert dev.post(b"", "/reset_mm_cache") == (200, {"success": True})
     assert dev.post(body)[1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_emptied_media_caches_find_nothing(dev: Live):
+    def hits() -> tuple[int, int]:
+        return dev.engine.stats().encoder_cache_hits, dev.engine.media_stats().cache.hits
+
+    def found() -> tuple[bool, bool]:
+        """Whether the picture was in the encoder cache and in that of the processor."""
+        assert dev.post(b"", "/reset_prefix_cache")[0] == 200
+        before = hits()
+        assert dev.post(chat(messages=user([image_part(PNG_URL), {"type": "text", "text": "?"}])))[0] == 200
+        assert eventually(lambda: dev.engine.num_requests == 0)
+        return tuple(now > then for now, then in zip(hits(), before, strict=True))  # type: ignore[return-value]
+
+    found()
+    assert found() == (True, True)
+    assert dev.post(b"", "/reset_encoder_cache") == (200, {"success": True})
+    assert found() == (False, True)
+    assert dev.post(b"", "/reset_mm_cache") == (200, {"success": True})
+    assert found() == (False, False)
 
 
 @pytest.mark.parametrize("path", ["/server_info", "/is_sleeping", "/sleep", "/reset_prefix_cache"])

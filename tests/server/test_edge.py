@@ -26,6 +26,7 @@ from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
 from sensorium.server.lift import Lifter
 from sensorium.server.openapi import describe_api
 from sensorium.server.page import page_routes
+from sensorium.server.reference import reference_page
 from sensorium.server.unsupported import ROUTES
 
 
@@ -43,11 +44,32 @@ def test_the_description_names_every_route_and_every_field():
     never: Future[EngineClient] = Future()
     routes = {route.path for route in build_app(never, ServerConfig()).routes if isinstance(route, Route)}
     absent = {path for _, path in ROUTES}
-    routes -= {route.path for route in page_routes()} | {"/ping", "/openapi.json"} | absent
+    routes -= {route.path for route in page_routes()} | {"/ping", "/openapi.json", "/docs", "/redoc"} | absent
     assert set(description["paths"]) == {path.replace("{name:path}", "{name}") for path in routes}
     fields = description["components"]["schemas"]["ChatRequest"]["properties"]
     assert set(fields) == {field.name for field in msgspec.structs.fields(ChatRequest)}
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
+
+
+def test_the_description_can_be_read_as_a_page(live: Live):
+    status, headers, page = live.request("GET", "/docs")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert live.request("GET", "/redoc")[2] == page
+    text = page.decode()
+    described = describe_api()
+    for path in described["paths"]:
+        assert f"{path}</code>" in text
+    links, names = set(re.findall(r'href="#([\w.]+)"', text)), re.findall(r'<h3 id="([\w.]+)"', text)
+    assert sorted(names) == sorted(described["components"]["schemas"])
+    assert links <= set(names)
+    for field in described["components"]["schemas"]["ChatRequest"]["properties"]:
+        assert f"<code>{field}</code>" in text
+    # No scripts, and nothing that HTML would read in the words of the description.
+    assert "script-src" not in headers["content-security-policy"]
+    assert "<script" not in text
+    assert reference_page({**described, "info": {"title": "<b>", "version": "&"}}).count(b"&lt;b&gt; &amp;") == 2
+    for sheet in re.findall(r'href="([a-z.]+css)"', text):
+        assert live.request("GET", f"/{sheet}")[0] == 200
 
 
 def test_the_description_has_no_loose_ends(live: Live):

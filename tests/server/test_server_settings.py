@@ -46,7 +46,8 @@ def test_paths_without_a_key_are_those_named(engine):
 
 def test_the_description_and_request_ids_may_be_left_out(engine):
     with serve(engine, disable_fastapi_docs=True, enable_request_id_headers=False) as live:
-        assert live.request("GET", "/openapi.json")[0] == 404
+        for path in ("/openapi.json", "/docs", "/redoc"):
+            assert live.request("GET", path)[0] == 404
         assert "x-request-id" not in live.request("GET", "/health")[1]
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,58 @@ def test_a_model_without_the_task_says_what_it_does(live: Live):
     assert message == "model tiny does not support task translation; supported: generate, transcription"
 
 
+@pytest.fixture(scope="module")
+def translator(engine: EngineClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The packaged model with a folder that says how it is asked to translate: all that a family needs for it."""
+    if "transcribe" not in engine.tasks:
+        pytest.skip("the model does not transcribe")
+    folder = tmp_path_factory.mktemp("translator")
+    for file in Path(engine.config.model).iterdir():
+        if file.name != "preprocessor_config.json":
+            (folder / file.name).symlink_to(file)
+    settings = json.loads((Path(engine.config.model) / "preprocessor_config.json").read_text())
+    spoken = engine.speech_instructions["transcribe"]
+    asked = {"transcribe": spoken, "translate": spoken, "translate:de": spoken}
+    settings["speech_instructions"] = asked
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    config = replace(engine.config, model=str(folder), max_num_seqs=2)
+    with EngineClient(config) as client, serve(client, served_model_name="tiny") as server:
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by OpenAI, whose clients still have it
+def test_a_model_that_translates_is_asked_to(translator: Live):
+    path = "/v1/audio/translations"
+    with openai.OpenAI(base_url=f"{translator.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        with SPEECH.open("rb") as file:
+            assert client.audio.translations.create(model="tiny", file=file).text == SAID
+        with SPEECH.open("rb") as file:
+            whole = client.audio.translations.create(model="tiny", file=file, response_format="verbose_json")
+    assert (whole.text, len(whole.segments or [])) == (SAID, 1)
+    body, headers = form({"stream": "true"}, SPEECH.read_bytes())
+    _, _, sent = translator.request("POST", path, body, headers)
+    chunks = [json.loads(line.removeprefix("data: ")) for line in sent.decode().split("\n\n")[:-2]]
+    assert {chunk["object"] for chunk in chunks} == {"translation.chunk"}
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == SAID
+    body, headers = form({"language": "de", "response_format": "verbose_json"}, SPEECH.read_bytes())
+    answer = json.loads(translator.request("POST", path, body, headers)[2])
+    assert (answer["task"], answer["language"], answer["text"]) == ("translate", "de", SAID)
+    body, headers = form({"language": "fr"}, SPEECH.read_bytes())
+    status, _, refused = translator.request("POST", path, body, headers)
+    assert (status, json.loads(refused)["error"]["param"]) == (400, "language")
+    assert "it knows de" in json.loads(refused)["error"]["message"]
+
+
+def test_usage_in_every_event_where_the_server_says_so(engine: EngineClient):
+    if "transcribe" not in engine.tasks:
+        pytest.skip("the model does not transcribe")
+    with serve(engine, enable_force_include_usage=True) as server:
+        body, headers = form({"stream": "true", "stream_include_usage": "false"}, SPEECH.read_bytes())
+        _, _, sent = server.request("POST", PATH, body, headers)
+    chunks = [json.loads(line.removeprefix("data: ")) for line in sent.decode().split("\n\n")[:-2]]
+    assert all(chunk["usage"]["seconds"] for chunk in chunks)
+
+
 WAV = samples.sound()
 HOSTILE: dict[str, tuple[dict[str, str], bytes | None, int, str | None]] = {
     "no file": ({}, None, 400, "file"),
@@ -159,6 +212,16 @@ HOSTILE: dict[str, tuple[dict[str, str], bytes | None, int, str | None]] = {
     "a stream of subtitles": ({"response_format": "srt", "stream": "true"}, WAV, 400, "response_format"),
     "times of words": ({"timestamp_granularities[]": "word"}, WAV, 400, "timestamp_granularities"),
     "times in plain text": ({"timestamp_granularities[]": "segment"}, WAV, 400, "timestamp_granularities"),
+    "speakers": ({"response_format": "diarized_json"}, WAV, 400, "response_format"),
+    "times of words in the right format": (
+        {"timestamp_granularities[]": "word", "response_format": "verbose_json"},
+        WAV,
+        400,
+        "timestamp_granularities",
+    ),
+    "another language": ({"to_language": "de"}, WAV, 400, "to_language"),
+    "speakers by name": ({"known_speaker_names[]": "Ada"}, WAV, 400, "known_speaker_names"),
+    "arguments of extensions": ({"vllm_xargs": "{}"}, WAV, 400, "vllm_xargs"),
     "too warm": ({"temperature": "9"}, WAV, 400, "temperature"),
     "a word for a number": ({"temperature": "hot"}, WAV, 400, "temperature"),
     "hotwords": ({"hotwords": "a,b"}, WAV, 400, "hotwords"),
