@@ -26,6 +26,8 @@ from sensorium.models.base import SpeechModel
 from sensorium.types import ModelInputs
 
 CODES_PER_S = 25
+# Rounds that keep to the device for one upload: a full-duplex unit has 26.
+_ROUNDS = 32
 
 
 class SpeechStage:
@@ -76,13 +78,18 @@ class SpeechStage:
             width = torch.tensor([self._blocks], dtype=torch.int32, device=self.device)
             options = {"width": width, "block_size": self.block_size, "scratch": plans.scratch(self.device)}
             make_plan = partial(plans.decode_plan, **options)
-        return SpeechSteps(self.model, self._kv, make_plan, self._tables, CODES_PER_S)
+        return SpeechSteps(self.model, self._kv, make_plan, self._tables, _ROUNDS)
 
     # ---- slots ----------------------------------------------------------------------------------------------------
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether `advance` has something to do."""
+        return any(slot.call is not None for slot in self._slots.values())
 
     def open(self, rule: RuleName, sampling: SpeechSampling | None = None) -> int:
         """A slot for a session's calls under one rule. OverloadedError when all are taken."""
@@ -150,7 +157,7 @@ class SpeechStage:
 
         For callers who have no other call running: what that said meanwhile would go nowhere.
         """
-        if any(slot.call is not None for slot in self._slots.values()):
+        if self.is_speaking:
             raise RequestError("speak while other calls run would lose their codes; use start and advance")
         codes: dict[int, list[int]] = {work.slot: [] for work in works}
         if len(codes) < len(works):
@@ -161,7 +168,7 @@ class SpeechStage:
             self.start(work)
         failed = None
         while any(self._slots[slot].call is not None for slot in codes):
-            for spoken in self.advance():
+            for spoken in self.advance(_ROUNDS):
                 codes[spoken.slot] += spoken.codes
                 failed = failed or spoken.error
         if failed is not None:
@@ -218,13 +225,18 @@ class SpeechStage:
         ids = torch.tensor([id for work in works for id in work.ids], dtype=torch.int64, device=self.device)
         given = [work.hidden.to(self.device, self.dtype) for work in works if work.hidden is not None and work.ids]
         end, begin = self.model.marks()
-        text = self.model.condition(ids, torch.cat(given)) if given else end[:0]
-        rows = []
-        for slot, part in zip(slots, text.split([len(work.ids) for work in works]), strict=True):
-            rule = slot.rule.text_eos
-            ends = rule == "always" or (rule == "last" and call_of(slot).work.last)
-            rows.append(torch.cat((part, end, begin) if ends else (part, begin)))
-        return rows
+        pool = torch.cat((begin, end, self.model.condition(ids, torch.cat(given)) if given else end[:0]))
+        picked: list[int] = []
+        counts: list[int] = []
+        first = 2
+        for slot, work in zip(slots, works, strict=True):
+            rule, stop = slot.rule.text_eos, first + len(work.ids)
+            ends = rule == "always" or (rule == "last" and work.last)
+            rows = [*range(first, stop), *([1, 0] if ends else [0])]
+            picked += rows
+            counts.append(len(rows))
+            first = stop
+        return list(pool[torch.tensor(picked, device=self.device)].split(counts))
 
     def _forward(self, slots: list[Slot], x: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Feed counts[i] rows of x to each slot -> hidden of the last one of each, [b, E]."""

@@ -7,6 +7,7 @@ b rows · R rounds · W blocks of a slot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,17 @@ class SpeechSteps:
         self._tables = torch.zeros(tables.shape, dtype=torch.int32, device=device)
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
         self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
-        self._recorder: Recorder | None = None
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     def record(self) -> None:
-        """Make rounds CUDA graphs: of powers of two rows, with and without filters."""
-        self._recorder = Recorder()
+        """Make rounds CUDA graphs: of powers of two rows, without filters and with those that need a short sort."""
+        recorder = Recorder()
         for size in reversed(self._sizes):
             for candidates in (0, min(FEW, self._model.num_codes)):
-                self._record(size, candidates)
+                # Recording runs a round too, of nothing but padding; rounds are counted up to the width of the tables.
+                self._at.zero_()
+                compute = partial(self._compute, size, candidates)
+                self._graphs[size, candidates] = recorder.record(compute)
 
     def run(self, slots: Sequence[Slot], rounds: int) -> int:
         """Up to `rounds` more codes for the call of each slot; how many rounds that were."""
@@ -97,17 +100,11 @@ class SpeechSteps:
                 slot.take(code, self._model.eos_code)
 
     def _compute_or_replay(self, size: int, candidates: int) -> torch.Tensor:
-        if self._recorder is None:
+        recorded = self._graphs.get((size, candidates))
+        if recorded is None:
             return self._compute(size, candidates)
-        if (size, candidates) not in self._graphs:
-            candidates = self._model.num_codes
-        graph, picked = self._graphs[size, candidates]
-        graph.replay()
-        return picked
-
-    def _record(self, size: int, candidates: int) -> None:
-        assert self._recorder is not None
-        self._graphs[size, candidates] = self._recorder.record(lambda: self._compute(size, candidates))
+        recorded[0].replay()
+        return recorded[1]
 
     def _compute(self, size: int, candidates: int) -> torch.Tensor:
         """One round of `size` rows: their picks, int64 [size]."""
