@@ -279,6 +279,8 @@ class ServerConfig:
     """Keep answers of /v1/responses in memory, for previous_response_id and background."""
     max_audio_filesize_mb: int = 25
     """Largest file that may be transcribed."""
+    max_realtime_sessions: int = 64
+    """WebSockets of /v1/realtime at once; more are refused."""
     otlp_traces_endpoint: str | None = None
     """URL that spans are sent to by OTLP over HTTP; needs the extra `tracing`."""
     enable_per_request_metrics: bool = False
@@ -329,6 +331,7 @@ _SERVER_RANGES: dict[str, Range] = {
     "drain_s": (0, None),
     "engine_hang_s": (0, None),
     "sse_keep_alive_interval": (0, None),
+    "max_realtime_sessions": (0, None),
 }
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
 

@@ -42,7 +42,7 @@ LAYERS = {
     "assets": LOW | {"media"},
     "multimodal": {"media"},
     "utils": set(),
-    "server": LOW | {"engine", "parsers", "vad"},
+    "server": LOW | {"engine", "parsers", "vad", "media"},
 }
 TOP = {"cli", "bench", "demo", "doctor", "__init__", "__main__"}
 # Narrower doors: engine reaches families only through these, media only from the client; both directions are exact.

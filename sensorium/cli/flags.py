@@ -160,6 +160,7 @@ SERVER: dict[str, dict[str, Flag]] = {
         "allowed_hosts": _flag("host names to answer to besides loopback ones"),
         "dev_mode": _flag("routes for developers: /server_info, /reset_prefix_cache and the like"),
         "enable_responses_store": _flag("keep answers of /v1/responses in memory"),
+        "max_realtime_sessions": _flag("most WebSockets of /v1/realtime at once"),
         "max_audio_filesize_mb": _flag("largest file that may be transcribed, in MiB"),
     },
     LOGS: {

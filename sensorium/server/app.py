@@ -25,6 +25,7 @@ from sensorium.server.messages_api import messages_routes
 from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
 from sensorium.server.pooling import pooling_routes
+from sensorium.server.realtime.door import realtime_routes
 from sensorium.server.responses import responses_routes
 from sensorium.server.served import Served
 from sensorium.server.tokenize import tokenize_routes
@@ -56,6 +57,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         *messages_routes(served, config, metrics),
         *pooling_routes(served, config, metrics),
         *speech_routes(served, config, metrics),
+        *realtime_routes(served, config, metrics),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),

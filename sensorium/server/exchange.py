@@ -66,7 +66,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.received += len(message.get("body", b""))
+        self.received += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
         if not message.get("more_body", False):
             self._body_pending = False
         return message
@@ -78,7 +78,9 @@ class Exchange:
             if self._config.enable_request_id_headers:
                 extra.append((b"x-request-id", self.id.encode()))
             message = {**message, "headers": [*message.get("headers", []), *extra]}
-        self.sent += len(message.get("body", b""))
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+        self.sent += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.count()
         await self._send(message)
@@ -125,6 +127,16 @@ class Exchange:
                 await asyncio.wait_for(self.receive(), IDLE_S)
 
 
+def _denying(send: Send) -> Send:
+    """An answer to the request for a WebSocket says why there is none."""
+
+    async def deny(message: Message) -> None:
+        kind = message["type"]
+        await send({**message, "type": f"websocket.{kind}"} if kind.startswith("http.") else message)
+
+    return deny
+
+
 class Exchanges:
     """The outermost layer of the application."""
 
@@ -147,10 +159,12 @@ class Exchanges:
         self._silent = {"/" + path.strip("/") for path in config.disable_access_log_for_endpoints}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         self._metrics.lag.watch()
+        if scope["type"] == "websocket":
+            scope["method"], send = "GET", _denying(send)
         path = scope["path"].removeprefix(self._root)
         handler = None if path in UNCOUNTED_PATHS else self._handlers.get(path, "other")
         exchange = Exchange(scope, receive, send, self._config, self._metrics, handler)

@@ -188,6 +188,10 @@ class Generation:
         self._launched = self._failed = False
         self._vectors: dict[int, np.ndarray] = {}
 
+    def events(self, codec: Codec) -> AsyncGenerator[Collection[int], None]:
+        """Generate everything, for an endpoint that looks at the codec after each step. Must be closed."""
+        return self._events(codec)
+
     async def run(self, codec: Codec) -> None:
         """Generate everything, for an endpoint that answers in its own way."""
         async with contextlib.aclosing(self._events(codec)) as events:

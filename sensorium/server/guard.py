@@ -15,6 +15,7 @@ from sensorium.errors import AuthenticationError
 from sensorium.server.errors import HttpError
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -44,9 +45,10 @@ class Guard:
             self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host.lower()} | (self._hosts or set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             host = self._check_host(_values(scope, b"host"))
-            if scope["method"] not in _SAFE_METHODS:
+            # Browsers let any page open a WebSocket, and say only in Origin whose page it is.
+            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
                 self._check_origin(_values(scope, b"origin"), host)
             if self._digests and scope["path"].removeprefix(self._root) not in self._open_paths:
                 scope["state"]["key"] = self._check_key(_presented(scope))
@@ -84,8 +86,12 @@ def is_anthropic(path: str) -> bool:
 
 
 def _presented(scope: Scope) -> list[bytes]:
-    """The Authorization header; where the Anthropic API is spoken, its own header may stand for it."""
+    """The Authorization header; where the Anthropic API is spoken, its own header may stand for it, and for a WebSocket
+    of a browser, which sends no such headers, a subprotocol."""
     values = _values(scope, b"authorization")
+    if not values and scope["type"] == "websocket":
+        offered = [name for name in scope["subprotocols"] if name.startswith(KEY_SUBPROTOCOL)]
+        return [f"Bearer {name.removeprefix(KEY_SUBPROTOCOL)}".encode("latin-1", "replace") for name in offered]
     if not values and is_anthropic(scope["path"]):
         return [b"Bearer " + key for key in _values(scope, b"x-api-key")]
     return values

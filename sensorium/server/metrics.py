@@ -76,6 +76,8 @@ class Metrics(Collector):
         self._current = current
         self._compat = compat
         self.lag = LoopLag()
+        self.realtime_sessions = 0
+        """Open now; see realtime."""
         self._finished: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._rejected: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -181,6 +183,7 @@ class Metrics(Collector):
         make = Families(OWN, name)
         yield from own(make, client, stats, media)
         yield make.counter("request_errors", "HTTP requests that ended in an error", _one_label(self._errors), "code")
+        yield make.gauge("realtime_sessions", "Open realtime sessions", self.realtime_sessions)
         text = "How late the event loop of the server is"
         yield make.histogram("event_loop_lag_seconds", text, BOUNDS_S, self.lag.histogram.freeze())
 

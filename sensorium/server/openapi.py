@@ -65,6 +65,7 @@ _GETS: dict[str, tuple[str, str, Any]] = {
     "/v1/models": ("The model served", "A list, one entry for each of its names", ModelList),
     "/v1/models/{name}": ("One model", "The model", ModelCard),
     "/v1/responses/{name}": ("An answer that was kept", "The answer", Response),
+    "/v1/realtime": ("A WebSocket of Realtime events; see docs/realtime.md", "101 for a WebSocket, else 426", None),
     "/health": ("Whether requests can be answered", "200 if so, else 503", None),
     "/version": ("The server's version", "The version", None),
     "/load": ("Requests in flight", "Their number", None),

@@ -41,6 +41,8 @@ EXAMPLE_KEYS = frozenset({"empty", "none", "default", "changeme", "sk-1234", "te
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT = 75
 """Exit code where requests were cut off: EX_TEMPFAIL of sysexits.h."""
+MAX_MESSAGE = 16 << 20
+"""Bytes of a WebSocket message: a piece of sound of 15 MiB, as OpenAI allows it."""
 FLUSH_S = 1
 """After the last request has ended: for clients to take what they have been sent."""
 
@@ -83,7 +85,9 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
     settings = uvicorn.Config(
         app,
         http=BoundedProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -121,7 +125,8 @@ def run_server(
     engine: Future[EngineClient] = Future()
     app = build_app(engine, config)
     for route in app.routes:
-        log.info("Route: %s, Methods: %s", route.path, ", ".join(sorted(route.methods or ())))  # type: ignore[attr-defined]
+        path, methods = getattr(route, "path", ""), getattr(route, "methods", None) or ("WEBSOCKET",)
+        log.info("Route: %s, Methods: %s", path, ", ".join(sorted(methods)))
     server = http_server(app, config)
     over = threading.Event()
 

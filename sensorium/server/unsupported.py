@@ -12,7 +12,6 @@ from sensorium.server.errors import HttpError
 
 ROUTES = {
     ("POST", "/v1/audio/speech"): "this server does not speak yet",
-    ("GET", "/v1/realtime"): "use POST /v1/audio/transcriptions",
     ("POST", "/v1/chat/completions/batch"): "send one request per conversation, or use `sensorium run-batch`",
     ("POST", "/v1/chat/completions/render"): "POST /tokenize gives the tokens of a conversation",
     ("POST", "/v1/completions/render"): "POST /tokenize gives the tokens of a prompt",

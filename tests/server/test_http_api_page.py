@@ -1,4 +1,4 @@
-"""The snippets of docs/http-api.md and docs/doors.md run, one after the other, against a live server."""
+"""The snippets of docs/http-api.md, docs/doors.md and docs/realtime.md run, one after the other, against a live server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.conftest import ROOT
 from server.live import Live
 
 
-@pytest.mark.parametrize(("page", "count"), [("http-api.md", 4), ("doors.md", 5)])
+@pytest.mark.parametrize(("page", "count"), [("http-api.md", 4), ("doors.md", 5), ("realtime.md", 1)])
 def test_the_snippets_run(live: Live, page: str, count: int):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     names: dict[str, object] = {}

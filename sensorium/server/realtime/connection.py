@@ -1,0 +1,324 @@
+"""One connection in OpenAI's events: what the client sends is done in order, answers and transcripts run beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sensorium.errors import RequestError, SensoriumError
+from sensorium.server.errors import describe
+from sensorium.server.realtime.answers import Answering, Response, Writer
+from sensorium.server.realtime.audio import Ear, Heard, Started, Stopped, Turns, to_wav
+from sensorium.server.realtime.conversation import Conversation, Item, made_id, refusal, spoken_item
+from sensorium.server.realtime.schema import (
+    EVENT,
+    KINDS,
+    AppendAudio,
+    CancelResponse,
+    ClearAudio,
+    ClearOutput,
+    CommitAudio,
+    CreateItem,
+    CreateResponse,
+    DeleteItem,
+    Event,
+    ResponseInput,
+    RetrieveItem,
+    TruncateItem,
+    UpdateSession,
+    read_object,
+)
+from sensorium.server.realtime.session import Session
+from sensorium.server.realtime.transcripts import Transcriber
+from sensorium.vad import RATE
+
+log = logging.getLogger(__name__)
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+MAX_BESIDE = 8
+"""Responses and transcripts of one connection at once."""
+LONG_AUDIO = 256 << 10
+"""Characters of base64 from which a piece is decoded off the event loop."""
+
+
+class Connection:
+    """Use once: `open`, then `take` for every message, then `close`."""
+
+    def __init__(
+        self, session: Session, answering: Answering, transcriber: Transcriber, send: Send, max_s: float
+    ) -> None:
+        """max_s: seconds of sound that may wait in the input buffer."""
+        self._session = session
+        self._answering = answering
+        self._transcriber = transcriber
+        self._send = send
+        self._conversation = Conversation()
+        self._heard = Heard(int(max_s * RATE))
+        self._ear = Ear(session.format)
+        self._turns = self._listen()
+        self._speaking: str | None = None
+        self._active: asyncio.Task[None] | None = None
+        self._reason: str | None = None
+        self._beside: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        created = self._session.told()
+        # The last two fields are what a client of vLLM's dialect reads.
+        await self._tell("session.created", session=created, id=self._session.id, created=self._session.expires_at)
+
+    async def close(self) -> None:
+        """Nobody listens any more: stop all work."""
+        tasks = [task for task in (self._active, *self._beside) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def take(self, data: str | bytes) -> None:
+        """One message of the client. What is wrong with it is told and changes nothing else."""
+        ident: str | None = None
+        try:
+            event = _read(data)
+            ident = event.event_id
+            await self._dispatch(event)
+        except SensoriumError as error:
+            await self.tell_error(error, ident)
+        except Exception as error:
+            log.exception("a message to /v1/realtime failed")
+            await self.tell_error(error, ident)
+
+    async def tell_error(self, error: BaseException, event_id: str | None = None) -> None:
+        _, body, _ = describe(error)
+        detail = body.error
+        kind = detail.type if detail.type != "not_found_error" else "invalid_request_error"
+        told = {"type": kind, "code": detail.code, "message": detail.message, "param": detail.param}
+        await self._tell("error", error={**told, "event_id": event_id})
+
+    async def _tell(self, kind: str, **fields: Any) -> None:
+        await self._send({"type": kind, "event_id": made_id("event"), **fields})
+
+    async def _dispatch(self, event: Event) -> None:
+        match event:
+            case UpdateSession():
+                await self._update(event)
+            case AppendAudio(audio=audio):
+                await self._append(audio)
+            case CommitAudio():
+                await self._commit()
+            case ClearAudio():
+                self._forget_input()
+                await self._tell("input_audio_buffer.cleared")
+            case ClearOutput():
+                raise RequestError("output_audio_buffer.clear: there is no output audio over WebSocket", param="type")
+            case CreateItem():
+                await self._create(event)
+            case RetrieveItem(item_id=ident):
+                await self._tell("conversation.item.retrieved", item=self._conversation.get(ident).told())
+            case DeleteItem(item_id=ident):
+                self._conversation.delete(ident)
+                await self._tell("conversation.item.deleted", item_id=ident)
+            case TruncateItem():
+                await self._truncate(event)
+            case CreateResponse(response=wanted):
+                await self._respond(wanted or ResponseInput())
+            case CancelResponse(response_id=ident):
+                self._cancel(ident)
+
+    # ---- session --------------------------------------------------------------------------------------------------
+
+    async def _update(self, event: UpdateSession) -> None:
+        before, given = self._session, event.session
+        session = before.changed(given)
+        if given.model is not msgspec.UNSET and given.model != before.model:
+            raise RequestError("session.model: cannot change during a session", param="session.model")
+        self._answering.tools(session.answers)
+        unable = session.transcription is not None and not self._transcriber.is_able(session.transcription)
+        if unable:
+            session = replace(session, transcription=None)
+        if session.format != before.format:
+            self._forget_input()
+            self._ear = Ear(session.format)
+        self._session = session
+        if session.turn_detection != before.turn_detection:
+            self._turns = self._listen()
+        await self._tell("session.updated", session=session.told())
+        if unable:
+            reason = "session.audio.input.transcription: this model cannot write down speech"
+            raise refusal("transcription_unavailable", reason)
+
+    def _listen(self) -> Turns | None:
+        detection = self._session.turn_detection
+        self._speaking = None
+        return None if detection is None else Turns(detection, self._heard.end)
+
+    # ---- sound ----------------------------------------------------------------------------------------------------
+
+    async def _append(self, audio: str) -> None:
+        if len(audio) > LONG_AUDIO:
+            samples = await asyncio.to_thread(self._ear.hear, audio)
+        else:
+            samples = self._ear.hear(audio)
+        await self._hear(samples)
+
+    async def _hear(self, samples: np.ndarray) -> None:
+        self._heard.add(samples)
+        if self._turns is None:
+            return
+        found = await asyncio.to_thread(self._turns.hear, samples) if len(samples) > RATE else self._turns.hear(samples)
+        for event in found:
+            await self._turn(event)
+        self._heard.forget(self._turns.needed)
+
+    async def _turn(self, event: Started | Stopped) -> None:
+        detection = self._session.turn_detection
+        assert detection is not None
+        if isinstance(event, Started):
+            self._speaking = made_id("item")
+            await self._tell("input_audio_buffer.speech_started", audio_start_ms=_ms(event.at), item_id=self._speaking)
+            if detection.interrupt_response and self._active is not None:
+                self._stop("turn_detected")
+            return
+        ident, self._speaking = self._speaking or made_id("item"), None
+        await self._tell("input_audio_buffer.speech_stopped", audio_end_ms=_ms(event.at), item_id=ident)
+        await self._put_spoken(ident, self._heard.take(event.start, event.at))
+        if detection.create_response and self._session.kind == "realtime":
+            await self._respond(ResponseInput())
+
+    async def _commit(self) -> None:
+        if self._turns is None:
+            self._heard.add(self._ear.end())
+        if self._heard.end - self._heard.start < RATE // 10:
+            raise refusal("input_audio_buffer_commit_empty", "the input buffer holds less than 100 ms of sound")
+        ident = self._speaking or made_id("item")
+        samples = self._heard.take(self._heard.start, self._heard.end)
+        self._turns = self._listen()
+        await self._put_spoken(ident, samples)
+
+    def _forget_input(self) -> None:
+        self._heard.forget(self._heard.end)
+        self._turns = self._listen()
+
+    async def _put_spoken(self, ident: str, samples: np.ndarray) -> None:
+        item = spoken_item(ident, to_wav(samples))
+        before = self._conversation.add(item)
+        await self._tell("input_audio_buffer.committed", item_id=ident, previous_item_id=before)
+        await self._told_item(item, before)
+        if self._session.transcription is not None:
+            tell = functools.partial(self._tell, item_id=ident, content_index=0)
+            self._aside(self._transcriber.transcribe(item, self._session.transcription, len(samples) / RATE, tell))
+
+    # ---- items ----------------------------------------------------------------------------------------------------
+
+    async def _create(self, event: CreateItem) -> None:
+        item = self._conversation.read(event.item, self._as_wav)
+        before = self._conversation.add(item, event.previous_item_id)
+        await self._told_item(item, before)
+
+    def _as_wav(self, audio: str) -> bytes:
+        ear = Ear(self._session.format)
+        return to_wav(np.concatenate([ear.hear(audio), ear.end()]))
+
+    async def _told_item(self, item: Item, before: str | None) -> None:
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            await self._tell(kind, previous_item_id=before, item=item.told())
+
+    async def _truncate(self, event: TruncateItem) -> None:
+        item = self._conversation.get(event.item_id)
+        if item.role != "assistant":
+            raise RequestError("item_id: only answers can be truncated", param="item_id")
+        if not 0 <= event.content_index < len(item.content):
+            raise RequestError("content_index: there is no such part", param="content_index")
+        raise RequestError("audio_end_ms: that answer has no sound", param="audio_end_ms")
+
+    # ---- answers --------------------------------------------------------------------------------------------------
+
+    async def _respond(self, wanted: ResponseInput) -> None:
+        if self._session.kind == "transcription":
+            raise RequestError("response.create: a transcription session has no answers", param="type")
+        if wanted.conversation == "auto" and self._active is not None and self._reason is None:
+            reason = "a response is being made already; cancel it or wait for response.done"
+            raise refusal("conversation_already_has_active_response", reason)
+        answers = self._session.answers.changed(wanted, "response")
+        self._answering.tools(answers)
+        given = None
+        if wanted.input is not None:
+            places = enumerate(wanted.input)
+            given = [self._conversation.read(item, self._as_wav, f"response.input[{n}]") for n, item in places]
+        if self._active is not None and self._reason is not None:
+            await asyncio.wait({self._active})  # it was cancelled, and says so before the next one begins
+        joins = wanted.conversation == "auto"
+        response = Response(
+            made_id("resp"), self._conversation.id if joins else None, wanted.metadata, answers.max_output_tokens
+        )
+        items = list(self._conversation) if given is None else given
+        work = self._make(response, answers, items)
+        if joins:
+            self._reason = None
+            self._active = asyncio.create_task(work)
+        else:
+            self._aside(work)
+
+    async def _make(self, response: Response, answers: Any, items: list[Item]) -> None:
+        joins = response.conversation_id is not None
+
+        def add(item: Item) -> str | None:
+            return self._conversation.add(item) if joins else None
+
+        writer = Writer(response, self._tell, add)
+        try:
+            await self._tell("response.created", response=response.told())
+            cut = self._session.truncation == "auto"
+            await self._answering.answer(response, answers, items, writer, cut=cut)
+        except asyncio.CancelledError:
+            reason = self._reason if joins else None
+            if reason is None:
+                raise  # the connection is gone
+            response.status = "cancelled"
+            response.status_details = {"type": "cancelled", "reason": reason}
+        await writer.end("completed" if response.status == "completed" else "incomplete")
+        if joins:
+            self._active = None
+        await self._tell("response.done", response=response.told())
+        await self._tell("rate_limits.updated", rate_limits=[])
+
+    def _cancel(self, ident: str | None) -> None:
+        if self._active is None or self._reason is not None:
+            raise refusal("response_cancel_not_active", "there is no response to cancel")
+        self._stop("client_cancelled")
+
+    def _stop(self, reason: str) -> None:
+        if self._active is not None and self._reason is None:
+            self._reason = reason
+            self._active.cancel()
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._beside) >= MAX_BESIDE:
+            work.close()
+            raise RequestError(f"more than {MAX_BESIDE} things are being done for this connection; wait for one")
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+
+def _read(data: str | bytes) -> Event:
+    """Raises RequestError whose code says whether it is no JSON, no known event, or one with a fault."""
+    try:
+        return EVENT.decode(data)
+    except msgspec.ValidationError as error:
+        kind = read_object(data).get("type")
+        if kind in KINDS:
+            raise refusal("invalid_value", str(error)) from None
+        if isinstance(kind, str):
+            raise refusal("unknown_event_type", f"type: there is no event {kind[:64]!r}") from None
+        raise refusal("invalid_event", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refusal("invalid_event", f"the message is not valid JSON: {error}") from None
+
+
+def _ms(place: int) -> int:
+    return place * 1000 // RATE

@@ -1,0 +1,186 @@
+"""The settings of a connection: what is in force, how updates change it, and how it is told to the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET
+
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.server.realtime.schema import (
+    BETA_FORMATS,
+    Answering,
+    AudioFormat,
+    FunctionChoice,
+    FunctionTool,
+    NoiseReduction,
+    SessionUpdate,
+    Transcription,
+    TurnDetection,
+)
+
+RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How answers are made: of a session, or of one response of it."""
+
+    instructions: str = ""
+    tools: tuple[FunctionTool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | FunctionChoice = "auto"
+    parallel_tool_calls: bool = True
+    max_output_tokens: int | Literal["inf"] = "inf"
+    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def changed(self, given: Answering, place: str) -> Answers:
+        """With what an update gives. Raises RequestError naming the field below `place`."""
+        for name in ("output_modalities", "modalities"):
+            wanted = getattr(given, name)
+            if wanted is not UNSET and "text" not in wanted:
+                reason = f'{place}.{name}: this model does not speak; ask for ["text"]'
+                raise UnsupportedError(reason, param=f"{place}.{name}")
+        changes: dict[str, Any] = {}
+        for name in ("instructions", "tool_choice", "parallel_tool_calls"):
+            if (value := getattr(given, name)) is not UNSET:
+                changes[name] = value
+        if given.tools is not UNSET:
+            changes["tools"] = tuple(given.tools)
+        for name in ("max_output_tokens", "max_response_output_tokens"):
+            if (value := getattr(given, name)) is not UNSET:
+                changes["max_output_tokens"] = value or "inf"
+        drawn = {name: value for name in SAMPLING if (value := getattr(given, name)) is not UNSET}
+        return replace(self, **changes, sampling={**self.sampling, **drawn})
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """In force. turn_detection None: the client says where a turn ends."""
+
+    id: str
+    model: str
+    expires_at: int
+    kind: Literal["realtime", "transcription"] = "realtime"
+    answers: Answers = field(default_factory=Answers)
+    format: AudioFormat = field(default_factory=AudioFormat)
+    turn_detection: TurnDetection | None = field(default_factory=TurnDetection)
+    transcription: Transcription | None = None
+    noise_reduction: NoiseReduction | None = None
+    truncation: Literal["auto", "disabled"] = "auto"
+    output: dict[str, Any] = field(default_factory=dict[str, Any])
+    tracing: Any = None
+    include: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> int:
+        """Samples per second of what the client sends."""
+        return self.format.rate or RATES[self.format.type]
+
+    def changed(self, given: SessionUpdate) -> Session:
+        """After an update. Raises RequestError for what is not possible; nothing has changed then."""
+        if given.type not in (UNSET, self.kind) and self.kind == "transcription":
+            raise RequestError("session.type: a transcription session stays one", param="session.type")
+        changes: dict[str, Any] = {"answers": self.answers.changed(given, "session")}
+        if given.type is not UNSET:
+            changes["kind"] = given.type
+        for name in ("truncation", "tracing"):
+            if (value := getattr(given, name)) is not UNSET:
+                changes[name] = value
+        if given.include is not UNSET:
+            changes["include"] = _include(given.include or [])
+        output: dict[str, Any] = {}
+        if given.voice is not UNSET:
+            output["voice"] = given.voice
+        if given.output_audio_format is not UNSET:
+            output["format"] = _format(given.output_audio_format, "session.output_audio_format")
+        if given.audio is not UNSET and given.audio.output is not UNSET:
+            output |= _given(given.audio.output)
+            if "format" in output:
+                output["format"] = _format(output["format"], "session.audio.output.format")
+        return replace(self, **changes, **_hearing(given), output={**self.output, **output})
+
+    def told(self) -> dict[str, Any]:
+        """What session.created and session.updated show."""
+        answers, detection = self.answers, self.turn_detection
+        heard: dict[str, Any] = {
+            "format": {"type": self.format.type, "rate": self.rate},
+            "turn_detection": None if detection is None else msgspec.to_builtins(detection),
+            "transcription": None if self.transcription is None else msgspec.to_builtins(self.transcription),
+            "noise_reduction": None if self.noise_reduction is None else msgspec.to_builtins(self.noise_reduction),
+        }
+        told: dict[str, Any] = {
+            "id": self.id,
+            "object": "realtime.session" if self.kind == "realtime" else "realtime.transcription_session",
+            "type": self.kind,
+            "model": self.model,
+            "expires_at": self.expires_at,
+            "include": list(self.include) or None,
+            "audio": {"input": heard},
+        }
+        if self.kind == "transcription":
+            return told
+        spoken = {"format": AudioFormat(rate=24_000), "voice": None, "speed": 1.0, **self.output}
+        told["audio"]["output"] = msgspec.to_builtins(spoken)
+        return told | {
+            "output_modalities": ["text"],
+            "instructions": answers.instructions,
+            "tools": msgspec.to_builtins(answers.tools),
+            "tool_choice": msgspec.to_builtins(answers.tool_choice),
+            "max_output_tokens": answers.max_output_tokens,
+            "truncation": self.truncation,
+            "tracing": self.tracing,
+            **answers.sampling,
+        }
+
+
+def _hearing(given: SessionUpdate) -> dict[str, Any]:
+    """The fields of a session about what it hears, from either spelling."""
+    found = {
+        "format": given.input_audio_format,
+        "turn_detection": given.turn_detection,
+        "transcription": given.input_audio_transcription,
+        "noise_reduction": given.input_audio_noise_reduction,
+    }
+    if given.audio is not UNSET and given.audio.input is not UNSET:
+        found |= _given(given.audio.input)
+    found = {name: value for name, value in found.items() if value is not UNSET}
+    if "format" in found:
+        found["format"] = _format(found["format"], "session.audio.input.format")
+    detection: Any = found.get("turn_detection")
+    if detection is not None:
+        place = "session.audio.input.turn_detection"
+        if detection.type == "semantic_vad":
+            reason = (
+                f"{place}.type: semantic_vad is not supported; use server_vad, or null and input_audio_buffer.commit"
+            )
+            raise UnsupportedError(reason, param=f"{place}.type")
+        if detection.idle_timeout_ms is not None:
+            raise UnsupportedError(f"{place}.idle_timeout_ms: is not supported", param=f"{place}.idle_timeout_ms")
+        if detection.eagerness is not None:
+            raise RequestError(f"{place}.eagerness: only with semantic_vad", param=f"{place}.eagerness")
+    return found
+
+
+def _include(names: list[str]) -> tuple[str, ...]:
+    if names:
+        reason = f"session.include: {names[0][:64]!r} is not supported; a transcript has no log-probabilities here"
+        raise UnsupportedError(reason, param="session.include")
+    return ()
+
+
+def _format(given: AudioFormat | str, place: str) -> AudioFormat:
+    if isinstance(given, AudioFormat):
+        if given.type != "audio/pcm" and given.rate not in (None, 8000):
+            raise RequestError(f"{place}.rate: G.711 has 8000 samples a second", param=f"{place}.rate")
+        return given
+    if given not in BETA_FORMATS:
+        raise RequestError(f"{place}: must be one of {', '.join(BETA_FORMATS)}, or an object", param=place)
+    return AudioFormat(type=BETA_FORMATS[given])
+
+
+def _given(struct: msgspec.Struct) -> dict[str, Any]:
+    fields = {name: getattr(struct, name) for name in struct.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not UNSET}
