@@ -1,4 +1,4 @@
-"""The snippets of docs/http-api.md, docs/doors.md and docs/realtime.md run, one after the other, against a live server."""
+"""The snippets of docs/http-api.md, doors.md and realtime.md run, one after the other, against a live server."""
 
 from __future__ import annotations
 
