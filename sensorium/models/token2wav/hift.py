@@ -131,7 +131,7 @@ class Hift:
         w.finish()
         self.device = w.device
         self._noise = noise.to(w.device, torch.float32).contiguous()
-        self._window = torch.hann_window(_FFT, device=w.device)
+        self._transform = ShortTransform(w.device)
 
     def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: list[int]) -> torch.Tensor:
         """f0 [B, M] in Hz and phase [B, S, 9] in radians to the source [B, S]; starts: absolute number of sample 0."""
@@ -166,12 +166,50 @@ class Hift:
 
     def spectrum(self, sound: torch.Tensor) -> torch.Tensor:
         """[B, S] to [B, 18, S / 4 + 1]: real parts, then imaginary parts."""
-        found = torch.stft(sound, _FFT, _STEP, window=self._window, return_complex=True)
-        return torch.cat((found.real, found.imag), 1)
+        return self._transform.forward(sound)
 
     def from_spectrum(self, magnitude: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
         """[B, 9, n] each to [B, 4 (n - 1)]; magnitudes are cut at 100."""
-        return torch.istft(torch.polar(magnitude.clamp(max=_LOUDEST), phase), _FFT, _STEP, window=self._window)
+        magnitude = magnitude.clamp(max=_LOUDEST)
+        return self._transform.inverse(torch.cat((magnitude * phase.cos(), magnitude * phase.sin()), 1))
+
+
+class ShortTransform:
+    """STFT of 16 samples every 4 and its inverse, as products with two small matrices.
+
+    torch.istft reads a number back from the device, which no CUDA graph can hold.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        window = torch.hann_window(_FFT, dtype=torch.float64)
+        angles = torch.outer(torch.arange(BINS), torch.arange(_FFT)) * (2 * math.pi / _FFT)
+        waves = torch.cat((angles.cos(), -angles.sin()))
+        self._analysis = (waves * window).float()[:, None].to(device)
+        # A real signal's inner bins stand for two.
+        twice = torch.full((BINS, 1), 2.0 / _FFT, dtype=torch.float64)
+        twice[0] = twice[-1] = 1.0 / _FFT
+        self._synthesis = (waves * twice.repeat(2, 1) * window).float().to(device)
+        self._power = (window**2).float().view(1, 1, _FFT).to(device)
+
+    def forward(self, sound: torch.Tensor) -> torch.Tensor:
+        """[B, S] to [B, 18, S / 4 + 1], frames centred on their samples, the ends reflected."""
+        edge = _FFT // 2
+        return F.conv1d(F.pad(sound[:, None], (edge, edge), mode="reflect"), self._analysis, stride=_STEP)
+
+    def inverse(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """[B, 18, n] to [B, 4 (n - 1)]."""
+        frames = spectrum.transpose(1, 2) @ self._synthesis
+        return _overlap(frames) / _overlap(self._power.expand(1, frames.shape[1], _FFT))
+
+
+def _overlap(frames: torch.Tensor) -> torch.Tensor:
+    """[B, n, 16] added up 4 samples apart, without what the first and the last frame have beyond their middle."""
+    b, n, _ = frames.shape
+    steps = frames.view(b, n, _FFT // _STEP, _STEP)
+    out = frames.new_zeros(b, n + _FFT // _STEP - 1, _STEP)
+    for i in range(_FFT // _STEP):
+        out[:, i : i + n] += steps[:, :, i]
+    return out.flatten(1)[:, _FFT // 2 : -_FFT // 2]
 
 
 class F0Predictor:
