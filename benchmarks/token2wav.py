@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--voices", type=int, default=1, help="how many voices the streams share")
     parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TensorFloat-32")
+    parser.add_argument("--graphs", action="store_true", help="pieces of the flow as CUDA graphs")
     args = parser.parse_args()
     if args.tf32:
         torch.set_float32_matmul_precision("high")
@@ -50,10 +51,14 @@ def main() -> None:
     device = "cuda" if cuda else "cpu"
     report("settings", device=torch.cuda.get_device_name() if cuda else device, torch=torch.__version__, **vars(args))
     sizes = SIZES[args.sizes]
-    parts = random_parts(sizes, args.kind, args.timesteps, device, getattr(torch, args.dtype), args.trimming)
+    parts = random_parts(
+        sizes, args.kind, args.timesteps, device, getattr(torch, args.dtype), args.trimming, args.graphs
+    )
     codec = Token2Wav(parts)
     voices = [Voice(random_voice(sizes, args.voice_s, seed)) for seed in range(args.voices)]
-    for batch in map(int, args.batches.split(",")):
+    batches = [int(batch) for batch in args.batches.split(",")]
+    codec.reserve(max(batches), args.voices, args.voice_s)
+    for batch in batches:
         report("streams", **measure(codec, voices, batch, args.calls, args.voice_s))
 
 
@@ -73,7 +78,7 @@ def measure(codec: Token2Wav, voices: list[Voice], batch: int, calls: int, voice
         codec.flow.chunk([stream.flow for stream in streams], [PIECE] * batch, last=False)
         flow.append(now() - started)
     ms, flow_ms = (1000 * statistics.median(times) for times in (whole, flow))
-    state = codec.flow.state_bytes
+    state = codec.flow.state.bytes_used
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {
         "batch": batch,

@@ -98,6 +98,7 @@ def random_parts(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     trimming: Trimming = "reference",
+    graphs: bool = False,
 ) -> Parts:
     """A codec without voice cloning: give it voices of `random_voice`."""
 
@@ -111,6 +112,7 @@ def random_parts(
         n_timesteps,
         silent_ahead=kind == "original",
         trimming=trimming,
+        graphs=graphs,
     )
     whole = vocoder("original")
     assert isinstance(whole, OriginalVocoder)

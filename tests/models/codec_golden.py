@@ -33,27 +33,33 @@ def facts(case: str) -> dict[str, Any]:
     return json.loads((ROOT / "cases" / case / "case.json").read_text("utf-8"))
 
 
-def weights(name: str) -> Weights:
-    return Weights(read_state_dict(ROOT / "assets" / name), name)
+def weights(name: str, device: str = "cpu") -> Weights:
+    return Weights(read_state_dict(ROOT / "assets" / name), name, device)
 
 
-def flow(t: dict[str, torch.Tensor], n_timesteps: int, silent_ahead: bool, trimming: Trimming = "reference") -> Flow:
+def flow(
+    t: dict[str, torch.Tensor],
+    n_timesteps: int,
+    silent_ahead: bool,
+    trimming: Trimming = "reference",
+    device: str = "cpu",
+) -> Flow:
     config = read_flow_config(ROOT / "assets" / "token2wav" / "flow.yaml")
     noise = t["flow_noise"].T
-    return Flow(weights("token2wav/flow.pt"), config, n_timesteps, noise, silent_ahead, trimming)
+    return Flow(weights("token2wav/flow.pt", device), config, n_timesteps, noise, silent_ahead, trimming)
 
 
 def prompt(t: dict[str, torch.Tensor]) -> VoicePrompt:
     return VoicePrompt(t["prompt_token"][0].long(), t["spk_emb"][0], t["prompt_mel"])
 
 
-def original(noise: torch.Tensor) -> OriginalVocoder:
-    return OriginalVocoder(weights("token2wav/hift.pt"), noise)
+def original(noise: torch.Tensor, device: str = "cpu") -> OriginalVocoder:
+    return OriginalVocoder(weights("token2wav/hift.pt", device), noise)
 
 
-def causal() -> CausalVocoder:
+def causal(device: str = "cpu") -> CausalVocoder:
     noise = tensors("token2wav_stream_causal")["sine_noise_table_u8"][0].float() / 256
-    return CausalVocoder(weights("token2wav_causal/hift.pt"), noise)
+    return CausalVocoder(weights("token2wav_causal/hift.pt", device), noise)
 
 
 def fade_noise(t: dict[str, torch.Tensor], pieces: int) -> torch.Tensor:
@@ -62,11 +68,11 @@ def fade_noise(t: dict[str, torch.Tensor], pieces: int) -> torch.Tensor:
     return torch.cat(parts).float() / 32
 
 
-def streaming_codec(kind: str) -> Token2Wav:
+def streaming_codec(kind: str, device: str = "cpu") -> Token2Wav:
     case = f"token2wav_stream_{kind}"
     t, n_timesteps = tensors(case), facts(case)["n_timesteps"]
-    whole = original(torch.zeros(1, 9))
+    whole = original(torch.zeros(1, 9), device)
     if kind == "causal":
-        return Token2Wav(Parts(flow(t, n_timesteps, silent_ahead=False), whole, causal(), None))
-    crossfade = original(fade_noise(t, len(facts(case)["chunks"])))
-    return Token2Wav(Parts(flow(t, n_timesteps, True, "packed"), whole, crossfade, None))
+        return Token2Wav(Parts(flow(t, n_timesteps, False, "reference", device), whole, causal(device), None))
+    crossfade = original(fade_noise(t, len(facts(case)["chunks"])), device)
+    return Token2Wav(Parts(flow(t, n_timesteps, True, "packed", device), whole, crossfade, None))

@@ -70,10 +70,10 @@ def test_whole_utterance_step_by_step():
     voice, codes = prompt(t), t["token"][0].tolist()
     mu, _ = made.encoder(torch.cat((t["prompt_token"], t["token"]), 1).long(), last=True)
     close(mu[0], t["mu"], MEL)
-    close(made._speaker_of(voice)[0], t["spk_proj"], MEL)
+    close(made.speaker(voice)[0], t["spk_proj"], MEL)
     close(torch.tensor(made.estimator.times), t["t_span"], 1e-6)
-    known = made._known(voice, mu.shape[1])
-    given = made.estimator.condition(mu, made._speaker_of(voice), known)
+    known = made.known(voice, mu.shape[1])
+    given = made.estimator.condition(mu, made.speaker(voice), known)
     velocity, _ = made.estimator.velocity(0, t["flow_noise"].T[None], given, None)
     close(velocity[0, :, 0].T, t["estimator_step0_cond"], MEL)
     close(velocity[0, :, 1].T, t["estimator_step0_uncond"], MEL)
@@ -103,7 +103,7 @@ def test_streams(kind: str):
         assert len(stream.flow.estimator) == chunk["estimator_cache_len"]
         assert len(stream.flow.frames) == chunk["conformer_cache_len"]
     # Keys and values of the first step, layer and guidance row, and of its first head.
-    state = codec.flow.estimator_rows.data[0][0][:, stream.flow.estimator]
+    state = codec.flow.state.estimator.data[0][0][:, stream.flow.estimator]
     heads = state.view(2, -1, 2, 2, 16)[:, :, 0]
     close(torch.cat((heads[0], heads[1]), -1).transpose(0, 1), t["final_estimator_att_t0_l0"][0], MEL)
     # 16-bit samples are cut, not rounded, so ours may differ by one where the floats differ at all.
@@ -116,7 +116,7 @@ def test_mel_of_streams(kind: str):
     case = f"token2wav_stream_{kind}"
     t, made = tensors(case), streaming_codec(kind).flow
     voice = made.voice(prompt(t))
-    close(made._encoder_columns.data[0][voice.rows.columns[0]].T, t["setup_conformer_cnn"], MEL)
+    close(made.state.encoder_columns.data[0][voice.rows.slot[0]].T, t["setup_conformer_cnn"], MEL)
     stream = made.open(voice)
     for i, chunk in enumerate(facts(case)["chunks"]):
         close(made.chunk([stream], [chunk["tokens"]], chunk["last_chunk"])[0].T, t[f"mel_{i}"], MEL)

@@ -104,24 +104,51 @@ def test_refusals_move_no_stream(codec: Token2Wav):
         codec.stream([(stream, [1, 2, 3, 4], False)])
 
 
+def test_fixed_shapes_change_nothing():
+    """As CUDA graphs need them: padded batches, tables and voices; recorded anew where the pools have grown."""
+    plain, fixed = (Token2Wav(random_parts(SMALL, "causal", 2, graphs=graphs)) for graphs in (False, True))
+    plans = [(voice(0.6), pieces(3, 1)), (voice(1.4, seed=1), pieces(4, 2)), (voice(0.6), pieces(4, 3))]
+    heard = []
+    for codec in (plain, fixed):
+        fresh = [Voice(one.prompt) for one, _ in plans]
+        streams = [codec.open(one) for one in fresh]
+        sounds = []
+        for tick in range(4):
+            due = [(stream, *parts[tick]) for stream, (_, parts) in zip(streams, plans, strict=True)]
+            sounds += codec.stream(due)
+        heard.append(np.concatenate(sounds))
+    np.testing.assert_allclose(heard[0], heard[1], atol=2e-4)
+
+
+def test_what_is_reserved_is_enough():
+    codec = Token2Wav(random_parts(SMALL, "original", 2))
+    codec.reserve(3, voices=1, voice_s=1.0)
+    sizes = [pool.rows for pool in codec.flow.state.pools]
+    one = voice(1.0)
+    streams = [codec.open(one) for _ in range(3)]
+    for _ in range(6):
+        codec.stream([(stream, list(range(28)), False) for stream in streams])
+    assert [pool.rows for pool in codec.flow.state.pools] == sizes
+
+
 def test_a_voice_is_kept_once_and_state_is_given_back():
     codec = Token2Wav(random_parts(SMALL, "original", 2))
     speaker = voice(1.0)
     streams = [codec.open(speaker) for _ in range(3)]
-    assert codec.flow.estimator_rows.used == 50
+    assert codec.flow.state.estimator.used == 50
     for _ in range(8):
         codec.stream([(stream, list(range(28)), False) for stream in streams])
     # Each owns the newest 50 frames, as many as the voice has, and the earliest 50.
-    assert codec.flow.estimator_rows.used == 50 + 3 * 100
-    before = codec.flow.state_bytes
+    assert codec.flow.state.estimator.used == 50 + 3 * 100
+    before = codec.flow.state.bytes_used
     codec.stream([(stream, list(range(28)), False) for stream in streams])
-    assert codec.flow.state_bytes == before
+    assert codec.flow.state.bytes_used == before
     del streams
     gc.collect()
-    assert codec.flow.estimator_rows.used == 50
+    assert codec.flow.state.estimator.used == 50
     del speaker
     gc.collect()
-    assert codec.flow.state_bytes == 0
+    assert codec.flow.state.bytes_used == 0
 
 
 def test_the_whole_voice_may_stay_in_sight():

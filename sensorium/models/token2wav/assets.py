@@ -35,7 +35,14 @@ class Parts:
 
 
 def load_parts(
-    folder: Path, n_timesteps: int, device: torch.device, dtype: torch.dtype, cloning: bool, trimming: Trimming
+    folder: Path,
+    n_timesteps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    cloning: bool,
+    trimming: Trimming,
+    graphs: bool,
 ) -> Parts:
     """Raises CheckpointError for what is wrong in the folder, ConfigError for what is wrong in the settings."""
     if not 1 <= n_timesteps <= MAX_TIMESTEPS:
@@ -57,7 +64,7 @@ def load_parts(
     else:
         whole = streaming = OriginalVocoder(hift, source_noise("original"))
     weights = Weights(read_state_dict(folder / "flow.pt"), "flow.pt", device, dtype)
-    flow = Flow(weights, config, n_timesteps, silent_ahead=not causal, trimming=trimming)
+    flow = Flow(weights, config, n_timesteps, silent_ahead=not causal, trimming=trimming, graphs=graphs)
     prompts = PromptMaker(folder, config.speaker, device) if cloning else None
     return Parts(flow, whole, streaming, prompts)
 

@@ -13,7 +13,8 @@ from sensorium.errors import CheckpointError
 
 RATE = 24_000
 CODES_PER_S, FRAMES_PER_CODE = 25, 2
-HOP = RATE // (CODES_PER_S * FRAMES_PER_CODE)
+FRAMES_PER_S = CODES_PER_S * FRAMES_PER_CODE
+HOP = RATE // FRAMES_PER_S
 MELS = 80
 LOOKAHEAD = 3
 """Codes that a chunk hears beyond the sound it makes."""

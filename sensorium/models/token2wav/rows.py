@@ -20,13 +20,12 @@ class RowPool:
         tail: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
-        rows: int = 0,
     ) -> None:
         self._lead, self._tail = lead, tail
         self.data = [torch.zeros((*lead, 1, *tail), device=device, dtype=dtype) for _ in range(parts)]
         self._free: list[int] = []
-        if rows:
-            self._grow(rows + 1)
+        self.grown = 0
+        """How often `data` has been replaced."""
 
     @property
     def rows(self) -> int:
@@ -47,6 +46,16 @@ class RowPool:
         # One by one: owners give rows back whenever they are collected, which may be now.
         return [self._free.pop() for _ in range(count)]
 
+    def reserve(self, rows: int) -> None:
+        """Room for so many rows in all, so that nothing is copied while it is filled."""
+        if rows >= self.rows:
+            self._grow(rows + 1)
+
+    def copy(self, source: int, to: int) -> None:
+        axis = len(self._lead)
+        for part in self.data:
+            part.select(axis, to).copy_(part.select(axis, source))
+
     def free(self, rows: list[int]) -> None:
         self._free += rows
 
@@ -56,6 +65,7 @@ class RowPool:
             grown = torch.zeros((*self._lead, rows, *self._tail), device=part.device, dtype=part.dtype)
             grown.narrow(axis, 0, old).copy_(part)
             self.data[i] = grown
+        self.grown += 1
         # Taken from the end: low rows first.
         self._free[:0] = range(rows - 1, old - 1, -1)
 
@@ -66,21 +76,16 @@ class KeyView:
     B streams · T new frames each · L frames seen, theirs included, shorter ones padded in front · F numbers per row
     """
 
-    def __init__(self, pool: RowPool, seen: list[list[int]], new: list[list[int]]) -> None:
-        """seen: per stream the rows of earlier frames, in order. new: per stream T rows to fill."""
+    def __init__(self, pool: RowPool, seen: torch.Tensor, new: int, padded: bool = False) -> None:
+        """seen int64 [B, L]: rows in order, 0 at padding; the last `new` of them are the rows to fill."""
         self._pool = pool
-        self.batch = len(new)
-        self.length = max(map(len, seen)) + len(new[0])
-        device = pool.data[0].device
-        padded = [[0] * (self.length - len(old) - len(own)) + old + own for old, own in zip(seen, new, strict=True)]
-        self._seen = torch.tensor(padded, device=device).flatten()
-        self._new = torch.tensor(new, device=device).flatten()
-        ragged = len({len(old) for old in seen}) > 1
-        self.mask = (self._seen != 0).view(self.batch, 1, 1, self.length) if ragged else None
+        self.batch, self.length = seen.shape
+        self._seen, self._new = seen.reshape(-1), seen[:, self.length - new :].reshape(-1)
+        self.mask = (seen != 0)[:, None, None] if padded else None
         """bool [B, 1, 1, L], False at padding; None where there is none."""
 
     def extend(self, part: int, layer: int, kv: torch.Tensor) -> torch.Tensor:
         """Stores kv [2, B, T, F] and returns all that is seen, [2, B, L, F]."""
         state = self._pool.data[part][layer]
-        state.index_copy_(1, self._new, kv.flatten(1, 2).to(state.dtype))
+        state.index_copy_(1, self._new, kv.flatten(1, 2))
         return state.index_select(1, self._seen).view(2, self.batch, self.length, -1)

@@ -20,7 +20,7 @@ import torch
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.models.token2wav.assets import Parts, load_parts
 from sensorium.models.token2wav.config import LOOKAHEAD, RATE
-from sensorium.models.token2wav.flow import FlowStream, FlowVoice
+from sensorium.models.token2wav.flow_state import FlowStream, FlowVoice
 from sensorium.models.token2wav.hift_causal import CausalState
 from sensorium.models.token2wav.hift_original import OVERLAP, FadeState
 from sensorium.models.token2wav.prompt import VoicePrompt
@@ -66,14 +66,22 @@ class Token2Wav:
         dtype: torch.dtype = torch.float32,
         cloning: bool = True,
         trimming: Trimming = "reference",
+        graphs: bool = False,
     ) -> Token2Wav:
         """folder: assets/token2wav of a checkpoint, in either layout. dtype: of the flow; the vocoder is float32.
 
         cloning: recordings can become voices, for which the extra `speech` must be installed; without it only saved
         voices can. trimming: what streams still see of their past (see `Trimming`); "voice" takes the least memory.
+        graphs: pieces of 25 codes are computed in few fixed shapes, each of which is a CUDA graph on a GPU.
         Raises CheckpointError naming a file or tensor, ConfigError, UnsupportedError naming the extra.
         """
-        return cls(load_parts(Path(folder), n_timesteps, torch.device(device), dtype, cloning, trimming))
+        where = torch.device(device)
+        parts = load_parts(Path(folder), n_timesteps, where, dtype, cloning=cloning, trimming=trimming, graphs=graphs)
+        return cls(parts)
+
+    def reserve(self, streams: int, voices: int = 1, voice_s: float = 10.0) -> None:
+        """Memory for so many streams at once, before they come; what is not reserved is added as it is needed."""
+        self.flow.reserve(streams, voices, voice_s)
 
     def voice(self, samples: np.ndarray, rate: int) -> Voice:
         """A recording of a voice: [S] or [S, channels] floats, full scale 1. Raises MediaError if it cannot be used."""
@@ -155,4 +163,4 @@ class Token2Wav:
                 raise RequestError(
                     f"a piece that is not the last needs more than {LOOKAHEAD} codes, not {len(codes)}", param="codes"
                 )
-        self.flow.check([code for _, codes, _ in works for code in codes])
+            self.flow.check(codes, stream.flow)

@@ -1,0 +1,104 @@
+"""One shape of a chunk: all numbers that tell one chunk from another lie in one tensor, and the rest is fixed.
+
+So the computation can be recorded once and replayed with other numbers. B streams · k codes · T frames · L rows seen
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sensorium.models.token2wav.config import FRAMES_PER_CODE, LOOKAHEAD
+from sensorium.models.token2wav.dit import Estimator, EstimatorPast
+from sensorium.models.token2wav.encoder import Encoder, EncoderPast
+from sensorium.models.token2wav.flow_state import FlowState, FlowStream, Rows
+from sensorium.models.token2wav.rows import KeyView
+
+_FIXED = 2
+"""Numbers of a stream beside its codes and tables: its slot, and where its noise begins."""
+
+
+class PieceShape(NamedTuple):
+    """batch: B. lengths: L at the rate of codes, at the rate of frames, and of the estimator."""
+
+    batch: int
+    codes: int
+    last: bool
+    lengths: tuple[int, int, int]
+
+    @property
+    def new(self) -> tuple[int, int, int]:
+        heard = self.codes - (0 if self.last else LOOKAHEAD)
+        return heard, heard * FRAMES_PER_CODE, heard * FRAMES_PER_CODE
+
+    @property
+    def width(self) -> int:
+        return self.codes + _FIXED + sum(self.lengths)
+
+
+def shape_of(streams: Sequence[FlowStream], num_codes: int, last: bool) -> PieceShape:
+    """The smallest shape that holds these streams."""
+    shape = PieceShape(len(streams), num_codes, last, (0, 0, 0))
+    code, frame, estimator = shape.new
+    lengths = (
+        max(len(stream.codes) for stream in streams) + code,
+        max(len(stream.frames) for stream in streams) + frame,
+        max(len(stream.estimator) for stream in streams) + estimator,
+    )
+    return shape._replace(lengths=lengths)
+
+
+def numbers_of(
+    shape: PieceShape, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], new: Sequence[Rows]
+) -> np.ndarray:
+    """int64 [streams, shape.width]: codes, slot, start of the noise, then the three tables, padded in front."""
+    numbers = np.zeros((len(streams), shape.width), dtype=np.int64)
+    for row, stream, given, rows in zip(numbers, streams, codes, new, strict=True):
+        row[: shape.codes] = given
+        row[shape.codes : shape.codes + _FIXED] = stream.slot, len(stream.estimator)
+        end = shape.codes + _FIXED
+        tables = (stream.codes, rows.codes), (stream.frames, rows.frames), (stream.estimator, rows.estimator)
+        for length, (seen, own) in zip(shape.lengths, tables, strict=True):
+            end += length
+            row[end - len(own) : end] = own
+            row[end - len(own) - len(seen) : end - len(own)] = seen
+    return numbers
+
+
+def is_padded(numbers: np.ndarray, shape: PieceShape) -> bool:
+    return not numbers[:, shape.codes + _FIXED :].all()
+
+
+class Piece:
+    def __init__(
+        self, shape: PieceShape, encoder: Encoder, estimator: Estimator, state: FlowState, noise: torch.Tensor
+    ) -> None:
+        self.shape = shape
+        self._encoder, self._estimator, self._state, self._noise = encoder, estimator, state, noise
+
+    def compute(self, numbers: torch.Tensor, padded: bool) -> torch.Tensor:
+        """numbers int64 [B, width], on the device, to mel [B, T, 80]. Writes the state of the streams."""
+        k, state = self.shape.codes, self._state
+        codes, slots, starts, *tables = numbers.split((k, 1, 1, *self.shape.lengths), 1)
+        slots = slots[:, 0].contiguous()
+        views = [
+            KeyView(pool, table, new, padded)
+            for pool, table, new in zip(
+                (state.codes, state.frames, state.estimator), tables, self.shape.new, strict=True
+            )
+        ]
+        columns = state.encoder_columns.data[0]
+        past = EncoderPast(views[0], views[1], columns.index_select(0, slots))
+        mu, after = self._encoder(codes, self.shape.last, past)
+        columns.index_copy_(0, slots, after)
+        steps = state.estimator_columns.data
+        noise = self._noise[starts + torch.arange(mu.shape[1], device=mu.device)]
+        speaker = state.speakers.data[0].index_select(0, slots)
+        before = EstimatorPast(views[2], [step.index_select(1, slots) for step in steps])
+        mel, columns_after = self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), before)
+        for step, made in zip(steps, columns_after, strict=True):
+            step.index_copy_(1, slots, made)
+        return mel
