@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sensorium.cli import COMMANDS
+from sensorium.cli import COMMANDS, serve
+from sensorium.cli.parser import Parser
 from sensorium.types import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,18 +34,46 @@ def test_commands_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_snippets_compile(page):
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for snippet in snippets_of(page):
         ast.parse(snippet)
 
 
-@pytest.mark.parametrize("name", ["minicpm.md", "offline.md", "vllm-migration.md"])
+ALONE = ("minicpm.md", "offline.md", "sampling.md", "sessions.md", "vllm-migration.md")
+SERVED = ("README.md", "doors.md", "http-api.md", "realtime.md")
+"""Run by tests/server/test_http_api_page.py."""
+LARGE = ("codec.md", "speech.md")
+"""Of parts whose weights are too large for tests; their own tests run what these pages show."""
+
+
+def snippets_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_every_snippet_is_run_somewhere():
+    assert {page.name for page in PAGES if snippets_of(page)} == {*ALONE, *SERVED, *LARGE}
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_python_snippets_run(name, packaged_model, capsys):
     """In one namespace, so that later ones may build on earlier ones."""
     scope: dict[str, object] = {}
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
-    assert snippets
+    snippets = snippets_of(ROOT / "docs" / name)
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"{name}, snippet {number}", "exec"), scope)
+
+
+def test_flags_exist():
+    """Those of the server, and those that a command of the package or a script of ours defines."""
+    parser = Parser(prog="serve", usage="")
+    serve.add_arguments(parser)
+    folders = ("sensorium", "tests", "training", "benchmarks")
+    scripts = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    known = {flag for file in scripts for flag in re.findall(r'"(--[a-z][a-z0-9-]+)"', file.read_text())}
+    known |= {*parser._option_string_actions, "--x", "--no-x", "--enable-x", "--disable-x"}
+    named = {
+        (page.name, flag) for page in PAGES for flag in re.findall(r"`[^`\n]*?(--[a-z][a-z0-9-]+)", page.read_text())
+    }
+    assert sorted((page, flag) for page, flag in named if flag not in known) == []
 
 
 def test_every_sampling_parameter_is_documented():

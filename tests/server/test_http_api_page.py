@@ -1,10 +1,13 @@
-"""The snippets of docs/http-api.md, doors.md and realtime.md run, one after the other, against a live server."""
+"""The snippets of README.md, http-api.md, doors.md and realtime.md run, one after the other, against a live server."""
 
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+from server.bodies import PNG_URL
 from server.conftest import ROOT
 from server.live import Live
 
@@ -19,3 +22,18 @@ def test_the_snippets_run(live: Live, page: str, count: int):
     for name in ("client", "claude"):
         if name in names:
             names[name].close()  # type: ignore[attr-defined]
+
+
+def test_the_snippets_of_the_first_page_run(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copy(ROOT / "sensorium" / "packaged" / "demo" / "scene.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        snippet = snippet.replace("http://127.0.0.1:8000", live.url).replace("sensorium-tiny", "tiny")
+        exec(snippet.replace("data:image/png;base64,...", PNG_URL), names)
+        assert capsys.readouterr().out.strip()
+    names["client"].close()  # type: ignore[attr-defined]
