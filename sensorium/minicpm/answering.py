@@ -11,7 +11,6 @@ from typing import Any
 
 from sensorium.errors import ContextLengthError, RequestError
 from sensorium.minicpm.generation import Answer, Generation, answer_all, stream_text
-from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.model import MiniCPM
 from sensorium.types import ChatOptions, Message, Prompt, Span
 
@@ -20,68 +19,56 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What chat() was asked. media: see models.minicpm_pieces.Settings; temporal_ids as chat() takes them."""
+    """What chat() was asked. media: see models.minicpm_pieces.Settings; temporal_ids as chat() takes them.
 
-    msgs: Any
-    image: Any
-    roles: Sequence[str]
+    is_batch: whether a list of conversations was asked.
+    """
+
+    conversations: Sequence[Sequence[Message]]
+    is_batch: bool
     how: Generation
     max_inp_length: int
     template: dict[str, Any] = field(default_factory=dict[str, Any])
     media: dict[str, Any] = field(default_factory=dict[str, Any])
     temporal_ids: Any = None
     system_prompt: str = ""
-    add_generation_prompt: bool = True
     stop_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """of: one for each conversation. is_batch: whether a list of conversations was asked."""
-
-    of: list[Answer]
-    is_batch: bool
-
-
-def ask(model: MiniCPM, question: Question) -> Answers:
-    """Wait for whole answers."""
-    prepare, is_batch = _prompts(model, question)
-    return Answers(answer_all(model.client, prepare, question.how, question.stop_ids), is_batch)
+def ask(model: MiniCPM, question: Question) -> list[Answer]:
+    """Wait for whole answers, one for each conversation."""
+    return answer_all(model.client, prompts(model, question), question.how, question.stop_ids)
 
 
 def ask_stream(model: MiniCPM, question: Question, before: str = "") -> Iterator[str]:
     """The answer in pieces, behind the text `before`."""
-    prepare, is_batch = _prompts(model, question)
-    if is_batch:
+    if question.is_batch:
         raise RequestError("stream: one conversation can be streamed, not a list of them", param="stream")
-    pieces = stream_text(model.client, prepare[0](), question.how, question.stop_ids)
+    (prepare,) = prompts(model, question)
+    pieces = stream_text(model.client, prepare(), question.how, question.stop_ids)
     return itertools.chain([before], pieces) if before else pieces
 
 
-def _prompts(model: MiniCPM, question: Question) -> tuple[list[Callable[[], Prompt]], bool]:
-    limits = model.checkpoint.engine.limits
-    conversations, is_batch = read_conversations(question.msgs, question.image, question.roles, limits)
-    times = question.temporal_ids
-    each = list(times) if is_batch and times is not None else [times] * len(conversations)
-    if len(each) != len(conversations):
+def prompts(model: MiniCPM, question: Question) -> list[Callable[[], Prompt]]:
+    """What makes the prompt of each conversation."""
+    times, count = question.temporal_ids, len(question.conversations)
+    each = list(times) if question.is_batch and times is not None else [times] * count
+    if len(each) != count:
         raise RequestError(
-            f"temporal_ids: {len(each)} for {len(conversations)} conversations; give a list for each",
-            param="temporal_ids",
+            f"temporal_ids: {len(each)} for {count} conversations; give a list for each", param="temporal_ids"
         )
     opening = [Message("system", (question.system_prompt,))] if question.system_prompt else []
     return [
         functools.partial(_prompt, model, [*opening, *own], question, groups)
-        for own, groups in zip(conversations, each, strict=True)
-    ], is_batch
+        for own, groups in zip(question.conversations, each, strict=True)
+    ]
 
 
 def _prompt(model: MiniCPM, messages: Sequence[Message], question: Question, times: Any) -> Prompt:
     media = {name: value for name, value in question.media.items() if value is not None}
     if times is not None:
         media["temporal_ids"] = _whole_numbers(times)
-    options = ChatOptions(
-        add_generation_prompt=question.add_generation_prompt, template_kwargs=question.template, media_kwargs=media
-    )
+    options = ChatOptions(template_kwargs=question.template, media_kwargs=media)
     return _cut(model.client.prepare_chat(messages, options), question.max_inp_length)
 
 

@@ -125,11 +125,18 @@ class MiniCPM:
             if dtype not in (torch.float32, torch.float16, torch.bfloat16):
                 raise ConfigError(f"dtype: {dtype} is none of float32, float16, bfloat16", param="dtype")
             changed = replace(changed, dtype=str(dtype).removeprefix("torch."))
+        self._change(changed)
+        return self
+
+    def configure(self, **settings: Any) -> None:
+        """Other settings of the engine: fields of EngineConfig. One that runs with others starts anew."""
+        self._change(replace(self._engine, **settings))
+
+    def _change(self, changed: EngineConfig) -> None:
         with self._lock:
             if changed != self._engine:
                 self.close()
             self._engine = changed
-        return self
 
     def half(self) -> MiniCPM:
         return self.to(torch.float16)

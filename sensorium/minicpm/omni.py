@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from sensorium.errors import UnsupportedError
-from sensorium.minicpm.answering import Question, ask, ask_stream
-from sensorium.minicpm.generation import omni_generation
+from sensorium.errors import RequestError, UnsupportedError
+from sensorium.minicpm.answering import Question, ask, ask_stream, prompts
+from sensorium.minicpm.codec import find_codec
+from sensorium.minicpm.generation import Answer, omni_generation
+from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.model import MiniCPM
+from sensorium.minicpm.speech import (
+    Speech,
+    SpeechOutput,
+    first_voice,
+    forced_text,
+    hidden_states,
+    read_recording,
+    read_sampling,
+    spoken_part,
+)
 from sensorium.minicpm.system import system_message
 from sensorium.minicpm.tokenizer import check_processor
+from sensorium.models.base import SpeechModel
+from sensorium.models.token2wav import Token2Wav, Voice
+from sensorium.types import Message
 
-_SPOKEN_END = "<|tts_eos|>"
+log = logging.getLogger(__name__)
+ROLES = ("system", "user", "assistant")
+_SPOKEN_BEGIN, _SPOKEN_END = "<|tts_bos|>", "<|tts_eos|>"
 
 
 class MiniCPMO(MiniCPM):
     """The model object of MiniCPM-o 4.5."""
+
+    _load_codec: Callable[..., Token2Wav] | None = None
+    _codec: Token2Wav | None = None
+    _codec_device: torch.device | None = None
+    _output: SpeechOutput | None = None
 
     def chat(
         self,
@@ -52,34 +77,35 @@ class MiniCPMO(MiniCPM):
         """The answer to a conversation; with stream its pieces; for a list of conversations a list of answers.
 
         msgs: [{"role", "content"}]; a content is a string or a list of PIL pictures, 1-D arrays of sound at 16 kHz,
-        strings, and dicts in OpenAI's form. return_prompt: the answer and the prompt it answers. kwargs: num_beams (3,
-        as published; 1 is faster and what streams use), top_p, top_k, temperature, repetition_penalty.
-        docs/minicpm.md describes every parameter. Raises RequestError, a ValueError, that names the argument.
+        strings, and dicts in OpenAI's form. generate_audio: speak the answer into output_audio_path, in the voice of
+        the first sound; init_tts() comes before. kwargs: num_beams (3, as published; 1 is faster), top_p, top_k,
+        temperature, repetition_penalty. See docs/minicpm.md. Raises RequestError that names the argument.
         """
         self.tokenizer.check_same("tokenizer", tokenizer)
         check_processor(self.tokenizer, processor)
-        _refuse_unspoken(generate_audio, teacher_forcing, output_tts_inputs_embeds_path)
-        if vision_hidden_states is not None:
-            raise UnsupportedError("vision_hidden_states: pass the pictures themselves", param="vision_hidden_states")
+        _refuse(stream, generate_audio, teacher_forcing, tts_proj_layer, vision_hidden_states)
+        conversations, is_batch = read_conversations(msgs, image, ROLES, self.checkpoint.engine.limits)
+        paths = (output_audio_path, output_tts_inputs_embeds_path)
+        speech = self._speech_for(conversations, is_batch, paths, tts_sampling_params) if generate_audio else None
         media = {"omni_mode": omni_mode, "stream_input": stream_input, "use_image_id": use_image_id}
         media |= {"max_slice_nums": max_slice_nums, "merge_audio_from_same_content": merge_audio_from_same_content}
+        forced, conversations = forced_text(conversations) if teacher_forcing else ("", conversations)
         question = Question(
-            msgs,
-            image,
-            ("system", "user", "assistant"),
+            conversations,
+            is_batch,
             omni_generation(do_sample, stream, kwargs, (max_new_tokens, min_new_tokens)),
             max_inp_length,
-            {"enable_thinking": enable_thinking, "use_tts_template": use_tts_template},
+            {"enable_thinking": enable_thinking, "use_tts_template": use_tts_template or teacher_forcing},
             media,
             stop_ids=(self.tokenizer.convert_tokens_to_ids(_SPOKEN_END),),
         )
         if stream:
             return ask_stream(self, question)
-        answers = ask(self, question)
-        texts = [self._spelled(answer.ids) for answer in answers.of]
-        prompts = [answer.prompt.text or "" for answer in answers.of]
-        found, asked = (texts, prompts) if answers.is_batch else (texts[0], prompts[0])
-        return (found, asked) if return_prompt else found
+        answers = self._given(question, forced) if teacher_forcing else ask(self, question)
+        if speech is not None:
+            self._say(answers[0], speech)
+        texts = [self._spelled(answer.ids) for answer in answers]
+        return _one_or_all(texts, answers, is_batch, return_prompt)
 
     def get_sys_prompt(
         self,
@@ -95,16 +121,114 @@ class MiniCPMO(MiniCPM):
         """
         return system_message(ref_audio, mode, language, ref_audio_max_ms)
 
+    # ---- speech ----------------------------------------------------------------------------------------------------
+
+    def init_tts(
+        self,
+        model_dir: str | Path | None = None,
+        enable_float16: bool = False,
+        n_timesteps: int = 10,
+        streaming: bool | None = None,
+    ) -> Token2Wav:
+        """Load what speech is made with, and return the codec.
+
+        model_dir: its folder, by default assets/token2wav of the checkpoint. enable_float16: the flow in 16 bits.
+        n_timesteps: its steps. streaming: accepted, one codec does both. Raises CheckpointError naming what is missing,
+        UnsupportedError where the extra `speech` is not installed.
+        """
+        if not self.checkpoint.init_tts:
+            raise RequestError("init_tts: the model was opened with init_tts=False; leave that out", param="init_tts")
+        folder = find_codec(self.checkpoint, model_dir)
+        dtype = torch.float16 if enable_float16 else torch.float32
+        self._load_codec = functools.partial(Token2Wav.load, folder, n_timesteps, dtype=dtype)
+        self._codec = None
+        codec = self.codec
+        # One place for speech is what this object uses; an engine that runs without it starts anew.
+        self.configure(init_tts=True, speech_slots=1)
+        return codec
+
+    @property
+    def codec(self) -> Token2Wav:
+        """What init_tts() returned."""
+        if self._load_codec is None:
+            raise RequestError("there is no speech output yet; call init_tts() first", param="init_tts")
+        if self._codec is None or self._codec_device != self.device:
+            self._codec, self._codec_device = self._load_codec(device=self.device), self.device
+        return self._codec
+
+    @property
+    def speech(self) -> SpeechModel:
+        """The speech LM, which init_tts() asks for."""
+        if self._load_codec is None or (speech := self.client.loaded.model.speech) is None:
+            raise RequestError("there is no speech output yet; call init_tts() first", param="init_tts")
+        return speech
+
+    def read_voice(self, source: str | Path | bytes | np.ndarray, name: str = "prompt_wav_path") -> Voice:
+        """A voice to speak in, from a file, or from samples at 16 kHz."""
+        return self.codec.voice(*read_recording(source, name))
+
+    def _speech_for(
+        self, conversations: Sequence[Sequence[Message]], is_batch: bool, paths: Sequence[Any], sampling: Any
+    ) -> Speech | None:
+        """All that can be wrong with the wish to hear an answer, found before it is generated."""
+        path, embeds = (None if path is None else Path(path) for path in paths)
+        codec = self.codec
+        if is_batch:
+            raise UnsupportedError(
+                "generate_audio: for one conversation, not for a list of them", param="generate_audio"
+            )
+        if path is None:
+            log.warning("chat(): generate_audio makes no sound without output_audio_path")
+            return None
+        for name, file in (("output_audio_path", path), ("output_tts_inputs_embeds_path", embeds)):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise RequestError(f"{name}: there is no folder {str(file.parent)!r}", param=name)
+        voice = codec.voice(first_voice(conversations[0]), 16_000)
+        return Speech(voice, path, read_sampling(sampling), embeds)
+
+    def _given(self, question: Question, text: str) -> list[Answer]:
+        """An answer that the caller wrote."""
+        (prepare,) = prompts(self, question)
+        return [Answer(prepare(), tuple(self.tokenizer.encode(text, add_special_tokens=False)))]
+
+    def _say(self, answer: Answer, speech: Speech) -> None:
+        """Speak an answer. As in the reference, a failure costs the sound and not the text."""
+        marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in (_SPOKEN_BEGIN, _SPOKEN_END)]
+        before, said = spoken_part(answer.prompt, answer.ids, *marks)
+        if not said:
+            log.warning("chat(): the answer has no words to speak; %s is not written", speech.path)
+            return
+        try:
+            hidden = hidden_states(self.client, before, said)
+            if self._output is None or self._output.speech is not self.speech or self._output.codec is not self.codec:
+                self._output = SpeechOutput(self.speech, self.codec)
+            self._output.write(speech, said, hidden)
+        except Exception:  # whatever it is, the text is there
+            log.exception("chat(): the answer could not be spoken; %s is not written", speech.path)
+
     def _spelled(self, ids: tuple[int, ...]) -> str:
         return self.tokenizer.decode(ids).removeprefix("<|im_start|>").partition(_SPOKEN_END)[0]
 
 
-def _refuse_unspoken(generate_audio: bool, teacher_forcing: bool, embeds_path: Any) -> None:
-    given = {
-        "generate_audio": generate_audio,
-        "teacher_forcing": teacher_forcing,
-        "output_tts_inputs_embeds_path": embeds_path is not None,
-    }
-    for name, value in given.items():
-        if value:
-            raise UnsupportedError(f"{name}: this version does not speak yet; leave it out", param=name)
+def _refuse(
+    stream: bool, generate_audio: bool, teacher_forcing: bool, tts_proj_layer: int, vision_hidden_states: Any
+) -> None:
+    if vision_hidden_states is not None:
+        raise UnsupportedError("vision_hidden_states: pass the pictures themselves", param="vision_hidden_states")
+    if tts_proj_layer != -1:
+        raise UnsupportedError("tts_proj_layer: speech is made of the last layer, -1", param="tts_proj_layer")
+    if stream and generate_audio:
+        raise UnsupportedError(
+            "generate_audio: a stream has text only; pieces of sound come from streaming_generate()",
+            param="generate_audio",
+        )
+    if teacher_forcing and not generate_audio:
+        raise RequestError(
+            "teacher_forcing: speaks a given text; it needs generate_audio=True", param="teacher_forcing"
+        )
+
+
+def _one_or_all(texts: list[str], answers: Sequence[Answer], is_batch: bool, with_prompt: bool) -> Any:
+    asked = [answer.prompt.text or "" for answer in answers]
+    found, prompt = (texts, asked) if is_batch else (texts[0], asked[0])
+    return (found, prompt) if with_prompt else found

@@ -8,9 +8,11 @@ from typing import Any
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.minicpm.answering import Question, ask, ask_stream
 from sensorium.minicpm.generation import vision_generation
+from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.model import MiniCPM
 from sensorium.minicpm.tokenizer import check_processor
 
+ROLES = ("user", "assistant")
 _THINK = "<think>\n"
 
 
@@ -51,10 +53,10 @@ class MiniCPMV(MiniCPM):
             raise RequestError("stream: needs sampling=True", param="stream")
         if enable_thinking and self.version < (4, 5):
             raise UnsupportedError("enable_thinking: versions before 4.5 do not think", param="enable_thinking")
+        conversations, is_batch = read_conversations(msgs, image, ROLES, self.checkpoint.engine.limits)
         question = Question(
-            msgs,
-            image,
-            ("user", "assistant"),
+            conversations,
+            is_batch,
             vision_generation(sampling, self.version, kwargs, (max_new_tokens, min_new_tokens)),
             max_inp_length or self._max_inp_length,
             {"enable_thinking": enable_thinking},
@@ -65,9 +67,8 @@ class MiniCPMV(MiniCPM):
         thinking = _THINK if enable_thinking else ""
         if stream:
             return ask_stream(self, question, thinking)
-        answers = ask(self, question)
-        texts = [thinking + self._spelled(answer.ids).strip() for answer in answers.of]
-        return texts if answers.is_batch else texts[0]
+        texts = [thinking + self._spelled(answer.ids).strip() for answer in ask(self, question)]
+        return texts if is_batch else texts[0]
 
     @property
     def _max_inp_length(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 from sensorium.errors import UnsupportedError
 from sensorium.models import minicpm_speech
 from sensorium.models.minicpm_config import Config
+from sensorium.models.minicpm_duplex import DuplexPolicy
+from sensorium.models.minicpm_half_duplex import HalfDuplexPolicy
 from sensorium.models.minicpm_speech import SpeechLM
 from sensorium.models.parts import decoder, siglip, whisper
 from sensorium.models.parts.decoder import TextModel
@@ -40,6 +42,8 @@ AUDIO_BATCH = 8
 
 
 class Model(TextModel):
+    session_policies: ClassVar[dict[str, type]] = {"duplex": DuplexPolicy, "half_duplex": HalfDuplexPolicy}
+
     def __init__(self, config: Config) -> None:
         super().__init__(config.decoder)
         self.config = config

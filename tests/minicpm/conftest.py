@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
+from minicpm.clips import write_clip
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -55,19 +55,4 @@ def conversations(reference: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory) -> Path:
-    """Three seconds of ten frames each, with a tone."""
-    path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        sound = container.add_stream("aac", rate=16000, layout="mono")
-        for index in range(30):
-            pixels = np.full((48, 64, 3), 8 * index, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        tone = (np.sin(np.arange(48_000) / 20) / 4).astype(np.float32)[None]
-        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(sound.encode(frame))
-        for one in (stream, sound):
-            container.mux(one.encode(None))
-    return path
+    return write_clip(tmp_path_factory.mktemp("video") / "clip.mp4")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+import wave
 from pathlib import Path
 
 import pytest
 import torch
+from minicpm.clips import write_clip
+from minicpm.speaking import speaking_checkpoint
 from seeds import extract, layouts
 from seeds.stage import GOLDEN, Script, picture
 
@@ -96,6 +99,37 @@ def test_002_a_picture(here, capsys):
     assert scope["res"]
     assert capsys.readouterr().out == scope["res"] + "\n"
     assert scope["model"].dtype == torch.bfloat16
+
+
+FULL = ("采用官方推理代码(全双工,爆显存预警\n", "\n  • 体验感受")
+
+
+def speaking(here: Path, stage, context: int) -> None:
+    """What the snippet finds under model/."""
+    folder = speaking_checkpoint(GOLDEN / "minicpmo45" / "tiny", here / "model", context)
+    write_clip(folder / "assets" / "Skiing.mp4")
+    (folder / "assets" / "HT_ref_audio.wav").symlink_to(stage.media / "audio.wav")
+
+
+def test_002_a_spoken_answer_about_a_video(here, stage, capsys):
+    """The snippet without its two lines about full duplex, which are the next test's."""
+    speaking(here, stage, 401 + ANSWER)
+    source = script(between("002", *FULL)).replaced(
+        {"duplex_model = model.as_duplex()": "", "model = duplex_model.as_simplex(reset_session=True)": ""}
+    )
+    scope = closing(source.run())
+    assert capsys.readouterr().out == scope["res"] + "\n"
+    assert [type(part).__name__ for part in scope["omni_contents"]] == ["Image", "ndarray"] * 3
+    with wave.open("output.wav") as file:
+        assert file.getframerate() == 24_000
+        assert file.getnframes() >= 50 * 960
+
+
+def test_002_full_duplex_waits(here, stage):
+    """Once there is as_duplex() this fails, and the snippet must run whole."""
+    speaking(here, stage, 401 + ANSWER)
+    with pytest.raises(AttributeError, match="'MiniCPMO' object has no attribute 'as_duplex'"):
+        script(between("002", *FULL)).run()
 
 
 # ---- 004 -------------------------------------------------------------------------------------------------------------
