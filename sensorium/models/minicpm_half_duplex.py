@@ -99,7 +99,8 @@ class HalfDuplexPolicy:
 
     @property
     def max_feed(self) -> int:
-        return self._unit.longest
+        forced = self._unit.forced_ids
+        return self._unit.longest if forced is None else len(forced)
 
     def opened(self, length: int) -> None:
         self._protected = length if self.options.protect_opening else 0
