@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from models.tiny_codec import write_codec
 from safetensors.torch import load_file, save_file
+from tiny_codec import write_codec
 
 
 def speaking_checkpoint(source: Path, folder: Path, context: int | None = None) -> Path:
