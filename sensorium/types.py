@@ -331,7 +331,34 @@ class UnitFailed:
     status: int = 500
 
 
-Event = TextDelta | PromptScored | Pooled | SessionOpened | UnitDone | UnitFailed | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """What a call of the speech LM has said since its last event.
+
+    ended, with the last one: it drew the end (eos), reached its limit (length), or was hushed (cut).
+    """
+
+    request_id: str
+    call: int
+    codes: tuple[int, ...]
+    ended: Literal["eos", "length", "cut"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """A call of the speech LM that ended without an end. Its speech goes on with the next call, as a new turn."""
+
+    request_id: str
+    call: int
+    code: str
+    message: str
+    status: int = 500
+    param: str | None = None
+
+
+Event = (
+    TextDelta | PromptScored | Pooled | SessionOpened | UnitDone | UnitFailed | Codes | CallFailed | Finished | Failed
+)
 
 
 # ---- sessions (resident sequences fed on a clock) -----------------------------------------------------------------

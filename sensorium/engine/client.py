@@ -33,12 +33,22 @@ from sensorium.engine.protocol import (
     ForgetMedia,
     ForgetPrefixes,
     OpenSession,
+    OpenSpeech,
     RefuseWaiting,
 )
 from sensorium.engine.request_log import describe
 from sensorium.engine.session_client import Session, SessionPlaces, plain
+from sensorium.engine.speech_client import Speech
+from sensorium.engine.speech_rules import RULES, RuleName, SpeechSampling
 from sensorium.engine.stream import Stream, hand_out
-from sensorium.errors import EngineDeadError, OverloadedError, RequestError, ShuttingDownError
+from sensorium.errors import (
+    BusyError,
+    EngineDeadError,
+    OverloadedError,
+    RequestError,
+    ShuttingDownError,
+    UnsupportedError,
+)
 from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
@@ -81,6 +91,7 @@ class EngineClient:
         self.config = config or EngineConfig()
         self.supervision = supervision or Supervision()
         self._streams: dict[str, Stream] = {}
+        self._speeches: set[str] = set()
         self._unstarted: dict[str, int] = {}
         self._seeds = random.Random(self.config.seed)
         self._lock = threading.Lock()
@@ -253,6 +264,39 @@ class EngineClient:
             raise
         return session
 
+    def open_speech(
+        self, rule: RuleName, sampling: SpeechSampling | None = None, *, speech_id: str | None = None
+    ) -> Speech:
+        """Open a speech: a slot of the speech LM for calls under one rule. Returns at once.
+
+        sampling: None is the checkpoint's. Raises UnsupportedError where no speech LM is loaded, BusyError when all
+        speech_slots are taken, RequestError, or EngineDeadError.
+        """
+        if not self.facts.speech_slots:
+            raise UnsupportedError("this engine has no speech LM; load a model that speaks, with init_tts")
+        if rule not in RULES:
+            raise RequestError(f"no speech rule {rule!r}; known: {', '.join(RULES)}", param="rule")
+        self._refuse_if_ending()
+        speech_id = speech_id or f"speech-{next(self._ids)}"
+        speech = Speech(speech_id, self._link.send, self._send_abort, _running_loop())
+        with self._lock:
+            if speech_id in self._streams:
+                raise RequestError(f"speech id {speech_id!r} is in use", param="speech_id")
+            if len(self._speeches) >= self.facts.speech_slots:
+                raise BusyError(
+                    f"{len(self._speeches)} speeches are open, as many as speech_slots allows; try again later",
+                    reason="speech",
+                )
+            self._speeches.add(speech_id)
+            self._streams[speech_id] = speech
+        try:
+            self._link.send(OpenSpeech(speech_id, rule, sampling))
+        except BaseException:
+            with self._lock:
+                self._forget(speech_id)
+            raise
+        return speech
+
     def check_structured(self, wanted: StructuredOutputs) -> None:
         """RequestError if no grammar comes of it within 2 s and 256 MiB. Blocks for so long at most, usually 1 ms."""
         self._grammars.check(wanted)
@@ -292,6 +336,7 @@ class EngineClient:
     def _forget(self, request_id: str) -> Stream | None:
         self._unstarted.pop(request_id, None)
         self._places.give_back(request_id)
+        self._speeches.discard(request_id)
         return self._streams.pop(request_id, None)
 
     def _deliver(self, events: list[Event]) -> None:
@@ -343,7 +388,7 @@ class EngineClient:
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
-        return len(self._streams) - len(self._places)
+        return len(self._streams) - len(self._places) - len(self._speeches)
 
     @property
     def num_sessions(self) -> int:

@@ -21,8 +21,10 @@ from sensorium.engine.protocol import (
     ForgetMedia,
     ForgetPrefixes,
     OpenSession,
+    OpenSpeech,
     RefuseWaiting,
     SessionControl,
+    SpeechControl,
 )
 from sensorium.engine.rules import BadWords, ThinkingBudget, bad_word_ids, thinking_marks
 from sensorium.engine.runner import Chosen, Runner
@@ -31,6 +33,7 @@ from sensorium.engine.scheduler import Batch, Scheduler, Work
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.engine.sessions import Sessions
 from sensorium.engine.speech import SpeechStage
+from sensorium.engine.speech_calls import SpeechCalls
 from sensorium.models.base import Tokenizer
 from sensorium.types import (
     Decision,
@@ -70,6 +73,7 @@ class Engine:
         max_model_len: int,
         grammars: GrammarCompiler,
         clock: Callable[[], float] = time.monotonic,
+        speech: SpeechStage | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
@@ -78,7 +82,8 @@ class Engine:
         self.clock = clock
         self.inbox: deque[Request | Control] = deque()
         self.stats = EngineStats()
-        self.speech: SpeechStage | None = None
+        self.speech = speech
+        self._calls = SpeechCalls(speech, lambda: self.clock())
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
         self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock())
@@ -88,7 +93,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox) or self.scheduler.has_work or bool(self._compiling)
+        return bool(self.inbox) or self.scheduler.has_work or bool(self._compiling) or self._calls.has_work
 
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
@@ -107,6 +112,7 @@ class Engine:
                 self._fail(work.seq, _explain(error), events)
             tokens = {}
         self._advance(batch, tokens, events)
+        self._calls.step(events)
         self._counters.step(sum(work.count for work in batch.works))
         self._update_stats()
         return events
@@ -139,7 +145,9 @@ class Engine:
         failed += [Failed(r.id, code, message, status) for r in self.inbox if isinstance(r, Request)]
         opening = [m.request.id for m in self.inbox if isinstance(m, OpenSession)]
         failed += [Failed(session_id, code, message, status) for session_id in opening]
+        failed += [Failed(m.speech_id, code, message, status) for m in self.inbox if isinstance(m, OpenSpeech)]
         failed += self.sessions.fail_all(message, code, status)
+        failed += self._calls.fail_all(message, code, status)
         self.inbox.clear()
         for seq in list(self._sequences.values()):
             self._remove(seq)
@@ -161,6 +169,8 @@ class Engine:
                 self.scheduler.encoder_cache.forget_idle()
             elif isinstance(message, SessionControl):
                 self.sessions.take(message, events)
+            elif isinstance(message, SpeechControl):
+                self._calls.take(message, events)
             elif isinstance(message, Request) and message.id in aborted:
                 self._abandon(message, events)
             elif isinstance(message, Request) and message.sampling.structured_outputs is not None:
@@ -173,6 +183,8 @@ class Engine:
                 self._finish(seq, "abort", None, events)
             elif seq_id in self.sessions:
                 self.sessions.finish(seq_id, "abort", events)
+            elif seq_id in self._calls:
+                self._calls.finish(seq_id, events)
             elif (request := self._compiling.discard(seq_id)) is not None:
                 self._abandon(request, events)
 
@@ -186,7 +198,7 @@ class Engine:
         """Let requests enter whose grammar is ready. Waits a moment if there is nothing else to do."""
         if not self._compiling:
             return
-        for request, result in self._compiling.take(wait=not self.scheduler.has_work):
+        for request, result in self._compiling.take(wait=not (self.scheduler.has_work or self._calls.has_work)):
             if isinstance(result, Matcher):
                 self._enter(request, result, events)
             else:

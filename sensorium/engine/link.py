@@ -41,7 +41,7 @@ class Supervision:
 
 
 class Link(Protocol):
-    """One engine. Every Request and OpenSession sent ends in exactly one Finished or Failed, whatever happens to it."""
+    """One engine. Every Request, OpenSession and OpenSpeech sent ends in exactly one Finished or Failed in any case."""
 
     @property
     def facts(self) -> EngineFacts: ...
@@ -72,7 +72,7 @@ class Link(Protocol):
     def stats(self) -> EngineStats: ...
 
     def send(self, message: Request | Control) -> None:
-        """Never blocks. For a Request or OpenSession, raises EngineDeadError where no engine could take it."""
+        """Never blocks. For one of those, raises EngineDeadError where no engine could take it."""
         ...
 
     def kill(self) -> None:

@@ -69,6 +69,7 @@ class Loaded:
             dtype=str(self.dtype).removeprefix("torch."),
             plan=self.plan,
             default_sampling=self.default_sampling,
+            speech_slots=self.engine.speech.num_free if self.engine.speech is not None else 0,
             pooler=self.pooler,
             seconds=self.seconds,
             kernels={"paged attention": paged_attention(self.device, self.dtype).name},
@@ -323,10 +324,10 @@ def build_engine(
     )
     longest = served_context(config, model, plan)
     grammars = GrammarCompiler(processor.tokenizer, config.structured_outputs_config)
-    engine = Engine(runner, scheduler, processor.tokenizer, longest, grammars)
+    speech = None
     if model.speech is not None:
-        engine.speech = SpeechStage(model.speech, config.speech_slots, block_size=config.block_size)
-    return engine
+        speech = SpeechStage(model.speech, config.speech_slots, block_size=config.block_size)
+    return Engine(runner, scheduler, processor.tokenizer, longest, grammars, speech=speech)
 
 
 def warm_up(engine: Engine, report: Progress) -> None:

@@ -23,7 +23,16 @@ from dataclasses import dataclass, replace
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
 from sensorium.engine.link import Deliver, LinkState, Supervision
-from sensorium.engine.protocol import Abort, AppendUnit, Control, EngineFacts, EngineStats, OpenSession, RefuseWaiting
+from sensorium.engine.protocol import (
+    Abort,
+    AppendUnit,
+    Control,
+    EngineFacts,
+    EngineStats,
+    OpenSession,
+    OpenSpeech,
+    RefuseWaiting,
+)
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
 from sensorium.types import Event, Failed, Finished, Request, Timings, UnitFailed, Usage
@@ -164,7 +173,9 @@ class ProcessLink:
             elif isinstance(message, RefuseWaiting) and self.state != "ready":
                 done = self._fail([*self._flights], message.code, message.message)
             elif isinstance(message, OpenSession):
-                self._accept_session(message)
+                self._accept_resident(message.request.id)
+            elif isinstance(message, OpenSpeech):
+                self._accept_resident(message.speech_id)
             if self.state == "ready" and self._process is not None:
                 self._process.outbox.put([message])
         if done:
@@ -191,11 +202,11 @@ class ProcessLink:
             self._busy_since = time.monotonic()
         self._flights[request.id] = _Flight(request, fingerprint)
 
-    def _accept_session(self, message: OpenSession) -> None:
-        """A session lives as long as the process that it was opened in."""
+    def _accept_resident(self, name: str) -> None:
+        """A session, or a speech, lives as long as the process that it was opened in."""
         if self.state != "ready":
             raise EngineDeadError(self.reason)
-        self._flights[message.request.id] = _Flight(None, None)
+        self._flights[name] = _Flight(None, None)
 
     def _end_aborted(self) -> list[Event]:
         """End the aborted requests of which no engine knows."""

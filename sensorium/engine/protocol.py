@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sensorium.engine.histogram import Buckets
 from sensorium.engine.pooler_config import PoolerConfig
+from sensorium.engine.speech_rules import RuleName, SpeechSampling
 from sensorium.types import Request, SamplingParams, Unit
 
 
@@ -92,7 +95,39 @@ class CloseSession:
 
 
 SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession
-Control = Abort | RefuseWaiting | ForgetPrefixes | ForgetMedia | SessionControl
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSpeech:
+    """Control message: a slot of the speech LM, for calls under one rule. Abort closes it."""
+
+    speech_id: str
+    rule: RuleName
+    sampling: SpeechSampling | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Say:
+    """Control message: a call, after those sent before. Fields as in SpeechWork; hidden float32 [len(ids), llm_dim]."""
+
+    speech_id: str
+    call: int
+    ids: tuple[int, ...]
+    hidden: np.ndarray | None
+    last: bool
+    min_new: int | None = None
+    max_new: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hush:
+    """Control message: end all calls sent so far, and the turn."""
+
+    speech_id: str
+
+
+SpeechControl = OpenSpeech | Say | Hush
+Control = Abort | RefuseWaiting | ForgetPrefixes | ForgetMedia | SessionControl | SpeechControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +198,8 @@ class EngineFacts:
     """By torch's name, without its prefix."""
     plan: MemoryPlan
     default_sampling: SamplingParams
+    speech_slots: int = 0
+    """Speeches that may be open at once; 0 where no speech LM is loaded."""
     pooler: PoolerConfig | None = None
     """How embeddings are made; None for an engine that generates."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -21,7 +21,7 @@ from sensorium.engine.protocol import (
 )
 from sensorium.engine.stream import Stream
 from sensorium.errors import BusyError, EngineError, OverloadedError, RequestError, SensoriumError
-from sensorium.types import Event, Failed, Finished, Prompt, SessionOpened, Unit, UnitDone, UnitFailed
+from sensorium.types import CallFailed, Event, Failed, Finished, Prompt, SessionOpened, Unit, UnitDone, UnitFailed
 
 
 class Session(Stream):
@@ -183,7 +183,7 @@ class Session(Stream):
         return event if isinstance(event, UnitDone) and event.index == index else None
 
 
-def failure(event: Failed | UnitFailed) -> SensoriumError:
+def failure(event: Failed | UnitFailed | CallFailed) -> SensoriumError:
     """What an event says, to be raised."""
     error = EngineError(event.message)
     error.code, error.status = event.code, event.status

@@ -29,12 +29,17 @@ from sensorium.engine.protocol import (
     EngineStats,
     ForgetMedia,
     ForgetPrefixes,
+    Hush,
     OpenSession,
+    OpenSpeech,
     PauseSession,
     RefuseWaiting,
     RewindSession,
+    Say,
 )
 from sensorium.types import (
+    CallFailed,
+    Codes,
     Failed,
     Finished,
     Pooled,
@@ -94,8 +99,9 @@ class LogLine:
 TYPES: tuple[type, ...] = (
     *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, ForgetMedia),
     *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession),
+    *(OpenSpeech, Say, Hush),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
-    *(TextDelta, PromptScored, Pooled, SessionOpened, UnitDone, UnitFailed, Finished, Failed),
+    *(TextDelta, PromptScored, Pooled, SessionOpened, UnitDone, UnitFailed, Codes, CallFailed, Finished, Failed),
 )
 _NUMBERS: dict[type, int] = {kind: number for number, kind in enumerate(TYPES)}
 _HEAD = struct.Struct("<IQ")
