@@ -143,7 +143,7 @@ class EngineClient:
         return await self._aprepare(self._preparer.speech, recording, instruction, hint)
 
     async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
-        self._refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload
+        self.refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload
         start = time.monotonic()
         try:
             return await asyncio.wrap_future(self._prepare(call, *args))
@@ -153,7 +153,7 @@ class EngineClient:
     def _prepare(self, call: Callable[..., Future[T]], *args: object) -> Future[T]:
         self._refuse_if_ending()
         with self._lock:
-            if self._num_preparing >= self.config.max_waiting:
+            if self._num_preparing >= self.config.max_num_seqs + self.config.max_waiting:
                 raise OverloadedError(
                     f"{self._num_preparing} requests are being prepared already; try again later", reason="preparing"
                 )
@@ -209,7 +209,7 @@ class EngineClient:
         with self._lock:
             if request_id in self._streams:
                 raise RequestError(f"request id {request_id!r} is in use", param="request_id")
-            self._refuse_if_full(len(prompt.ids))
+            self.refuse_if_full(len(prompt.ids))
             self._streams[request_id] = stream
             self._unstarted[request_id] = len(prompt.ids)
         try:
@@ -304,7 +304,8 @@ class EngineClient:
     async def acheck_structured(self, wanted: StructuredOutputs) -> None:
         await self._grammars.acheck(wanted)
 
-    def _refuse_if_full(self, num_tokens: int) -> None:
+    def refuse_if_full(self, num_tokens: int = 0) -> None:
+        """OverloadedError where there is no room for one more request, with a prompt of so many tokens."""
         config = self.config
         most = config.max_num_queued_reqs or config.max_num_seqs + config.max_waiting
         if self.num_requests >= most:

@@ -1,4 +1,4 @@
-"""The application: routes inside, then who may come in, then ids, errors and logs around everything."""
+"""The application: routes inside, then whether there is room and who may come in, then ids, errors and logs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sensorium.server.completions import Completions
 from sensorium.server.dev import dev_routes
 from sensorium.server.errors import HttpError
 from sensorium.server.exchange import Exchanges
+from sensorium.server.gate import Gate
 from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
 from sensorium.server.messages_api import messages_routes
@@ -50,13 +51,16 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
-    routes = [
+    doors = [
         chat,
         completions,
         *responses_routes(served, config, metrics),
         *messages_routes(served, config, metrics),
         *pooling_routes(served, config, metrics),
         *speech_routes(served, config, metrics),
+    ]
+    routes = [
+        *doors,
         *realtime_routes(served, config, metrics),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
@@ -68,6 +72,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     middleware = [
         Middleware(Exchanges, metrics=metrics, handlers=labels, config=config, tracer=tracer),
         Middleware(Guard, config=config, open_paths=[*open_paths(config), *(route.path for route in page)]),
+        Middleware(Gate, served=served, paths=[route.path for route in doors], root_path=config.root_path),
     ]
     if config.allowed_origins:
         cors = Middleware(

@@ -30,6 +30,8 @@ QUIET_PATHS = {"/health", "/ping", "/metrics"}
 """Not in the access log, but where its level is debug."""
 UNCOUNTED_PATHS = QUIET_PATHS | {"/load", "/version"}
 LINGER_S, IDLE_S = 2.0, 0.25
+SMALL_BODY, SMALL_S = 64 << 10, 0.05
+"""A body of at most so many bytes is taken in, if it comes so soon, before it is refused: that keeps the connection."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -58,6 +60,7 @@ class Exchange:
         self.id = given if is_given else uuid.uuid4().hex
         length = self.headers.get("content-length", "0")
         self._body_pending = length != "0" or "transfer-encoding" in self.headers
+        self._has_small_body = int(length) <= SMALL_BODY and "transfer-encoding" not in self.headers
         state: dict[str, Any] = scope.setdefault("state", {})
         state["own_id"] = self.id
         if is_given:
@@ -105,6 +108,8 @@ class Exchange:
             self._metrics.rejected(error.reason)
         if self.status:
             return
+        if self._body_pending and self._has_small_body and "expect" not in self.headers:
+            await self._discard_body(SMALL_S)
         anthropic = is_anthropic(self.scope["path"])
         content = error_body(error) if anthropic else msgspec.json.encode(body)
         headers |= {"content-type": "application/json", "content-length": str(len(content))}
@@ -116,15 +121,15 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": content, "more_body": linger})
         if linger:
             # Closing while the client still sends would reset the connection and lose the answer on its way.
-            await self._discard_body()
+            await self._discard_body(LINGER_S)
             await self.send({"type": "http.response.body"})
 
-    async def _discard_body(self) -> None:
-        """Read on for LINGER_S at most, and only while something comes."""
-        end = time.monotonic() + LINGER_S
+    async def _discard_body(self, longest_s: float) -> None:
+        """Read on for so long at most, and only while something comes."""
+        end = time.monotonic() + longest_s
         with contextlib.suppress(asyncio.TimeoutError):
             while self._body_pending and time.monotonic() < end:
-                await asyncio.wait_for(self.receive(), IDLE_S)
+                await asyncio.wait_for(self.receive(), min(IDLE_S, longest_s))
 
 
 def _denying(send: Send) -> Send:
