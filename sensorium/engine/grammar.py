@@ -25,7 +25,7 @@ import numpy as np
 
 from sensorium.engine.grammar_compile import TokenTable, begin
 from sensorium.engine.histogram import COMPILE_S, Histogram
-from sensorium.errors import OverloadedError, RequestError
+from sensorium.errors import OverloadedError, RequestError, SensoriumError
 from sensorium.models.base import Tokenizer
 from sensorium.types import StructuredOutputs
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _PARAM = "structured_outputs"
-_WALL_S = 10.0
-"""The worker has 2 s of processor time; this is for a machine that gives it none."""
+_WALL_S = 30.0
+"""The worker has 2 s of processor time; this is for a machine that gives it none, to start or to compile."""
 _MAX_WAITING = 32
 _MAX_ERROR_CHARS = 300
 _CACHE_BYTES = 64 << 20
@@ -65,7 +65,8 @@ class GrammarChecker:
     def check(self, wanted: StructuredOutputs) -> str:
         """The grammar in llguidance's notation. Blocks for up to some seconds.
 
-        RequestError where nothing can be made of it within 2 s and 256 MiB, OverloadedError where too many wait.
+        RequestError where nothing can be made of it within 2 s and 256 MiB, OverloadedError where too many wait or the
+        machine is too busy to tell.
         """
         key, job = self._job(wanted)
         answer = self._recall(key)
@@ -143,27 +144,32 @@ class GrammarChecker:
                 self._known_bytes -= sum(map(len, old.values()))
 
     def _ask(self, job: bytes) -> dict[str, str]:
-        worker, fresh = self._worker, False
-        if worker is None or worker.poll() is not None:
-            worker = self._worker = _start_worker()
-            fresh = True
+        if self._worker is None or self._worker.poll() is not None:
+            tokens, special = token_table(self._tokenizer)
+            table = {"tokens": [token.hex() for token in tokens], "special": special}
+            self._worker = _start_worker()
+            if not self._exchange(self._worker, json.dumps(table).encode()):
+                raise SensoriumError("the process that compiles grammars does not start")
+        line = self._exchange(self._worker, job)
+        return json.loads(line) if line else {"error": "too large or too deep to compile within 2 seconds and 256 MiB"}
+
+    def _exchange(self, worker: subprocess.Popen[bytes], line: bytes) -> bytes:
+        """The worker's answer to a line; empty where that was its end. OverloadedError where it got no time for it."""
         assert worker.stdin is not None
         assert worker.stdout is not None
-        try:
-            if fresh:
-                tokens, special = token_table(self._tokenizer)
-                table = {"tokens": [token.hex() for token in tokens], "special": special}
-                worker.stdin.write(json.dumps(table).encode() + b"\n")
-            worker.stdin.write(job + b"\n")
+        answer = b""
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.write(line + b"\n")
             worker.stdin.flush()
-            if select.select([worker.stdout], [], [], _WALL_S)[0] and (line := worker.stdout.readline()).endswith(
-                b"\n"
-            ):
-                return json.loads(line)
-        except BrokenPipeError:
-            pass
-        self._kill()
-        return {"error": "too large or too deep to compile within 2 seconds and 256 MiB"}
+            if not select.select([worker.stdout], [], [], _WALL_S)[0]:
+                self._kill()
+                reason = f"a grammar got no processor time in {_WALL_S:g} s; try again later"
+                raise OverloadedError(reason, param=_PARAM, reason="grammars")
+            answer = worker.stdout.readline()
+        if not answer.endswith(b"\n"):
+            self._kill()
+            return b""
+        return answer
 
     def _kill(self) -> None:
         worker, self._worker = self._worker, None

@@ -1,7 +1,8 @@
 """Reads what users write as answer formats, in a process of its own: a bomb kills this process and nothing else.
 
-Run as `python -m sensorium.engine.grammar_worker`. The first line that comes in is the token table; then, per line, the
-fields of one StructuredOutputs become {"grammar": text for llguidance} or {"error": text}. All lines are JSON.
+Run as `python -m sensorium.engine.grammar_worker`. The first line that comes in is the token table, answered by {} when
+all is ready; then, per line, the fields of a StructuredOutputs become {"grammar": text for llguidance} or {"error":
+text}. All lines are JSON.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ def _serve(tokenizer: LLTokenizer) -> None:
             answer = {"error": "nested too deep, or too large"}
         except (ValueError, TypeError, KeyError, AssertionError) as error:
             answer = {"error": str(error) or type(error).__name__}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _say(answer)
+
+
+def _say(answer: dict[str, str]) -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def main() -> None:
@@ -51,6 +56,7 @@ def main() -> None:
     if pages:
         size = pages * resource.getpagesize() + MEMORY_BYTES + _STACK_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    _say({})
     threading.stack_size(_STACK_BYTES)
     thread = threading.Thread(target=_serve, args=(tokenizer,))
     thread.start()

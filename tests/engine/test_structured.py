@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from small import ByteTokenizer, drive, prompt, request, tokens
 
 from sensorium.engine.grammar import GrammarChecker
 from sensorium.engine.protocol import Abort
-from sensorium.errors import RequestError
+from sensorium.errors import OverloadedError, RequestError
 from sensorium.types import Failed, Finished, StructuredOutputs, TextDelta
 
 PERSON = {
@@ -214,6 +216,16 @@ def test_what_cannot_be_compiled_is_refused_and_the_next_one_works(checker, kind
         checker.check(StructuredOutputs(**kind))
     assert len(caught.value.message) < 400
     assert checker.check(StructuredOutputs(regex="fine"))
+
+
+def test_a_machine_without_time_is_not_the_requests_fault(checker, monkeypatch) -> None:
+    checker.check(StructuredOutputs(regex="before"))
+    os.kill(checker._worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr("sensorium.engine.grammar._WALL_S", 0.2)
+    with pytest.raises(OverloadedError, match="no processor time"):
+        checker.check(StructuredOutputs(regex="while it is stopped"))
+    monkeypatch.undo()
+    assert checker.check(StructuredOutputs(regex="while it is stopped")), "not remembered as an error"
 
 
 def test_results_are_kept_within_bounds(checker, monkeypatch) -> None:
