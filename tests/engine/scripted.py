@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from small import REST_S
 
 from sensorium.engine.engine import Engine
 from sensorium.engine.protocol import AppendUnit, OpenSession
@@ -83,8 +85,8 @@ def append(engine: Engine, session_id: str, index: int, made: Prompt, deadline_s
 
 def settle(engine: Engine) -> list[Event]:
     events: list[Event] = []
-    for _ in range(5000):
-        if not engine.has_work:
-            return events
+    end = time.monotonic() + REST_S
+    while engine.has_work:
+        assert time.monotonic() < end, "the engine did not come to rest"
         events += engine.step()
-    raise AssertionError("the engine did not come to rest")
+    return events

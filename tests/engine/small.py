@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from sensorium.engine.engine import Engine
 from sensorium.types import Event, MediaItem, Prompt, Request, SamplingParams, Span, TextDelta
 
 VOCAB, WIDTH, QUERIES = 320, 128, 64
+REST_S = 60.0
+"""An engine that has not come to rest by then never will."""
 CONFIG = {
     "model_type": "minicpmo", "version": "4.5", "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 160, "vocab_size": VOCAB, "rope_theta": 10000,
@@ -79,16 +83,16 @@ def request(name: str, made: Prompt, **sampling: object) -> Request:
     return Request(name, made, SamplingParams(**(defaults | sampling)), namespace=namespace)  # pyright: ignore
 
 
-def drive(engine: Engine, *requests: Request, limit: int = 2000) -> dict[str, list[Event]]:
-    """Run requests to their end; events per request."""
+def drive(engine: Engine, *requests: Request) -> dict[str, list[Event]]:
+    """Run requests to their end; events per request. There may be any number of steps while a grammar is compiled."""
     engine.inbox.extend(requests)
     events: dict[str, list[Event]] = {r.id: [] for r in requests}
-    for _ in range(limit):
-        if not engine.has_work:
-            return events
+    end = time.monotonic() + REST_S
+    while engine.has_work:
+        assert time.monotonic() < end, "the engine did not come to rest"
         for event in engine.step():
             events[event.request_id].append(event)
-    raise AssertionError("the engine did not come to rest")
+    return events
 
 
 def tokens(events: list[Event]) -> list[int]:
