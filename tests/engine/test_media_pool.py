@@ -142,6 +142,7 @@ async def test_h115_a_hanging_decoder_is_killed_at_the_deadline(processor: Proce
         await workers.prepare(picture(), {})
         stuck = workers.pids()[1]
         os.kill(stuck, signal.SIGSTOP)
+        await ready(lambda: proc(stuck, "stat").rpartition(")")[2].split()[0] == "T")
         with pytest.raises(DecodeTimeoutError, match="3 seconds"):
             await workers.prepare(picture(), {})
         await workers.prepare(picture(), {})

@@ -221,6 +221,7 @@ def test_what_cannot_be_compiled_is_refused_and_the_next_one_works(checker, kind
 def test_a_machine_without_time_is_not_the_requests_fault(checker, monkeypatch) -> None:
     checker.check(StructuredOutputs(regex="before"))
     os.kill(checker._worker.pid, signal.SIGSTOP)
+    os.waitpid(checker._worker.pid, os.WUNTRACED)  # until all of its threads have stopped
     monkeypatch.setattr("sensorium.engine.grammar._WALL_S", 0.2)
     with pytest.raises(OverloadedError, match="no processor time"):
         checker.check(StructuredOutputs(regex="while it is stopped"))
