@@ -86,17 +86,6 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def slope_percent(samples: Sequence[tuple[float, int]], per_s: float = 600.0) -> float:
-    """Growth in percent of the mean, by least squares over (seconds, bytes), for so many seconds."""
-    if len(samples) < 3:
-        return 0.0
-    mean_t = sum(t for t, _ in samples) / len(samples)
-    mean_v = sum(v for _, v in samples) / len(samples)
-    spread = sum((t - mean_t) ** 2 for t, _ in samples)
-    growth = sum((t - mean_t) * (v - mean_v) for t, v in samples) / spread
-    return 100 * growth * per_s / mean_v
-
-
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
