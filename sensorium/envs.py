@@ -60,7 +60,7 @@ class Environment:
     max_stop_strings: int = 16
     """Most texts in `stop` of a request."""
     chat_template_render_timeout: float = 2.0
-    """Seconds."""
+    """Seconds of processor time."""
     allow_long_max_model_len: bool = False
     skip_model_name_validation: bool = False
     """Answer requests for any model name."""

@@ -29,7 +29,7 @@ from sensorium.models.base import Processor
 from sensorium.types import Media, MediaRef, Prepared
 
 log = logging.getLogger(__name__)
-_START_S, _FORK_S = 60.0, 10.0
+_START_S, _FORK_S = 60.0, 30.0
 _GRACE_S = 0.5
 _CPU_SHARE = 2.0  # video decoders have two threads
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")

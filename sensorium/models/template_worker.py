@@ -14,16 +14,19 @@ from typing import Any
 import jinja2
 
 from sensorium.envs import read_environment
-from sensorium.errors import RequestError
+from sensorium.errors import OverloadedError, RequestError
 from sensorium.models.template_rendering import TemplateRefusal, TooLong, environment, generate
 
-START_S = 20.0
-"""How long the process may take to begin, on a machine that is very busy."""
+BUSY_S = 60.0
+"""The limit is processor time; this is for a machine that gives the process none."""
 MAX_MEMORY = 1 << 30
 
 
 def render(source: str, context: Mapping[str, Any], max_chars: int) -> str:
-    """As template_rendering.generate, in a new process. Raises RequestError for a template that takes too long."""
+    """As template_rendering.generate, in a new process.
+
+    RequestError for a template that takes too long, OverloadedError where the machine is too busy to tell.
+    """
     limit_s = read_environment().chat_template_render_timeout
     job = {"source": source, "context": dict(context), "max_chars": max_chars, "limit_s": limit_s}
     env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -34,11 +37,14 @@ def render(source: str, context: Mapping[str, Any], max_chars: int) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=env,
-            timeout=START_S + limit_s,
+            timeout=BUSY_S + limit_s,
             start_new_session=True,
         )
         answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
+    except subprocess.TimeoutExpired:
+        reason = "chat_template: it got no processor time to be rendered; try again later"
+        raise OverloadedError(reason, param="chat_template", reason="templates") from None
+    except ValueError:
         reason = f"chat_template: takes more than {limit_s:g} s or {MAX_MEMORY >> 20} MiB to render"
         raise RequestError(reason, param="chat_template") from None
     if answer["kind"] == "too long":
@@ -54,7 +60,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    signal.setitimer(signal.ITIMER_REAL, job["limit_s"])  # its signal ends the process, whatever it is doing
+    signal.setitimer(signal.ITIMER_PROF, job["limit_s"])  # its signal ends the process, whatever it is doing
     try:
         template = environment().from_string(job["source"])
         answer = {"kind": "text", "text": generate(template, job["context"], job["max_chars"])}
