@@ -62,6 +62,10 @@ class Sessions:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
 
+    def policy(self, session_id: str) -> SessionPolicy:
+        """What decides in an open session (tests)."""
+        return self._sessions[session_id].policy
+
     # ---- control ---------------------------------------------------------------------------------------------------
 
     def take(self, message: SessionControl, events: list[Event]) -> None:

@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "minicpmo45-s
 needs_golden = pytest.mark.skipif(not ROOT.is_dir(), reason="the reference data (../shared/golden) are not here")
 
 
+def read_config() -> dict[str, Any]:
+    return json.loads((ROOT / "config.json").read_text("utf-8"))
+
+
 def read_case(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "cases" / name / "case.json").read_text("utf-8"))
 
@@ -30,7 +34,7 @@ class LittleTokenizer:
     """The vocabulary of the traces: the longest spelling that matches is the next token."""
 
     def __init__(self) -> None:
-        config = json.loads((ROOT / "config.json").read_text("utf-8"))
+        config = read_config()
         self.control_ids: dict[str, int] = config["special_token_ids"]
         self.special_ids = frozenset(self.control_ids.values())
         self.config = {"bad_token_ids": config["bad_token_ids"]}
