@@ -300,11 +300,25 @@ class UnitTimings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class UnitPart:
+    """What was said in a unit since its last part, when its policy flushes, for sessions opened with return_hidden.
+
+    hidden: float32 [len(ids), E], as in UnitDone, which repeats the parts.
+    """
+
+    request_id: str
+    index: int
+    turn: int
+    ids: tuple[int, ...]
+    hidden: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class UnitDone:
     """A session's unit is over: what was said in it, `ids` without the ids that only steer, and what the policy adds.
 
     hidden: float32 [len(ids), E], the final-norm hidden state of each id, for sessions opened with return_hidden.
-    num_tokens: rows that the session holds now. interrupted: a barge-in ended it.
+    num_tokens: rows that the session holds now. interrupted: a barge-in ended it; the last id may have no hidden state.
     """
 
     request_id: str
@@ -357,7 +371,17 @@ class CallFailed:
 
 
 Event = (
-    TextDelta | PromptScored | Pooled | SessionOpened | UnitDone | UnitFailed | Codes | CallFailed | Finished | Failed
+    TextDelta
+    | PromptScored
+    | Pooled
+    | SessionOpened
+    | UnitPart
+    | UnitDone
+    | UnitFailed
+    | Codes
+    | CallFailed
+    | Finished
+    | Failed
 )
 
 
@@ -385,8 +409,8 @@ class Unit:
 class Decision:
     """What a session's policy makes of a row of logits: ids to feed next, whose last row it is then asked with.
 
-    collect: the one id in `feed` is said, so it and the hidden state of its row are kept. flush: what is collected goes
-    to the speech stages with this step, not only at the end of the unit. end: the unit is over and `feed` closes it;
+    collect: the one id in `feed` is said, so it and the hidden state of its row are kept. flush: what was collected
+    before is told now, as a UnitPart, not only at the end of the unit. end: the unit is over and `feed` closes it;
     those ids are computed together with the next unit, or at once with defer=False.
     """
 

@@ -43,15 +43,17 @@ class Deciders:
     def forget(self, session_id: str) -> None:
         self._deciders.pop(session_id, None)
 
-    def reset(self, session_id: str) -> None:
-        """What was fed is not asked about: a unit was cut short."""
-        self._deciders[session_id].collects = False
+    def rows(self, session_id: str, start: int = 0) -> list[torch.Tensor]:
+        """Final-norm hidden states [E] of the ids said in the unit, from the start-th on, in the model's dtype.
 
-    def take(self, session_id: str) -> torch.Tensor | None:
-        """Final-norm hidden states [n, E] of the ids said since the last call, in the model's dtype."""
+        An id's comes with the decision after it.
+        """
+        return self._deciders[session_id].kept[start:]
+
+    def clear(self, session_id: str) -> None:
+        """A unit is over: what was fed last is not asked about, and what was said is told."""
         decider = self._deciders[session_id]
-        rows, decider.kept = decider.kept, []
-        return torch.stack(rows) if rows else None
+        decider.collects, decider.kept = False, []
 
     def decide(self, ids: Seq[str], logits: torch.Tensor, hidden: torch.Tensor) -> list[Decision | Unsampled]:
         """One decision per session from its row of logits [m, V] and hidden [m, E], or why there is none."""

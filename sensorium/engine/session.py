@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.resident import Resident
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.base import SessionPolicy
-from sensorium.types import Decision, Splice, TextDelta, Unit, UnitDone, UnitFailed, UnitTimings
+from sensorium.types import Decision, Splice, TextDelta, Unit, UnitDone, UnitFailed, UnitPart, UnitTimings
 
 _MOST_ENDS = 64
 OPENING = -1
@@ -50,6 +52,8 @@ class Session:
     """What is to change once everything known is computed; no unit begins before."""
     ends: dict[int, int] = field(default_factory=dict[int, int])
     """Unit -> rows known at its end, for those that the session can go back to."""
+    num_told: int = 0
+    """Of what is said in the unit, in its parts."""
     _said: list[int] = field(default_factory=list[int])
     _text: list[str] = field(default_factory=list[str])
     _start: int = 0
@@ -84,6 +88,7 @@ class Session:
         self.unit = unit
         self.num_rows += len(unit.prompt.ids)
         self._said, self._text, self._num_fed, self._decided_s = [], [], 0, None
+        self.num_told = 0
 
     def follow(self, decision: Decision, now_s: float) -> TextDelta | None:
         """Feed what was decided; what to tell of it."""
@@ -143,6 +148,12 @@ class Session:
         self.seq.deciding, self.seq.is_idle = -1, True
         self.num_rows -= len(unit.prompt.ids)
         return unit, self._start, next(reversed(self.ends))
+
+    def part(self, hidden: np.ndarray) -> UnitPart:
+        """What was said since the last part, as far as its hidden rows are known."""
+        assert self.unit is not None
+        start, self.num_told = self.num_told, self.num_told + len(hidden)
+        return UnitPart(self.seq.id, self.unit.index, self.turn, tuple(self._said[start : self.num_told]), hidden)
 
     def done(self, unit: Unit, info: Mapping[str, Any], now_s: float, *, interrupted: bool) -> UnitDone:
         scheduled_s = now_s if self.seq.first_scheduled_s is None else self.seq.first_scheduled_s

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sensorium.engine.detokenizer import Detokenizer
@@ -147,7 +148,6 @@ class Sessions:
     def _barge_in(self, session: Session, message: BargeIn, events: list[Event]) -> None:
         if session.is_open:
             session.seq.ids.extend(session.policy.interrupt(message.options))
-            self._deciders.reset(session.seq.id)
         if session.unit is not None:
             self._end(session, events, defer=True, interrupted=True)
         session.turn = message.turn
@@ -183,6 +183,9 @@ class Sessions:
         delta = session.follow(decision, now)
         if delta is not None:
             events.append(delta)
+        if decision.flush and session.return_hidden:
+            rows = self._deciders.rows(session.seq.id, session.num_told)
+            events.append(session.part(self._host(rows)))
         if decision.end:
             self._end(session, events, defer=decision.defer)
             self._begin(session, events)
@@ -192,11 +195,16 @@ class Sessions:
         done = session.done(unit, info, self._clock(), interrupted=interrupted)
         if defer or session.is_computed:
             self._change(session)
-        hidden = self._deciders.take(session.seq.id)
         if session.return_hidden:
-            rows = torch.zeros(0, self._runner.model.hidden_size) if hidden is None else hidden.float().cpu()
-            done = replace(done, hidden=rows.numpy())
+            done = replace(done, hidden=self._host(self._deciders.rows(session.seq.id)))
+        self._deciders.clear(session.seq.id)
         events.append(done)
+
+    def _host(self, rows: list[torch.Tensor]) -> np.ndarray:
+        """Hidden rows as float32 [n, E]."""
+        if not rows:
+            return np.zeros((0, self._runner.model.hidden_size), np.float32)
+        return torch.stack(rows).float().cpu().numpy()
 
     def _change(self, session: Session) -> None:
         splices, session.splices = session.splices, ()
@@ -230,6 +238,7 @@ class Sessions:
 
     def _undo(self, session: Session, message: str, events: list[Event]) -> None:
         unit, start, previous = session.drop()
+        self._deciders.clear(session.seq.id)
         self._splice(session, Splice(start, None))
         session.policy.rewind(previous)
         events.append(session.failed(unit, "engine_error", message, 500))

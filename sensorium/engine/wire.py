@@ -49,6 +49,7 @@ from sensorium.types import (
     TextDelta,
     UnitDone,
     UnitFailed,
+    UnitPart,
 )
 
 
@@ -101,7 +102,8 @@ TYPES: tuple[type, ...] = (
     *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession),
     *(OpenSpeech, Say, Hush),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
-    *(TextDelta, PromptScored, Pooled, SessionOpened, UnitDone, UnitFailed, Codes, CallFailed, Finished, Failed),
+    *(TextDelta, PromptScored, Pooled, SessionOpened, UnitPart, UnitDone, UnitFailed),
+    *(Codes, CallFailed, Finished, Failed),
 )
 _NUMBERS: dict[type, int] = {kind: number for number, kind in enumerate(TYPES)}
 _HEAD = struct.Struct("<IQ")

@@ -21,7 +21,8 @@ SEEN: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
 
 class Scripted:
-    """options: name; of units: say (ids fed one at a time), close (ids), defer, splices ([start, stop, ids]).
+    """options: name; of units: say (ids fed one at a time), close (ids), defer, flush (numbers of decisions), splices
+    ([start, stop, ids]), refuse, raise.
 
     The first id said is not collected, as in full duplex. Without `say` it takes the likeliest id, `greedy` times.
     """
@@ -54,7 +55,7 @@ class Scripted:
         if done == (self._unit.get("greedy", 0) if say is None else len(say)):
             return Decision(tuple(self._unit.get("close", ())), end=True, defer=self._unit.get("defer", True))
         self._fed.append(int(logits.argmax()) if say is None else say[done])
-        return Decision((self._fed[-1],), collect=done > 0)
+        return Decision((self._fed[-1],), collect=done > 0, flush=done in self._unit.get("flush", ()))
 
     def end(self, length: int) -> Outcome:
         self.calls.append(("end", length))

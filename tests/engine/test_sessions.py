@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +12,26 @@ import torch
 from scripted import SEEN, append, open_session, settle
 from small import drive, image, prompt, request, sound, tokens
 
+from sensorium.engine.blocks import BlockPool
+from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.protocol import Abort, BargeIn, CloseSession, PauseSession, RewindSession
+from sensorium.engine.resident import Resident
+from sensorium.engine.scheduler import Scheduler
+from sensorium.kernels import reference
+from sensorium.layers.rope import Rope
+from sensorium.layers.rope_config import RopeConfig
 from sensorium.types import (
     Failed,
     Finished,
     Prompt,
+    Request,
+    SamplingParams,
     SessionOpened,
     Span,
     TextDelta,
     UnitDone,
     UnitFailed,
+    UnitPart,
 )
 
 
@@ -78,6 +90,19 @@ def test_every_decision_sees_the_logits_of_the_same_rows_in_one_prompt(make_engi
     hidden = torch.stack([alone(make_engine(), joined(*rows[:n]))[1] for n in (4, 5)])
     torch.testing.assert_close(torch.from_numpy(first.hidden), hidden, atol=2e-5, rtol=2e-5)
     assert second.hidden.shape == (0, hidden.shape[1])
+
+
+def test_parts_of_a_unit_are_told_when_the_policy_flushes(make_engine) -> None:
+    engine = make_engine()
+    open_session(engine, request("s", OPENING), return_hidden=True)
+    append(engine, "s", 0, FIRST, say=[70, 71, 72, 73, 74, 75], flush=[3, 5])
+    events = settle(engine)
+    parts, (done,) = [event for event in events if isinstance(event, UnitPart)], ends(events)
+    assert [part.ids for part in parts] == [(71, 72), (73, 74)]
+    np.testing.assert_array_equal(np.concatenate([part.hidden for part in parts]), done.hidden[:4])
+    assert done.ids == (71, 72, 73, 74, 75)
+    append(engine, "s", 1, SECOND, say=[80, 81], flush=[1])
+    assert [event.ids for event in settle(engine) if isinstance(event, UnitPart | UnitDone)] == [(), (81,)]
 
 
 def test_rows_behind_the_deciding_one_are_fed_before_what_it_decides(make_engine) -> None:
@@ -247,13 +272,14 @@ def test_a_paused_session_computes_nothing_and_goes_on_where_it_was(make_engine)
 
 def test_a_barge_in_ends_the_unit_and_begins_a_turn(make_engine) -> None:
     engine = make_engine()
-    open_session(engine, request("s", OPENING), name="barged")
+    open_session(engine, request("s", OPENING), name="barged", return_hidden=True)
     append(engine, "s", 0, prompt("talk"), greedy=50)
     events = [event for _ in range(6) for event in engine.step()]
     said = tokens(events)
     engine.inbox.append(BargeIn("s", 1, {"close": [77]}))
     (done,) = settle(engine)
     assert (done.interrupted, done.turn, list(done.ids)) == (True, 0, said)
+    assert len(done.hidden) == len(said) - 1
     engine.inbox.append(BargeIn("s", 1))  # the same once more is no other turn
     append(engine, "s", 1, prompt("again"), say=[70, 71])
     events = settle(engine)
@@ -441,3 +467,104 @@ def test_a_splice_leaves_the_blocks_of_others_alone(make_engine) -> None:
         engine.scheduler.check()
     assert tokens(drive(engine, request("r", opening))["r"]) == expected
     assert tokens(drive(engine, request("q", opening))["q"]) == expected
+
+
+def test_keys_in_half_precision_turn_as_exactly_as_they_are_kept() -> None:
+    rope = Rope(RopeConfig(64, 1_000_000.0, {}, 40_960))
+    raw = torch.randn(400, 2, 64, generator=torch.Generator().manual_seed(1))
+    before, after = torch.arange(39_000, 39_400), torch.arange(120, 520)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        cos, sin = rope(before, torch.float32)
+        kept = reference.rope(raw, cos, sin).to(dtype)
+        cos, sin = rope(after, torch.float32)
+        turned = rope.turn(before, after)(kept)
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned.float(), reference.rope(raw, cos, sin), atol=tolerance, rtol=tolerance)
+
+
+def test_many_units_leave_nothing_behind(make_engine) -> None:
+    engine = make_engine()
+    open_session(engine, request("s", OPENING), max_len=400)
+    start, lengths = len(OPENING.ids), deque()
+    for index in range(120):
+        made = prompt(f"{index} ", *((image(index),) if index % 10 == 0 else ()))
+        splices = [[start, start + lengths.popleft(), []]] if len(lengths) > 2 else []
+        append(engine, "s", index, made, say=[70, 71], close=[72], splices=splices, defer=index % 2 == 0)
+        assert isinstance(settle(engine)[-1], UnitDone)
+        lengths.append(len(made.ids) + 3)
+        (seq,) = engine.scheduler.resident
+        assert len(seq.ids) == start + sum(lengths)
+        assert len(seq.blocks) <= engine.scheduler.pool.blocks_for(len(seq.ids))
+        assert (seq.spans, seq.media, seq.holes) == ([], [], [])
+        engine.scheduler.check()
+    engine.inbox.append(Abort("s"))
+    settle(engine)
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+
+
+class Slots:
+    """What each slot of a KV cache holds, as (token, position), for schedules without a model."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.held: dict[int, tuple[int, int]] = {}
+
+    def slot(self, seq: Resident, row: int) -> int:
+        size = self.scheduler.pool.block_size
+        return seq.blocks[row // size] * size + row % size
+
+    def compute(self) -> None:
+        for _ in range(100):
+            batch = self.scheduler.schedule(0.0)
+            if not batch.works:
+                return
+            for work in batch.works:
+                for row in range(work.start, work.start + work.count):
+                    self.held[self.slot(work.seq, row)] = (work.seq.ids[row], row)
+                self.scheduler.complete(work)
+        raise AssertionError("there is always something to compute")
+
+    def splice(self, seq: Resident, start: int, stop: int, ids: list[int]) -> None:
+        moves = self.scheduler.splice(seq, start, stop, ids)
+        if moves is None:
+            return
+        # Rows that are to be computed anew move too, whatever their slots hold.
+        read = [self.held.get(slot, (-1, -1)) for slot in moves.sources.tolist()]
+        by = (moves.after - moves.before).tolist()
+        for (token, row), target, distance in zip(read, moves.targets.tolist(), by, strict=True):
+            self.held[target] = (token, row + distance)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_splices_keep_each_row_with_its_token(seed: int) -> None:
+    rng = random.Random(seed)
+    pool = BlockPool(60, 4)
+    scheduler = Scheduler(
+        pool, EncoderCacheIndex(100), max_num_seqs=4, max_num_batched_tokens=9, max_encoder_rows=8, row_bytes=1
+    )
+    slots = Slots(scheduler)
+    seqs = [Resident(Request(f"s{n}", Prompt(tuple(range(18))), SamplingParams()), 1000, 0.0) for n in range(3)]
+    for seq in seqs:
+        scheduler.add(seq)
+        slots.compute()
+    for number in range(60):
+        seq = rng.choice(seqs)
+        length = len(seq.ids)
+        if length < 40 and rng.random() < 0.6:
+            seq.append(Prompt(tuple(range(100 + number, 100 + number + rng.randrange(1, 9)))), None, 1.0)
+            seq.is_idle = rng.random() < 0.3
+        else:
+            start = rng.randrange(length + 1)
+            stop = rng.randrange(start, length + 1)
+            slots.splice(seq, start, stop, [rng.randrange(1000) for _ in range(rng.randrange(6))])
+        if rng.random() < 0.7:
+            slots.compute()
+        scheduler.check()
+        for one in seqs:
+            open_rows = {row for start, stop in one.holes for row in range(start, stop)}
+            for row in set(range(one.computed)) - open_rows:
+                assert slots.held[slots.slot(one, row)] == (one.ids[row], row)
+    for seq in seqs:
+        scheduler.finish(seq)
+    scheduler.check()
+    assert pool.num_free == pool.num_blocks

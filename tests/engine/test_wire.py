@@ -14,7 +14,16 @@ import pytest
 
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.engine.histogram import Buckets
-from sensorium.engine.protocol import Abort, EngineStats
+from sensorium.engine.protocol import (
+    Abort,
+    AppendUnit,
+    BargeIn,
+    CloseSession,
+    EngineStats,
+    OpenSession,
+    PauseSession,
+    RewindSession,
+)
 from sensorium.engine.wire import Connection, Outbox, Pulse, Start, encode
 from sensorium.types import (
     Finished,
@@ -25,13 +34,37 @@ from sensorium.types import (
     PromptScored,
     Request,
     SamplingParams,
+    SessionOpened,
     Span,
     StructuredOutputs,
     TextDelta,
     Timings,
     TokenLogprob,
+    Unit,
+    UnitFailed,
+    UnitPart,
     Usage,
 )
+
+
+def test_what_sessions_say_arrives_equal(ends):
+    unit = Unit(3, Prompt((1, 2)), 1.5, 2.5, None, {"force_listen": True, "temperature": 0.5})
+    hidden = np.arange(6, dtype=np.float32).reshape(2, 3)
+    messages = [
+        OpenSession(Request("s", Prompt(()), SamplingParams()), "turn", {"a": [1, None, "x"]}, 64, 4, 2.0, True),
+        RewindSession("s", -1),
+        BargeIn("s", 2, {"heard_ms": 120}),
+        PauseSession("s", False),
+        CloseSession("s"),
+        SessionOpened("s", 7),
+        UnitFailed("s", 3, 1, "overloaded", "behind", 429),
+    ]
+    arrived = cross(ends, *messages, AppendUnit("s", unit), UnitPart("s", 3, 1, (5, 6), hidden))
+    assert arrived[1:7] == messages[1:7]
+    assert (arrived[0].request.id, replace(arrived[0], request=None)) == ("s", replace(messages[0], request=None))
+    assert (arrived[7].unit.prompt.ids, replace(arrived[7].unit, prompt=None)) == ((1, 2), replace(unit, prompt=None))
+    part = arrived[8]
+    assert (part.index, part.turn, part.ids, part.hidden.tolist()) == (3, 1, (5, 6), hidden.tolist())
 
 
 @pytest.fixture
