@@ -56,7 +56,7 @@ class RandomWeights(Weights):
         super().__init__({}, "random weights", device, dtype)
         self.taken: dict[str, torch.Tensor] = {}
         self._shapes, self._keep, self._blocks = dict(shapes or {}), keep, blocks
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
@@ -66,14 +66,14 @@ class RandomWeights(Weights):
 
     def take(self, name: str, *shape: int | None) -> torch.Tensor:
         size = [n or 1 for n in shape]
-        tensor = torch.randn(size, generator=self._generator, device=self.device, dtype=torch.float32)
+        tensor = torch.randn(size, generator=self._generator)
         if name.endswith("alpha") or (name.endswith("weight") and len(size) == 1):
             tensor = 1.0 + 0.1 * tensor
         elif len(size) == 1:
             tensor = 0.02 * tensor + _OFFSETS.get(name, 0.0)
         else:
             tensor = tensor / math.sqrt(math.prod(size[1:])) * (0.2 if name == "conv_post.weight" else 1.0)
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.device, self.dtype)
         if self._keep:
             self.taken[name] = tensor
         return tensor

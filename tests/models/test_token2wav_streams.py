@@ -120,6 +120,17 @@ def test_fixed_shapes_change_nothing():
     np.testing.assert_allclose(heard[0], heard[1], atol=2e-4)
 
 
+def test_voices_move_between_codecs_and_streams_do_not():
+    slow, quick = (Token2Wav(random_parts(SMALL, "causal", n)) for n in (2, 1))
+    one, part = voice(0.6), [(list(range(28)), False)]
+    expected = speak(quick, Voice(one.prompt), part)
+    stream = slow.open(one)
+    np.testing.assert_array_equal(speak(quick, one, part)[0], expected[0])
+    with pytest.raises(RequestError, match="another codec"):
+        quick.stream([(stream, list(range(28)), False)])
+    assert len(slow.stream([(stream, list(range(28)), False)])[0]) == 24_000
+
+
 def test_what_is_reserved_is_enough():
     codec = Token2Wav(random_parts(SMALL, "original", 2))
     codec.reserve(3, voices=1, voice_s=1.0)

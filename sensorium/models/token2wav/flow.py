@@ -97,7 +97,7 @@ class Flow:
         self._check_frames(frames)
         rows = state.allocate(n, frames)
         rows.slot = state.allocate_slot()
-        voice = FlowVoice(prompt, rows)
+        voice = FlowVoice(prompt, rows, state)
         state.free_with(voice, rows)
         ahead = torch.full((LOOKAHEAD,), SILENCE_CODE) if self._silent_ahead else prompt.codes[:LOOKAHEAD]
         codes = torch.cat((prompt.codes, ahead))[None].to(self.device)

@@ -28,8 +28,8 @@ class Rows:
 class FlowVoice:
     """The state after a voice: shared by all its streams, freed when neither they nor anyone else refers to it."""
 
-    def __init__(self, prompt: VoicePrompt, rows: Rows) -> None:
-        self.prompt, self.rows = prompt, rows
+    def __init__(self, prompt: VoicePrompt, rows: Rows, state: FlowState) -> None:
+        self.prompt, self.rows, self.state = prompt, rows, state
 
     @property
     def frames(self) -> int:

@@ -78,7 +78,7 @@ class ResBlock:
         self._pairs = [
             [
                 (
-                    w.take(f"{prefix}activations{half}.{i}.alpha", channels)[:, None],
+                    _rates(w.take(f"{prefix}activations{half}.{i}.alpha", channels)),
                     take_conv(w, f"{prefix}convs{half}.{i}", channels, channels, taps),
                     dilation if half == 1 else 1,
                 )
@@ -90,8 +90,9 @@ class ResBlock:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         for pair in self._pairs:
             y = x
-            for alpha, conv, dilation in pair:
-                y = y + torch.sin(alpha * y) ** 2 / (alpha + 1e-9)
+            for (alpha, share), conv, dilation in pair:
+                wave = torch.sin(alpha * y)
+                y = torch.addcmul(y, wave * share, wave)
                 reach = (self._taps - 1) * dilation
                 y = (
                     conv(y, reach, 0, dilation=dilation)
@@ -100,6 +101,11 @@ class ResBlock:
                 )
             x = x + y
         return x
+
+
+def _rates(alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of snake, x + sin²(alpha x) / alpha: alpha and its inverse, [C, 1]."""
+    return alpha[:, None], 1.0 / (alpha[:, None] + 1e-9)
 
 
 class Hift:

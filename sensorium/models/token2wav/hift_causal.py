@@ -73,8 +73,9 @@ class CausalVocoder:
         if emitted > first.emitted:
             sound = self._decode(mel, source, last)[:, first.emitted * HOP : emitted * HOP]
         dropped = max(0, emitted - _HISTORY)
+        mel, source = mel[:, :, dropped:].clone(), source[:, dropped * HOP :].clone()
         for i, state in enumerate(states):
-            state.mel, state.source = mel[i, :, dropped:].clone(), source[i, dropped * HOP :].clone()
+            state.mel, state.source = mel[i], source[i]
             state.start, state.emitted = state.start + dropped, emitted - dropped
         return sound
 

@@ -64,10 +64,11 @@ class OriginalVocoder:
         if n := tail.shape[1]:
             fade = self._fade if n == OVERLAP else _fade(n, self.hift.device)
             sound = torch.cat((sound[:, :n] * fade[:n] + tail * fade[n:], sound[:, n:]), 1)
+        new = mel.shape[2] - states[0].mel.shape[1]
+        ends = mel[:, :, -_KEPT_FRAMES:].clone(), source[:, -OVERLAP:].clone(), sound[:, -OVERLAP:].clone()
         for i, state in enumerate(states):
-            state.frames += mel.shape[2] - state.mel.shape[1]
-            ends = mel[i, :, -_KEPT_FRAMES:], source[i, -OVERLAP:], sound[i, -OVERLAP:]
-            state.mel, state.source, state.tail = (end.clone() for end in ends)
+            state.frames += new
+            state.mel, state.source, state.tail = (end[i] for end in ends)
         return sound if last else sound[:, :-OVERLAP]
 
     def _source(self, mel: torch.Tensor, starts: list[int]) -> torch.Tensor:

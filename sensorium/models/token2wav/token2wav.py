@@ -100,7 +100,8 @@ class Token2Wav:
     # ---- streams ------------------------------------------------------------------------------------------------
 
     def open(self, voice: Voice) -> VocoderStream:
-        if voice.flow is None:
+        # A voice may come from another codec, say of other time steps: its rows are not ours.
+        if voice.flow is None or voice.flow.state is not self.flow.state:
             voice.flow = self.flow.voice(voice.prompt)
         return VocoderStream(voice, self.flow.open(voice.flow), self._streaming.open())
 
@@ -157,6 +158,8 @@ class Token2Wav:
         if len({id(stream) for stream, _, _ in works}) != len(works):
             raise RequestError("a stream may occur only once in a call", param="works")
         for stream, codes, last in works:
+            if stream.flow.voice.state is not self.flow.state:
+                raise RequestError("the stream was opened by another codec", param="works")
             if stream.ended:
                 raise RequestError("the stream has ended; reset it, or open another one", param="works")
             if not last and len(codes) <= LOOKAHEAD:
