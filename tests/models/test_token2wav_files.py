@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_codec import write_codec
 
-from sensorium.errors import CheckpointError, ConfigError, MediaError, UnsupportedError
+from sensorium.errors import CheckpointError, ConfigError, MediaError, RequestError, UnsupportedError
 from sensorium.media.wav import read_wav
 from sensorium.models.token2wav import Token2Wav, Voice, VoicePrompt, to_wav
 from sensorium.models.token2wav.features import tokenizer_mel
@@ -57,6 +57,21 @@ def test_speaks_with_a_recorded_voice(folder: Path, tmp_path: Path):
     assert wav is not None
     assert (wav.rate, wav.channels, wav.frames) == (24_000, 1, len(sound))
     np.testing.assert_allclose(wav.read(0, wav.frames)[:, 0], sound, atol=2e-4)
+
+
+def test_saved_voices_are_checked(folder: Path, tmp_path: Path):
+    codec = Token2Wav.load(folder, 1, cloning=False)
+    for codes, width in ((torch.tensor([1, 2, 6561]), 192), (torch.tensor([1, 2, 3]), 100)):
+        VoicePrompt(codes, torch.ones(width), torch.zeros(6, 80)).save(tmp_path / "voice.safetensors")
+        other = Voice(VoicePrompt.load(tmp_path / "voice.safetensors"))
+        for use in (lambda voice=other: codec([1], voice), lambda voice=other: codec.open(voice)):
+            with pytest.raises(RequestError, match="another codec's"):
+                use()
+    with pytest.raises(CheckpointError, match="codes"):
+        VoicePrompt(torch.tensor([1, 2, 3]), torch.ones(192), torch.zeros(5, 80))
+    (tmp_path / "voice.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is not a saved voice"):
+        VoicePrompt.load(tmp_path / "voice.safetensors")
 
 
 def test_layouts_are_told_apart_by_shape(folder: Path):

@@ -78,6 +78,7 @@ class Flow:
     @torch.inference_mode()
     def whole(self, prompt: VoicePrompt, codes: Sequence[int]) -> torch.Tensor:
         """mel [2 · len(codes), 80] float32 of an utterance that is all there."""
+        self.check_voice(prompt)
         self.check(codes)
         frames = FRAMES_PER_CODE * (len(prompt.codes) + len(codes))
         self._check_frames(frames)
@@ -92,6 +93,7 @@ class Flow:
     @torch.inference_mode()
     def voice(self, prompt: VoicePrompt) -> FlowVoice:
         """Runs the prompt once and keeps its state, 2n rows."""
+        self.check_voice(prompt)
         state, n = self.state, len(prompt.codes)
         frames = FRAMES_PER_CODE * n
         self._check_frames(frames)
@@ -160,6 +162,15 @@ class Flow:
             raise RequestError(f"codes must lie between 0 and {self.config.vocab - 1}", param="codes")
         if stream is not None:
             self._check_frames(len(stream.estimator) + FRAMES_PER_CODE * len(codes))
+
+    def check_voice(self, prompt: VoicePrompt) -> None:
+        """Raises RequestError for a voice that was made for another codec."""
+        c = self.config
+        if prompt.speaker.shape != (c.speaker,) or int(prompt.codes.min()) < 0 or int(prompt.codes.max()) >= c.vocab:
+            raise RequestError(
+                f"the voice is another codec's: here codes are below {c.vocab} and a speaker has {c.speaker} numbers",
+                param="voice",
+            )
 
     def _check_frames(self, frames: int) -> None:
         if frames > len(self._noise):

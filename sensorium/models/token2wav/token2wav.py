@@ -6,11 +6,12 @@
     stream = codec.open(voice)                          # or piece by piece, with many streams in one call
     (piece,) = codec.stream([(stream, codes, False)])
 
-One thread at a time may use a codec. k codes of a piece · S samples
+Threads may share a codec; their calls wait for each other. k codes of a piece · S samples
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Token2Wav:
 
     def __init__(self, parts: Parts) -> None:
         self.flow, self._whole, self._streaming, self._prompts = parts.flow, parts.whole, parts.streaming, parts.prompts
+        self._lock = threading.RLock()
 
     @classmethod
     def load(
@@ -87,7 +89,8 @@ class Token2Wav:
         """A recording of a voice: [S] or [S, channels] floats, full scale 1. Raises MediaError if it cannot be used."""
         if self._prompts is None:
             raise UnsupportedError("the codec was loaded with cloning=False; give it saved voices", param="voice")
-        return Voice(self._prompts(samples, rate))
+        with self._lock:
+            return Voice(self._prompts(samples, rate))
 
     # ---- whole utterances ---------------------------------------------------------------------------------------
 
@@ -95,21 +98,24 @@ class Token2Wav:
         """[960 · k] float32."""
         if not len(codes):
             return np.zeros(0, dtype=np.float32)
-        return self._whole.whole(self.flow.whole(voice.prompt, codes)[None])[0].cpu().numpy()
+        with self._lock:
+            return self._whole.whole(self.flow.whole(voice.prompt, codes)[None])[0].cpu().numpy()
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
     def open(self, voice: Voice) -> VocoderStream:
-        # A voice may come from another codec, say of other time steps: its rows are not ours.
-        if voice.flow is None or voice.flow.state is not self.flow.state:
-            voice.flow = self.flow.voice(voice.prompt)
-        return VocoderStream(voice, self.flow.open(voice.flow), self._streaming.open())
+        with self._lock:
+            # A voice may come from another codec, say of other time steps: its rows are not ours.
+            if voice.flow is None or voice.flow.state is not self.flow.state:
+                voice.flow = self.flow.voice(voice.prompt)
+            return VocoderStream(voice, self.flow.open(voice.flow), self._streaming.open())
 
     def reset(self, stream: VocoderStream) -> None:
         """Forgets what was said: the stream is as if just opened."""
-        fresh = self.open(stream.voice)
-        stream.flow, stream.vocoder = fresh.flow, fresh.vocoder
-        stream.begun = stream.ended = False
+        with self._lock:
+            fresh = self.open(stream.voice)
+            stream.flow, stream.vocoder = fresh.flow, fresh.vocoder
+            stream.begun = stream.ended = False
 
     def stream(self, works: Sequence[Work]) -> list[np.ndarray]:
         """The next codes of each stream to float32 [S] each, S >= 0; pieces of equal length are computed together.
@@ -118,7 +124,11 @@ class Token2Wav:
         Raises RequestError, before any stream moves, for codes out of range, fewer than four codes that are not the
         last, a stream that has ended or occurs twice.
         """
-        self._check(works)
+        with self._lock:
+            self._check(works)
+            return self._stream(works)
+
+    def _stream(self, works: Sequence[Work]) -> list[np.ndarray]:
         sounds: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(works)
         groups: dict[tuple[int, bool], list[int]] = {}
         for i, (_, codes, last) in enumerate(works):
