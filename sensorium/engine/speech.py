@@ -28,6 +28,8 @@ from sensorium.types import ModelInputs
 CODES_PER_S = 25
 # Rounds that keep to the device for one upload: a full-duplex unit has 26.
 _ROUNDS = 32
+# Of one call: its random numbers are drawn when it starts.
+_MOST_CODES = 1 << 16
 
 
 class SpeechStage:
@@ -138,8 +140,9 @@ class SpeechStage:
         if count != len(work.ids):
             raise RequestError(f"{len(work.ids)} ids to speak, but {count} hidden rows", param="hidden")
         for name, value in (("min_new", work.min_new), ("max_new", work.max_new)):
-            if value is not None and value < (name == "max_new"):
-                raise RequestError(f"{name} must be at least {int(name == 'max_new')}, not {value}", param=name)
+            least = int(name == "max_new")
+            if value is not None and not least <= value <= _MOST_CODES:
+                raise RequestError(f"{name} must be from {least} to {_MOST_CODES}, not {value}", param=name)
         longest = self.max_len - 3
         if count > longest:
             raise ContextLengthError(f"{count} tokens to speak in one call; the limit is {longest}", param="ids")

@@ -202,6 +202,7 @@ def test_a_chat_that_fills_its_slot_ends_there(speech, rounds):
         ({"ids": [1, 50]}, "50"),
         ({"ids": [-1, 2]}, "-1"),
         ({"max_new": 0}, "max_new"),
+        ({"max_new": 1 << 40}, "max_new"),
         ({"min_new": -1}, "min_new"),
         ({"forced": {3: 60}}, "forced"),
     ],
