@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from sensorium.errors import ContextLengthError, RequestError
 from sensorium.minicpm.generation import Answer, Generation, answer_all, stream_text
+from sensorium.minicpm.given_rows import rows_of_each, with_rows
 from sensorium.minicpm.model import MiniCPM
 from sensorium.types import ChatOptions, Message, Prompt, Span
 
@@ -33,6 +36,7 @@ class Question:
     temporal_ids: Any = None
     system_prompt: str = ""
     stop_ids: tuple[int, ...] = ()
+    vision_hidden_states: Any = None
 
 
 def ask(model: MiniCPM, question: Question) -> list[Answer]:
@@ -58,18 +62,21 @@ def prompts(model: MiniCPM, question: Question) -> list[Callable[[], Prompt]]:
             f"temporal_ids: {len(each)} for {count} conversations; give a list for each", param="temporal_ids"
         )
     opening = [Message("system", (question.system_prompt,))] if question.system_prompt else []
+    rows = rows_of_each(question.vision_hidden_states, question.is_batch, count)
     return [
-        functools.partial(_prompt, model, [*opening, *own], question, groups)
-        for own, groups in zip(question.conversations, each, strict=True)
+        functools.partial(_prompt, model, [*opening, *own], question, *its)
+        for own, *its in zip(question.conversations, each, rows, strict=True)
     ]
 
 
-def _prompt(model: MiniCPM, messages: Sequence[Message], question: Question, times: Any) -> Prompt:
+def _prompt(
+    model: MiniCPM, messages: Sequence[Message], question: Question, times: Any, rows: np.ndarray | None
+) -> Prompt:
     media = {name: value for name, value in question.media.items() if value is not None}
     if times is not None:
         media["temporal_ids"] = _whole_numbers(times)
     options = ChatOptions(template_kwargs=question.template, media_kwargs=media)
-    return _cut(model.client.prepare_chat(messages, options), question.max_inp_length)
+    return _cut(with_rows(model.client.prepare_chat(messages, options), rows), question.max_inp_length)
 
 
 def _whole_numbers(groups: Any) -> list[list[int]]:

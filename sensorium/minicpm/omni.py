@@ -83,7 +83,7 @@ class MiniCPMO(MiniCPM):
         """
         self.tokenizer.check_same("tokenizer", tokenizer)
         check_processor(self.tokenizer, processor)
-        _refuse(stream, generate_audio, teacher_forcing, tts_proj_layer, vision_hidden_states)
+        _refuse(stream, generate_audio, teacher_forcing, tts_proj_layer)
         conversations, is_batch = read_conversations(msgs, image, ROLES, self.checkpoint.engine.limits)
         paths = (output_audio_path, output_tts_inputs_embeds_path)
         speech = self._speech_for(conversations, is_batch, paths, tts_sampling_params) if generate_audio else None
@@ -98,6 +98,7 @@ class MiniCPMO(MiniCPM):
             {"enable_thinking": enable_thinking, "use_tts_template": use_tts_template or teacher_forcing},
             media,
             stop_ids=(self.tokenizer.convert_tokens_to_ids(_SPOKEN_END),),
+            vision_hidden_states=vision_hidden_states,
         )
         if stream:
             return ask_stream(self, question)
@@ -210,11 +211,7 @@ class MiniCPMO(MiniCPM):
         return self.tokenizer.decode(ids).removeprefix("<|im_start|>").partition(_SPOKEN_END)[0]
 
 
-def _refuse(
-    stream: bool, generate_audio: bool, teacher_forcing: bool, tts_proj_layer: int, vision_hidden_states: Any
-) -> None:
-    if vision_hidden_states is not None:
-        raise UnsupportedError("vision_hidden_states: pass the pictures themselves", param="vision_hidden_states")
+def _refuse(stream: bool, generate_audio: bool, teacher_forcing: bool, tts_proj_layer: int) -> None:
     if tts_proj_layer != -1:
         raise UnsupportedError("tts_proj_layer: speech is made of the last layer, -1", param="tts_proj_layer")
     if stream and generate_audio:

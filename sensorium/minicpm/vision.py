@@ -47,8 +47,6 @@ class MiniCPMV(MiniCPM):
         """
         self.tokenizer.check_same("tokenizer", tokenizer)
         check_processor(self.tokenizer, processor)
-        if vision_hidden_states is not None:
-            raise UnsupportedError("vision_hidden_states: pass the pictures themselves", param="vision_hidden_states")
         if stream and not sampling:
             raise RequestError("stream: needs sampling=True", param="stream")
         if enable_thinking and self.version < (4, 5):
@@ -63,6 +61,7 @@ class MiniCPMV(MiniCPM):
             {"max_slice_nums": max_slice_nums, "use_image_id": use_image_id},
             temporal_ids,
             system_prompt,
+            vision_hidden_states=vision_hidden_states,
         )
         thinking = _THINK if enable_thinking else ""
         if stream:

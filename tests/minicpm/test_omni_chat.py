@@ -12,6 +12,8 @@ from PIL import Image
 
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.minicpm import AutoTokenizer
+from sensorium.minicpm.messages import read_conversations
+from sensorium.types import ChatOptions
 
 CASES = (
     "text_only", "text_thinking", "text_tts_template", "one_image", "one_image_noslice_noid", "one_image_id_true",
@@ -91,6 +93,21 @@ def test_sound_as_a_tensor(omni, conversations):
     assert omni.chat(msgs=msgs, **case["chat_kwargs"]) == case["answer"]
 
 
+def test_rows_of_pictures_may_be_given(omni, conversations):
+    case = conversations["mixed"]
+    (messages,), _ = read_conversations(case["msgs"], None, ("user",), omni.checkpoint.engine.limits)
+    options = ChatOptions(media_kwargs={"max_slice_nums": 3})
+    prompt = omni.client.prepare_chat(messages, options)
+    (picture,) = [item for item in prompt.media if item.modality == "image"]
+    (rows,) = omni.client.loaded.model.encode("image", [picture])
+    omni.client.reset_prefix_cache()
+    for given in (rows, [rows[:64], rows[64:].view(-1, 64, 256)], [rows.numpy()]):
+        assert omni.chat(msgs=case["msgs"], vision_hidden_states=given, **case["chat_kwargs"]) == case["answer"]
+    both = omni.chat(msgs=[case["msgs"], TEXT], vision_hidden_states=[rows, torch.zeros(0, 256)], **case["chat_kwargs"])
+    assert both[0] == case["answer"]
+    assert omni.chat(msgs=case["msgs"], vision_hidden_states=-rows, **case["chat_kwargs"]) != case["answer"]
+
+
 def test_parts_of_a_video_address_are_its_frames_and_sounds(omni, video):
     msgs = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": str(video), "stack_frames": 2}}]}]
     _, prompt = omni.chat(msgs=msgs, omni_mode=True, return_prompt=True, max_slice_nums=1, **GREEDY)
@@ -129,7 +146,8 @@ def test_tokenizers_of_the_model_are_taken_and_others_refused(omni, reference, g
         ({"msgs": [{"role": "user", "content": [3]}]}, RequestError, r"msgs\[0\]\.content\[0\] is a int"),
         ({"msgs": [{"role": "user", "content": [np.zeros((4, 4, 3), np.uint8)]}]}, RequestError, "is a ndarray"),
         ({"image": Image.new("RGB", (30, 30)), "msgs": [{"role": "user", "content": ["x"]}]}, RequestError, "image: "),
-        ({"vision_hidden_states": []}, UnsupportedError, "vision_hidden_states"),
+        ({"vision_hidden_states": []}, RequestError, "vision_hidden_states: give a tensor"),
+        ({"vision_hidden_states": torch.zeros(64, 256)}, RequestError, "64 rows; the pictures of the prompt take 0"),
         ({"min_new_tokens": 2}, UnsupportedError, "pass num_beams=1"),
         ({"max_slice_nums": 99}, RequestError, "max_slice_nums"),
         ({"msgs": [TEXT, TEXT], "stream": True}, RequestError, "one conversation"),

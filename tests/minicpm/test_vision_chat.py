@@ -105,7 +105,7 @@ def test_streams(models, cases):
         ({"temporal_ids": [[0]]}, UnsupportedError, "temporal_ids"),
         ({"omni_mode": True}, TypeError, "omni_mode"),
         ({"msgs": [{"role": "system", "content": "x"}]}, RequestError, "use one of user"),
-        ({"vision_hidden_states": []}, UnsupportedError, "vision_hidden_states"),
+        ({"vision_hidden_states": [[]]}, RequestError, "vision_hidden_states"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(models, kwargs, error, words):
