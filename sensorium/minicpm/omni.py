@@ -19,13 +19,13 @@ from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.model import MiniCPM
 from sensorium.minicpm.speech import (
     Speech,
-    SpeechOutput,
     first_voice,
     forced_text,
     hidden_states,
     read_recording,
     read_sampling,
     spoken_part,
+    write_sound,
 )
 from sensorium.minicpm.system import system_message
 from sensorium.minicpm.tokenizer import check_processor
@@ -44,7 +44,6 @@ class MiniCPMO(MiniCPM):
     _load_codec: Callable[..., Token2Wav] | None = None
     _codec: Token2Wav | None = None
     _codec_device: torch.device | None = None
-    _output: SpeechOutput | None = None
 
     def chat(
         self,
@@ -185,7 +184,7 @@ class MiniCPMO(MiniCPM):
             if file is not None and not file.absolute().parent.is_dir():
                 raise RequestError(f"{name}: there is no folder {str(file.parent)!r}", param=name)
         voice = codec.voice(first_voice(conversations[0]), 16_000)
-        return Speech(voice, path, read_sampling(sampling), embeds)
+        return Speech(voice, path, read_sampling(sampling, self.speech.config), embeds)
 
     def _given(self, question: Question, text: str) -> list[Answer]:
         """An answer that the caller wrote."""
@@ -201,9 +200,7 @@ class MiniCPMO(MiniCPM):
             return
         try:
             hidden = hidden_states(self.client, before, said)
-            if self._output is None or self._output.speech is not self.speech or self._output.codec is not self.codec:
-                self._output = SpeechOutput(self.speech, self.codec)
-            self._output.write(speech, said, hidden)
+            write_sound(self.client, self.speech, self.codec, speech, said, hidden)
         except Exception:  # whatever it is, the text is there
             log.exception("chat(): the answer could not be spoken; %s is not written", speech.path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sensorium.engine.speech import SpeechStage
-from sensorium.engine.speech_rules import SpeechSampling, SpeechWork
+from sensorium.engine.speech_rules import SpeechSampling
+from sensorium.engine.stream import Stream
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.media import audio
 from sensorium.media.wav import read_wav
 from sensorium.minicpm.generation import draw_seed
 from sensorium.minicpm.utils import load_audio
-from sensorium.models.base import SpeechModel
+from sensorium.models.base import SpeechModel, SpeechSettings
 from sensorium.models.token2wav import Token2Wav, Voice, to_wav
 from sensorium.types import Media, MediaRef, Message, Prompt
 
@@ -40,37 +41,30 @@ class Speech:
     embeds: Path | None = None
 
 
-class SpeechOutput:
-    """The speech LM and the codec of one model. Calls belong to one thread at a time."""
+def write_sound(
+    client: EngineClient, model: SpeechModel, codec: Token2Wav, how: Speech, ids: Sequence[int], hidden: np.ndarray
+) -> None:
+    """Speak ids, whose final-norm hidden states are hidden [n, E], into a WAV file."""
+    if how.embeds is not None:
+        torch.save(condition_rows(model, ids, hidden), how.embeds)
+    sampling = how.sampling
+    if sampling.seed is None:
+        sampling = replace(sampling, seed=draw_seed())
+    speech = client.open_speech("chat", sampling)
+    try:
+        codes = speech.speak(ids, hidden)
+    finally:
+        _end(speech)
+    how.path.write_bytes(to_wav(codec(codes, how.voice)))
 
-    def __init__(self, speech: SpeechModel, codec: Token2Wav) -> None:
-        self.speech, self.codec = speech, codec
-        self._stage: SpeechStage | None = None
 
-    def codes(self, ids: Sequence[int], hidden: np.ndarray, sampling: SpeechSampling) -> list[int]:
-        """ids with their final-norm hidden states [n, E] to codes, in one call."""
-        if self._stage is None:
-            self._stage = SpeechStage(self.speech, 1)
-        slot = self._stage.open("chat", replace(sampling, seed=draw_seed() if sampling.seed is None else sampling.seed))
-        try:
-            return self._stage.speak([SpeechWork(slot, list(ids), torch.from_numpy(hidden))])[0]
-        finally:
-            self._stage.close(slot)
-
-    @torch.inference_mode()
-    def rows(self, ids: Sequence[int], hidden: np.ndarray) -> torch.Tensor:
-        """[1, n + 2, width]: what the speech LM is given for them, on the CPU."""
-        end, begin = self.speech.marks()
-        given = torch.from_numpy(hidden).to(end.device, end.dtype)
-        text = self.speech.condition(torch.tensor(list(ids), device=end.device), given)
-        return torch.cat((text, end, begin))[None].cpu()
-
-    def write(self, how: Speech, ids: Sequence[int], hidden: np.ndarray) -> None:
-        """Speak ids into a WAV file."""
-        if how.embeds is not None:
-            torch.save(self.rows(ids, hidden), how.embeds)
-        codes = self.codes(ids, hidden, how.sampling)
-        how.path.write_bytes(to_wav(self.codec(codes, how.voice)))
+@torch.inference_mode()
+def condition_rows(model: SpeechModel, ids: Sequence[int], hidden: np.ndarray) -> torch.Tensor:
+    """[1, n + 2, width]: what the speech LM is given for ids, on the CPU."""
+    end, begin = model.marks()
+    given = torch.from_numpy(hidden).to(end.device, end.dtype)
+    text = model.condition(torch.tensor(list(ids), device=end.device), given)
+    return torch.cat((text, end, begin))[None].cpu()
 
 
 def spoken_part(prompt: Prompt, ids: Sequence[int], begin: int, end: int) -> tuple[Prompt, list[int]]:
@@ -97,15 +91,24 @@ def hidden_states(client: EngineClient, before: Prompt, ids: Sequence[int]) -> n
         session.opened()
         done = session.run(Prompt(before.ids[-1:]), options={"forced_ids": list(ids), "max_new_tokens": len(ids)})
     finally:
-        session.abort()
+        _end(session)
     assert done.hidden is not None
     return done.hidden
 
 
-def read_sampling(given: Any) -> SpeechSampling:
-    """tts_sampling_params: None, a SpeechSampling, a dict, or an object with the fields of TTSSamplingParams."""
+def _end(stream: Stream) -> None:
+    """Wait until its place is free."""
+    stream.abort()
+    deque(stream, maxlen=0)
+
+
+def read_sampling(given: Any, config: SpeechSettings) -> SpeechSampling:
+    """tts_sampling_params: None, a SpeechSampling, a dict, or an object with the fields of TTSSamplingParams.
+
+    config: the checkpoint's, for None.
+    """
     if given is None:
-        return SpeechSampling()
+        return SpeechSampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
     if isinstance(given, SpeechSampling):
         return given
     values: dict[str, Any] = dict(given) if isinstance(given, Mapping) else dict(vars(given))
