@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sensorium.outputs import RequestOutput
 from sensorium.types import BeamSearchParams, Failed, Prompt, SamplingParams, TextDelta
 
 log = logging.getLogger(__name__)
+_ids = itertools.count()
 
 SETTINGS = ("num_beams", "top_p", "top_k", "temperature", "repetition_penalty")
 """What chat() takes by keyword beside its own parameters."""
@@ -126,7 +128,7 @@ def answer_all(
         return prompts[number], ""
 
     jobs = [
-        Job(f"chat-{seed}-{number}", functools.partial(kept, number), how.sampling(seed + number, stop_ids))
+        Job(f"chat-{next(_ids)}", functools.partial(kept, number), how.sampling(seed + number, stop_ids))
         for number in range(len(prepare))
     ]
     outputs = batch.run(client, jobs, Bars(False, len(jobs)))
