@@ -13,6 +13,7 @@ from minicpm.clips import write_clip
 from PIL import Image
 from safetensors.numpy import load_file
 
+from sensorium.config import MediaLimits
 from sensorium.minicpm import AutoModel
 
 
@@ -23,7 +24,10 @@ def reference(golden_core: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def omni(reference: Path) -> Iterator[Any]:
-    with AutoModel.from_pretrained(reference / "tiny", trust_remote_code=True, device_map="cpu") as model:
+    # Decoders get all the time they want: machines that run tests are busy.
+    limits = MediaLimits(decode_timeout_s=300.0, video_decode_timeout_s=300.0)
+    options = {"trust_remote_code": True, "device_map": "cpu", "limits": limits}
+    with AutoModel.from_pretrained(reference / "tiny", **options) as model:
         yield model.eval()
 
 
