@@ -104,8 +104,7 @@ class MiniCPMO(MiniCPM):
         answers = self._given(question, forced) if teacher_forcing else ask(self, question)
         if speech is not None:
             self._say(answers[0], speech)
-        texts = [self._spelled(answer.ids) for answer in answers]
-        return _one_or_all(texts, answers, is_batch, return_prompt)
+        return _one_or_all([self._spelled(answer.ids) for answer in answers], answers, is_batch, return_prompt)
 
     def get_sys_prompt(
         self,
