@@ -262,7 +262,7 @@ def _full_step(model: Model, config: EngineConfig, device: torch.device, dtype: 
     )
     x = model.embed(torch.zeros(count, dtype=torch.int64, device=device))
     hidden = model.forward(x, ModelInputs(torch.arange(count, device=device), plan, kv))
-    model.logits(hidden[: config.max_num_seqs]).float().sort(dim=-1)
+    model.logits(hidden[: config.max_num_seqs + config.max_sessions]).float().sort(dim=-1)
 
 
 def longest_context(config: EngineConfig, model: Model) -> int:
