@@ -16,7 +16,6 @@ from sensorium.minicpm.answering import Question, ask, ask_stream, prompts
 from sensorium.minicpm.codec import find_codec
 from sensorium.minicpm.generation import Answer, omni_generation
 from sensorium.minicpm.messages import read_conversations
-from sensorium.minicpm.model import MiniCPM
 from sensorium.minicpm.speech import (
     Speech,
     first_voice,
@@ -28,6 +27,7 @@ from sensorium.minicpm.speech import (
     write_sound,
 )
 from sensorium.minicpm.system import system_message
+from sensorium.minicpm.talking import Talking
 from sensorium.minicpm.tokenizer import check_processor
 from sensorium.models.base import SpeechModel
 from sensorium.models.token2wav import Token2Wav, Voice
@@ -38,7 +38,7 @@ ROLES = ("system", "user", "assistant")
 _SPOKEN_BEGIN, _SPOKEN_END = "<|tts_bos|>", "<|tts_eos|>"
 
 
-class MiniCPMO(MiniCPM):
+class MiniCPMO(Talking):
     """The model object of MiniCPM-o 4.5."""
 
     _load_codec: Callable[..., Token2Wav] | None = None
@@ -145,6 +145,11 @@ class MiniCPMO(MiniCPM):
         # One place for speech is what this object uses; an engine that runs without it starts anew.
         self.configure(init_tts=True, speech_slots=1)
         return codec
+
+    @property
+    def can_speak(self) -> bool:
+        """Whether init_tts() was called."""
+        return self._load_codec is not None
 
     @property
     def codec(self) -> Token2Wav:

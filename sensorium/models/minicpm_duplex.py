@@ -59,7 +59,8 @@ class UnitOptions:
 
 @dataclass(slots=True)
 class Words:
-    """What came of a unit so far. ids: those collected for speech, turn_eos among them; fed: all that was fed.
+    """What came of a unit so far. ids: those collected for speech, turn_eos among them; fed: all that was fed; said:
+    what belongs to the transcript.
 
     speech_ends: a turn ended in silence, and its speech state must be dropped without another sound.
     """
@@ -69,6 +70,7 @@ class Words:
     speech_ends: bool = False
     ids: list[int] = field(default_factory=list[int])
     fed: list[int] = field(default_factory=list[int])
+    said: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class DuplexPolicy:
             "speech_ends": words.speech_ends,
             "turn_open": self.turn_open,
             "fed": tuple(words.fed),
+            "said": tuple(words.said),
             "window": self.window.stats(),
         }
         return Outcome(info, (splice,) if splice is not None else ())
@@ -192,6 +195,7 @@ class DuplexPolicy:
         if not self._marks:
             raise RequestError(f"the window has dropped what was before unit {index + 1}", param="index")
         mark = self._marks[-1]
+        self._is_running = self._cut = False
         self.turn_open, self._num_units = mark.turn_open, mark.num_units
         del self.sampler.history[mark.num_history :]
         self.sampler.uniforms.position = mark.num_draws
@@ -221,6 +225,8 @@ class DuplexPolicy:
             return self._end(tokens.chunk_eos)
         words.end_of_turn = token == tokens.turn_eos
         self.turn_open = not words.end_of_turn
+        if token != tokens.speak:
+            words.said.append(token)
         if not is_first:
             words.ids.append(token)
         return Decision((token,), collect=not is_first)

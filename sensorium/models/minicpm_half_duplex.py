@@ -108,10 +108,7 @@ class HalfDuplexPolicy:
         self._mark()
 
     def begin(self, unit: Unit, at: int) -> None:
-        options = dict(unit.options)
-        if options.get("forced_ids") is not None:
-            options["forced_ids"] = tuple(options["forced_ids"])
-        self._unit = _read(ReplyOptions, options)
+        self._unit = read_reply(unit.options)
         if not self._unit.reply and self._ends_in_reply:
             self._rounds.append(0)
         self._index, self._start = unit.index, at
@@ -239,6 +236,14 @@ def _draw(policies: Sequence[HalfDuplexPolicy], logits: torch.Tensor) -> list[in
         [unit.top_p for unit in units],
     )
     return pick(ids, shares, [policy._uniforms() for policy in policies]).tolist()
+
+
+def read_reply(options: Mapping[str, Any]) -> ReplyOptions:
+    """From plain values. Raises RequestError naming what is unknown or wrong."""
+    given = dict(options)
+    if given.get("forced_ids") is not None:
+        given["forced_ids"] = tuple(given["forced_ids"])
+    return _read(ReplyOptions, given)
 
 
 Options = TypeVar("Options", TurnOptions, ReplyOptions)

@@ -30,6 +30,11 @@ class LiveChunk:
     before: int = 0
     after: int = 0
 
+    def rows(self, pool: int) -> int:
+        """Embeddings that the encoder makes of the chunk, averaging `pool` of its frames at a time."""
+        frames = (self.mel.shape[1] - 1) // 2 + 1
+        return (frames - min(self.before, 1) - min(self.after, 1)) // pool
+
 
 class LiveMel:
     """One stream. redundancy: frames of context given on each side of a chunk (duplex 2, half duplex 0)."""

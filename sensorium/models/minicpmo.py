@@ -63,6 +63,7 @@ class Model(TextModel):
             self.projector = AudioProjector(config.audio.intermediate // 4, self.hidden_size, config.audio_pool_step)
         if config.speech is not None:
             self.speech = SpeechLM(config.speech)
+        self._streams: dict[str, AudioStream] = {}
         self._embed_slices, self._embed_clips = self.embed_slices, self.embed_clips
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
@@ -90,7 +91,8 @@ class Model(TextModel):
 
         Images: patches uint8 [P, 588] (channel, row, column inside a patch), slices concatenated; sizes int32 [S, 2];
         optionally groups [S] (which 64 rows a slice helps to make) and temporal_ids [S].
-        Audio: mel float32 [80, T], clips concatenated; frames int32 [C].
+        Audio: mel float32 [80, T], clips concatenated; frames int32 [C]. Live sound, which goes on where its stream
+        was: mel [80, T]; context int32 [2], how many frames at its ends belong to the neighbouring pieces.
         """
         if modality == "audio":
             return self._encode_audio(items)
@@ -140,6 +142,12 @@ class Model(TextModel):
         return _loaded(self.resampler, "vision")(seen, sizes, temporal_ids, groups, padded)
 
     def _encode_audio(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        live = [item for item in items if item.stream]
+        rest = [item for item in items if not item.stream]
+        heard, others = iter(self._encode_live(live)), iter(self._encode_recordings(rest))
+        return [next(heard if item.stream else others) for item in items]
+
+    def _encode_recordings(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         clips = [(n, mel) for n, item in enumerate(items) for mel in _clips(item)]
         rows: dict[int, torch.Tensor] = {}
         order = sorted(range(len(clips)), key=lambda i: clips[i][1].shape[1])
@@ -164,13 +172,31 @@ class Model(TextModel):
         """mel [B, 80, T], zero-padded, frames [B] -> [B, rows, E]; arguments as in Whisper."""
         return _loaded(self.projector, "audio")(_loaded(self.audio, "audio")(mel, frames, padded))
 
-    def encode_audio_chunk(
-        self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0
-    ) -> torch.Tensor:
-        """Live sound: the next mel frames [80, T] of one stream -> [R, E]. Arguments as in Whisper.stream."""
-        weight = self.decoder.embedding.weight
-        batch = mel[None].to(weight.device, weight.dtype)
-        return _loaded(self.projector, "audio")(_loaded(self.audio, "audio").stream(batch, stream, before, after))[0]
+    def _encode_live(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
+        """The next sound of streams, those of one shape together. Items of one stream follow each other."""
+        rows: dict[int, torch.Tensor] = {}
+        while len(rows) < len(items):
+            at = [i for i in range(len(items)) if i not in rows]
+            first = [i for place, i in enumerate(at) if all(items[i].stream != items[j].stream for j in at[:place])]
+            shape = live_shape(items[first[0]])
+            batch = [i for i in first if live_shape(items[i]) == shape]
+            mel = np.stack([items[i].arrays["mel"] for i in batch])
+            weight = self.decoder.embedding.weight
+            streams = [self._streams.setdefault(items[i].stream, AudioStream()) for i in batch]
+            x = torch.from_numpy(mel).to(weight.device, weight.dtype)
+            heard = _loaded(self.audio, "audio").stream(x, streams, *shape[1:])
+            rows |= zip(batch, _loaded(self.projector, "audio")(heard), strict=True)
+        return [rows[i] for i in range(len(items))]
+
+    def drop_stream(self, name: str) -> None:
+        """A session has ended: forget what its sound was."""
+        self._streams.pop(name, None)
+
+
+def live_shape(item: MediaItem) -> tuple[int, int, int]:
+    """Mel frames of a live item, and how many of the first and of the last belong to its neighbours."""
+    before, after = (int(count) for count in item.arrays["context"])
+    return item.arrays["mel"].shape[1], before, after
 
 
 def _loaded(tower: Tower | None, name: str) -> Tower:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from sensorium.errors import RequestError
 from sensorium.models.minicpm_codes import TurnSpeech
 from sensorium.models.minicpm_draw import Uniforms, candidates
-from sensorium.models.minicpm_duplex import MAX_CHARS, DuplexPolicy
+from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpm_duplex_record import SessionRecord
 from sensorium.models.minicpm_duplex_sampler import TextSampler, TextSampling, adjusted, decode_all
-from sensorium.types import Decision, MediaItem, Prompt, SamplingParams, Span, Unit
-from tests.models.speech_golden import LittleTokenizer, little_tokens, needs_golden, read_case, read_case_tensors
+from sensorium.types import Prompt, SamplingParams, Unit
+from tests.models.speech_golden import (
+    DEMO,
+    TRACES,
+    LittleTokenizer,
+    Trace,
+    TraceUnit,
+    little_tokens,
+    needs_golden,
+    read_case,
+    read_case_tensors,
+)
 
 pytestmark = needs_golden
-TRACES = ["duplex_released_window_off", "duplex_released_window_basic", "duplex_released_window_context"]
-DEMO = "duplex_demo_deferred_finalize"
 
 
 class Scripted(Uniforms):
@@ -111,134 +120,74 @@ class Replay:
     """A stored session, unit by unit, through a policy, a record and the state of its speech."""
 
     def __init__(self, name: str) -> None:
-        self.case, self.tensors, self.tokenizer = read_case(name), read_case_tensors(name), LittleTokenizer()
-        self.demo = name == DEMO
-        config = dict(self.case["config"])
-        suffix = [492, 483] if config["sliding_window_mode"] == "context" else []
-        self.policy = DuplexPolicy(self.tokenizer, SamplingParams(), {**config, "suffix_ids": suffix})  # type: ignore[arg-type]
+        self.trace, self.tokenizer = Trace(name), LittleTokenizer()
+        self.policy = DuplexPolicy(self.tokenizer, SamplingParams(), self.trace.session_options)  # type: ignore[arg-type]
         self.record = SessionRecord(lambda ids: self.tokenizer.decode(ids, skip_special=False))
-        self.speech = TurnSpeech(eager=self.demo)
-        self.length = 0
+        self.speech = TurnSpeech(eager=self.trace.demo)
+        self.length = len(self.trace.opening().ids)
         self.said: list[int] = []
-
-    def opened(self) -> None:
-        before = [op for op in self.case["ops"][: self.index("prepared")] if op["op"] == "feed"]
-        self.length = sum(op["n"] for op in before)
         self.policy.opened(self.length)
 
-    def index(self, name: str) -> int:
-        return next(i for i, op in enumerate(self.case["ops"]) if op["op"] == name)
-
-    def units(self) -> Iterator[list[dict[str, Any]]]:
-        ops = self.case["ops"][self.index("prepared") + 1 :]
-        starts = [i for i, op in enumerate(ops) if op["op"] == "unit_begin"]
-        for start, stop in zip(starts, [*starts[1:], len(ops)], strict=True):
-            if any(op["op"] == "prefill_result" and op["success"] for op in ops[start:stop]):
-                yield ops[start:stop]
-
-    def unit(self, ops: list[dict[str, Any]]) -> dict[str, Any]:
+    def unit(self, unit: TraceUnit) -> dict[str, Any]:
         """Runs one unit: everything that was fed, dropped, spoken and told must be as stored. Its info."""
-        result = next(op for op in ops if op["op"] == "result")
-        cut = next(i for i, op in enumerate(ops) if op["op"] == "prefill_result")
-        prompt = self.prompt([op for op in ops[:cut] if op["op"] == "feed"])
-        options = self.options(ops)
-        self.policy.begin(Unit(result["unit"], prompt, 0, 0, options=options), self.length)
+        self.policy.begin(Unit(unit.result["unit"], unit.prompt, 0, 0, options=unit.options), self.length)
         self.record.begin()
-        self.record.fed(prompt)
-        self.length += len(prompt.ids)
+        self.record.fed(unit.prompt)
+        self.length += len(unit.prompt.ids)
         fed: list[int] = []
-        for decision in self.decisions(ops):
+        for name, override in unit.rows:
+            logits = self.trace.tensors[name].clone()
+            if override is not None:
+                logits[override] = logits.max() + 50
+            decision = self.policy.decide(logits)
             fed += decision.feed
-            self.length += len(decision.feed)
-        stored = [i for op in ops[cut:] if op["op"] == "feed" for i in op["what"]]
-        if self.policy.options.window.sliding_window_mode == "context":
-            stored = stored[: len(fed)]  # what follows is the suffix, computed anew
-        assert fed == stored
+            if decision.end:
+                break
+        else:
+            raise AssertionError("the unit did not end")
+        assert tuple(fed) == unit.fed[: len(fed)]
+        assert len(fed) == len(unit.fed) or self.policy.options.window.sliding_window_mode == "context"
+        self.length += len(fed)
         self.record.said(fed)
         outcome = self.policy.end(self.length)
         for splice in outcome.splices:
             assert splice.stop is not None
             self.length += len(splice.ids) - (splice.stop - splice.start)
-        self.check_state(ops)
-        self.check_speech(ops, result, outcome.info)
+        self.said += outcome.info["said"]
+        self.check_state(unit)
+        self.check_speech(unit, outcome.info)
         return dict(outcome.info)
 
-    def decisions(self, ops: list[dict[str, Any]]) -> Iterator[Decision]:
-        rows = [(op["logits_tensor"], i) for i, op in enumerate(ops) if op["op"] == "feed" and op["logits"]]
-        for name, at in rows:
-            logits = self.tensors[name].clone()
-            following = ops[at + 1 : at + 2]
-            if following and following[0]["op"] == "override":
-                logits[following[0]["token"]] = logits.max() + 50
-            decision = self.policy.decide(logits)
-            yield decision
-            if decision.end:
-                return
-        raise AssertionError("the unit did not end")
-
-    def options(self, ops: list[dict[str, Any]]) -> dict[str, Any]:
-        decoded = [op for op in ops if op["op"] == "decode"]
-        names = {"mode": "decode_mode"}
-        given = {names.get(k, k): v for k, v in decoded[0]["params"].items()} if decoded else {"decode_mode": "greedy"}
-        if self.demo:
-            fed = [op["what"] for op in ops if op["op"] == "feed"]
-            given |= {"max_chars": MAX_CHARS, "force_listen": [502] in fed and not decoded}
-        # Token 27 is the one that the demo's limit of characters rejects.
-        if decoded and decoded[-1]["token"] not in (27, *self.policy.tokens.terminators):
-            given["max_new_speak_tokens_per_chunk"] = len(decoded) + 1
-        return given
-
-    def prompt(self, feeds: list[dict[str, Any]]) -> Prompt:
-        ids: list[int] = []
-        spans: list[Span] = []
-        media: list[MediaItem] = []
-        for part in self.parts(feeds):
-            if isinstance(part, int):
-                ids.append(part)
-                continue
-            modality, rows = part
-            spans.append(Span(len(ids), rows, len(media)))
-            media.append(MediaItem(modality, b"", rows, {}))  # type: ignore[arg-type]
-            ids += [510] * rows
-        return Prompt(tuple(ids), tuple(spans), tuple(media))
-
-    def parts(self, feeds: list[dict[str, Any]]) -> Iterator[int | tuple[str, int]]:
-        """Ids, and media as (modality, rows): a picture has 3 here, a second of sound 4."""
-        for op in feeds:
-            for part in op["what"] if isinstance(op["what"], list) else [op["what"]]:
-                yield part if isinstance(part, int) else (part.partition(":")[0], 4 if part[0] == "a" else 3)
-
-    def check_state(self, ops: list[dict[str, Any]]) -> None:
-        state = next(op for op in ops if op["op"] == "state")
+    def check_state(self, unit: TraceUnit) -> None:
         window = self.policy.window
-        assert self.length == window.length == state["cache_len"]
+        assert self.length == window.length == unit.state["cache_len"]
         units = [
             {
-                "id": unit.id,
-                "length": unit.length,
-                "type": unit.type,
-                "is_listen": unit.is_listen,
-                "generated_tokens": [] if unit.is_listen else list(unit.ids),
-                "text": "" if unit.is_listen else unit.text,
+                "id": one.id,
+                "length": one.length,
+                "type": one.type,
+                "is_listen": one.is_listen,
+                "generated_tokens": [] if one.is_listen else list(one.ids),
+                "text": "" if one.is_listen else one.text,
             }
-            for unit in window.units
+            for one in window.units
         ]
-        stored = [dict(unit) for unit in state["units"]]
-        for unit in stored:  # what a listening unit said before is not asked for
-            if unit["is_listen"]:
-                unit.update(generated_tokens=[], text="")
+        stored = [dict(one) for one in unit.state["units"]]
+        for one in stored:  # what a listening unit said before is not asked for
+            if one["is_listen"]:
+                one.update(generated_tokens=[], text="")
         assert units == stored
-        assert self.policy.sampler.history == state["generated_tokens_for_penalty"]
+        assert self.policy.sampler.history == unit.state["generated_tokens_for_penalty"]
 
-    def check_speech(self, ops: list[dict[str, Any]], result: dict[str, Any], info: dict[str, Any]) -> None:
-        ids = self.policy.words.ids
+    def check_speech(self, unit: TraceUnit, info: Mapping[str, Any]) -> None:
+        ids, result = self.policy.words.ids, unit.result
         for name in ("is_listen", "end_of_turn"):
             assert info[name] == result[name]
         assert len(ids) == result["n_tokens"]
         assert result["text"] == ("" if info["is_listen"] else self.tokenizer.decode(ids))
         assert info["turn_open"] is not result["current_turn_ended"]
-        tts = [op for op in ops if op["op"] == "tts"]
-        streamed = [(tuple(op["tokens"]), op["last_chunk"]) for op in ops if op["op"] == "codec_stream"]
+        tts = [op for op in unit.ops if op["op"] == "tts"]
+        streamed = [(tuple(op["tokens"]), op["last_chunk"]) for op in unit.ops if op["op"] == "codec_stream"]
         if info["speech_ends"]:
             self.speech.reset()
         if info["is_listen"]:
@@ -249,25 +198,175 @@ class Replay:
         if self.speech.position == tts[0]["text_start_pos"]:
             assert bounds == (tts[0]["min_new_tokens"], tts[0]["max_new_token"])
         else:
-            assert self.demo, "only where the demo carries a dropped turn's cache on, ours starts afresh"
+            assert self.trace.demo, "only where the demo carries a dropped turn's cache on, ours starts afresh"
         assert tts[0]["condition_len"] == len(ids) + 1
         blocks = self.speech.take(len(ids) + 1, tts[0]["returned"], end_of_turn=info["end_of_turn"])
-        if not self.demo or self.speech.position == result["tts_text_start_pos"]:
-            assert [(block.codes, block.last) for block in blocks] == streamed
+        assert [(block.codes, block.last) for block in blocks] == streamed
         assert self.speech.buffer.codes == result["codec_buffer"]
 
 
 @pytest.mark.parametrize("name", [*TRACES, DEMO])
 def test_sessions_feed_say_and_drop_what_the_reference_does(name):
     replay = Replay(name)
-    replay.opened()
-    prepared = replay.case["ops"][replay.index("prepared")]
-    assert replay.policy.window.protected_len == prepared["preserve_len"]
-    for ops in replay.units():
-        info = replay.unit(ops)
-        dropped = [op for op in ops if op["op"] == "window_context_drop"]
+    assert replay.policy.window.protected_len == replay.trace.prepared["preserve_len"]
+    for unit in replay.trace.units():
+        info = replay.unit(unit)
+        dropped = [op for op in unit.ops if op["op"] == "window_context_drop"]
         if dropped:
             assert info["window"]["preserve_length"] == dropped[-1]["preserve_len"]
             assert list(replay.policy.window.previous_ids) == dropped[-1]["previous_token_ids"]
             assert info["window"]["previous_text"] == dropped[-1]["previous_text"]
-    assert replay.record.session_schema() == replay.case["session_schema"]
+    assert replay.said == replay.trace.case["res_ids"]
+    assert replay.record.session_schema() == replay.trace.case["session_schema"]
+
+
+# ---- what no trace shows ------------------------------------------------------------------------------------------
+
+
+class Talk:
+    """A session whose tokens are drawn from random logits, or said by a script."""
+
+    def __init__(self, **options: Any) -> None:
+        self.tokenizer = LittleTokenizer()
+        self.policy = DuplexPolicy(self.tokenizer, SamplingParams(seed=7), options)  # type: ignore[arg-type]
+        self.policy.opened(17)
+        self.length, self.index = 17, -1
+        self.noise = torch.Generator().manual_seed(5)
+
+    def begin(self, **options: Any) -> None:
+        self.index += 1
+        self.policy.begin(Unit(self.index, Prompt((488, *[510] * 4)), 0, 0, options=options), self.length)
+        self.length += 5
+
+    def step(self, token: int | None = None) -> tuple[int, ...]:
+        logits = torch.randn(512, generator=self.noise) * 3
+        if token is not None:
+            logits[token] = 99.0
+        decision = self.policy.decide(logits)
+        self.length += len(decision.feed)
+        return decision.feed
+
+    def end(self) -> dict[str, Any]:
+        outcome = self.policy.end(self.length)
+        for splice in outcome.splices:
+            assert splice.stop is not None
+            self.length += len(splice.ids) - (splice.stop - splice.start)
+        return dict(outcome.info)
+
+    def say(self, *tokens: int, **options: Any) -> dict[str, Any]:
+        self.begin(decode_mode="greedy", **options)
+        for token in tokens:
+            self.step(token)
+        return self.end()
+
+
+def test_a_barge_in_inside_a_unit_closes_its_turn():
+    talk = Talk()
+    talk.begin(decode_mode="greedy")
+    for token in (499, 13, 14):
+        talk.step(token)
+    assert talk.policy.interrupt({}) == (502, 498, 489)
+    talk.length += 3
+    info = talk.end()
+    assert (info["is_listen"], info["speech_ends"], info["turn_open"]) == (True, True, False)
+    assert info["fed"] == (499, 13, 14, 502, 498, 489)
+
+
+def test_a_barge_in_between_units_makes_the_next_one_listen():
+    talk = Talk()
+    assert talk.say(499, 13, 503)["turn_open"]
+    assert talk.policy.interrupt({}) == ()
+    talk.begin(decode_mode="greedy")
+    assert talk.step(499) == (502, 498, 489)
+    assert talk.end()["speech_ends"]
+    # Once only, and not where nothing was being said.
+    assert talk.say(499, 13, 502, 503)["end_of_turn"]
+    assert talk.policy.interrupt({}) == ()
+    assert not talk.say(499, 13, 503)["is_listen"]
+    with pytest.raises(RequestError, match="loudly"):
+        talk.policy.interrupt({"loudly": True})
+
+
+def test_a_forced_listen_drops_the_speech_of_an_open_turn():
+    """In the reference the next turn's speech goes on where the dropped one stopped."""
+    talk, speech = Talk(), TurnSpeech()
+    info = talk.say(499, 13, 14, 503)
+    assert speech.bounds(end_of_turn=info["end_of_turn"]) == (0, 26)
+    speech.take(3, range(25), end_of_turn=False)
+    assert speech.bounds(end_of_turn=False) == (26, 26)
+    info = talk.say(499, force_listen=True)
+    assert info["speech_ends"]
+    speech.reset()
+    assert (speech.position, speech.buffer.codes) == (0, [4218] * 3)
+    assert speech.bounds(end_of_turn=False) == (0, 26)
+
+
+def test_going_back_draws_the_same_again():
+    talk = Talk()
+    talk.say(499, 13, 503)
+    drawn = []
+    for _ in range(2):
+        length, noise = talk.length, talk.noise.get_state()
+        talk.begin(temperature=2.0, max_new_speak_tokens_per_chunk=6)
+        drawn.append([talk.step() for _ in range(6)][:3])
+        talk.end()
+        talk.policy.rewind(0)
+        talk.length, talk.index = length, 0
+        talk.noise.set_state(noise)
+        assert talk.policy.turn_open
+        assert talk.policy.window.length == talk.length
+    assert drawn[0] == drawn[1]
+
+
+def test_what_the_window_dropped_does_not_come_back():
+    talk = Talk(sliding_window_mode="context", context_max_units=2)
+    for _ in range(4):
+        talk.say(499, 13, 503)
+    with pytest.raises(RequestError, match="dropped"):
+        talk.policy.rewind(0)
+
+
+@pytest.mark.parametrize("mode", ["off", "basic", "context"])
+def test_lengths_over_two_hundred_units(mode):
+    talk = Talk(
+        sliding_window_mode=mode,
+        basic_window_high_tokens=200,
+        basic_window_low_tokens=120,
+        context_max_units=5,
+        context_previous_max_tokens=12,
+        suffix_ids=[492, 483],
+    )
+    longest, rows = 0, 17
+    for index in range(200):
+        ends = (502, 503) if index % 3 == 1 else (503,)
+        talk.say(*((498,) if index % 3 == 2 else (499, 13 + index % 50, 14, *ends)))
+        rows += {0: 10, 1: 11, 2: 7}[index % 3]
+        window = talk.policy.window
+        assert window.length == talk.length
+        longest = max(longest, talk.length)
+        if mode == "context":
+            assert len(window.units) <= 5
+            assert len(window.previous_ids) <= 4 + 12
+    assert (talk.length == rows) is (mode == "off")
+    assert longest <= {"off": rows, "basic": 200, "context": 17 + 16 + 5 * 11}[mode]
+    assert talk.policy.window.stats()["num_units_dropped"] == (0 if mode == "off" else 200 - len(window.units))
+
+
+@pytest.mark.parametrize("mode", ["explicit", "implicit"])
+def test_the_implicit_mode_feeds_no_terminators_and_has_no_budget(mode):
+    talk = Talk(ls_mode=mode)
+    explicit = mode == "explicit"
+    assert talk.say(498)["fed"] == ((498, 489) if explicit else (489,))
+    talk.begin(decode_mode="greedy", max_new_speak_tokens_per_chunk=3)
+    fed = [talk.step(token) for token in (499, 13, 14)]
+    assert fed == ([(499,), (13,), (503, 489)] if explicit else [(499,), (13,), (14,)])
+    if not explicit:
+        assert talk.step(15) == (489,)
+
+
+@pytest.mark.parametrize("name", ["listen_scal", "top_p", "max_new_speak_tokens_per_chunk", "decode_mode"])
+def test_wrong_options_are_named(name):
+    with pytest.raises(RequestError, match=name):
+        Talk().begin(**{name: -1})
+    with pytest.raises(RequestError, match="force_listen_count"):
+        Talk(force_listen_count=-1)

@@ -24,7 +24,7 @@ from minicpm_golden import (
 )
 
 from sensorium.models.parts.siglip import patch_inputs
-from sensorium.models.parts.whisper import AudioStream
+from sensorium.types import MediaItem
 
 pytestmark = needs_golden
 
@@ -163,24 +163,51 @@ def test_full_attention():
     close(long[:300:10], golden["embeds_fullattn_31.0s_every10"][:30])
 
 
+def live(mel: np.ndarray, stream: str, before: int = 0, after: int = 0) -> MediaItem:
+    context = np.array([before, after], dtype=np.int32)
+    return MediaItem("audio", b"", 10, {"mel": mel, "context": context}, stream)
+
+
 @pytest.mark.parametrize("name", ["half", "duplex"])
 def test_live_sound(o45, name):
     golden = read_tensors("audio/streaming.safetensors")
-    stream, other = AudioStream(), AudioStream()
     for number in range(len([key for key in golden if key.startswith(name) and key.endswith("mel")])):
-        mel = torch.from_numpy(golden[f"{name}_{number:02d}_mel"])
+        mel = golden[f"{name}_{number:02d}_mel"]
         before, after = (0, 0) if name == "half" else (2 * (number > 0), 2)
-        close(o45.encode_audio_chunk(mel, stream, before, after), golden[f"{name}_{number:02d}_embeds"])
-        o45.encode_audio_chunk(mel.flip(1), other, before, after)
+        items = [live(np.ascontiguousarray(mel[:, ::-1]), "other", before, after), live(mel, name, before, after)]
+        # The other stream begins later and is as long as another: neither changes this one.
+        close(o45.encode("audio", items[number < 2 :])[-1], golden[f"{name}_{number:02d}_embeds"])
+    for stream in (name, "other"):
+        o45.drop_stream(stream)
+
+
+def test_live_sound_of_many_streams_is_that_of_each(o45):
+    golden = read_tensors("audio/streaming.safetensors")
+    mels = [golden[f"half_{number:02d}_mel"] for number in range(7)]
+    alone: dict[str, list[torch.Tensor]] = {}
+    for shift, stream in enumerate(("a", "b", "c")):
+        alone[stream] = [o45.encode("audio", [live(mel, stream)])[0] for mel in mels[shift:]]
+        o45.drop_stream(stream)
+    together: dict[str, list[torch.Tensor]] = {"a": [], "b": [], "c": []}
+    for step in range(7):
+        # Each begins a second after the one before.
+        items = [live(mels[step], stream) for late, stream in enumerate(("a", "b", "c")) if step >= late]
+        for item, rows in zip(items, o45.encode("audio", items), strict=True):
+            together[item.stream].append(rows)
+    for stream, rows in together.items():
+        assert len(rows) == len(alone[stream])
+        for mine, theirs in zip(rows, alone[stream], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+        o45.drop_stream(stream)
 
 
 def test_live_sound_restarts_when_the_table_is_full(o45):
-    mel = torch.from_numpy(read_tensors("audio/streaming.safetensors")["half_00_mel"])
-    stream = AudioStream()
-    rows = [o45.encode_audio_chunk(mel, stream) for _ in range(31)]
-    assert stream.num_frames == 100
+    mel = read_tensors("audio/streaming.safetensors")["half_00_mel"]
+    items = [live(mel, "long") for _ in range(31)]
+    rows = o45.encode("audio", items)
     torch.testing.assert_close(rows[29], rows[0])
     torch.testing.assert_close(rows[30], rows[1])
+    o45.drop_stream("long")
 
 
 # ---- whole prompts ------------------------------------------------------------------------------------------------

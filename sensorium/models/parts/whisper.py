@@ -5,6 +5,7 @@ B clips · T mel frames (100 per second) · C encoder frames (50 per second) · 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,23 +76,36 @@ class Whisper(nn.Module):
             x = layer(x, mask)
         return self.norm(x)
 
-    def stream(self, mel: torch.Tensor, stream: AudioStream, before: int = 0, after: int = 0) -> torch.Tensor:
-        """The next frames of one stream: mel [1, 80, T] -> [1, C, d], seeing everything since the last restart.
+    def stream(
+        self, mel: torch.Tensor, streams: Sequence[AudioStream], before: int = 0, after: int = 0
+    ) -> torch.Tensor:
+        """The next frames of several streams: mel [B, 80, T] -> [B, C, d], each seeing all since its last restart.
 
-        before, after: mel frames of context at the ends of `mel` that belong to the neighbouring chunks.
+        before, after: mel frames of context at the ends of `mel` that belong to the neighbouring chunks. Streams go on
+        only if nothing fails.
         """
         x = self._convolve(mel, None)
         # A frame at the edge of the convolution stands for its context: at most one such frame is cut per side.
         x = x[:, min(before, 1) : x.shape[1] - min(after, 1)]
-        if stream.num_frames + x.shape[1] >= self.max_frames:
-            stream.past, stream.num_frames = [], 0
-        if not stream.past:
-            stream.past = [[] for _ in self.layers]
-        start = stream.num_frames
-        x = x + self.position.weight[start : start + x.shape[1]]
-        for layer, past in zip(self.layers, stream.past, strict=True):
-            x = layer(x, None, past)
-        stream.num_frames += x.shape[1]
+        length = x.shape[1]
+        pasts = [s.past if s.num_frames + length < self.max_frames else [] for s in streams]
+        starts = [past[0][0].shape[2] if past else 0 for past in pasts]
+        x = x + torch.stack([self.position.weight[start : start + length] for start in starts])
+        longest, mask = max(starts), None
+        if min(starts) < longest:
+            ends = torch.tensor(starts, device=x.device)[:, None]
+            index = torch.arange(longest + length, device=x.device)
+            mask = ((index < ends) | (index >= longest))[:, None, None]
+        new: list[list[list[torch.Tensor]]] = [[] for _ in streams]
+        for number, layer in enumerate(self.layers):
+            both = [past[number] if past else [] for past in pasts]
+            joined = _padded(both, longest)
+            x = layer(x, mask, joined)
+            for row, (own, kept) in enumerate(zip(both, new, strict=True)):
+                added = [part[row : row + 1, :, longest:] for part in joined]
+                kept.append([torch.cat(pair, 2) for pair in zip(own, added, strict=True)] if own else added)
+        for stream, kept, start in zip(streams, new, starts, strict=True):
+            stream.past, stream.num_frames = kept, start + length
         return self.norm(x)
 
     def _convolve(self, mel: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
@@ -106,6 +120,18 @@ class Whisper(nn.Module):
         index = torch.arange(length, device=num_frames.device)
         ends = (index // self.chunk + 1) * self.chunk
         return ((index < num_frames[:, None])[:, None] & (index < ends[:, None]))[:, None]
+
+
+def _padded(pasts: Sequence[list[torch.Tensor]], longest: int) -> list[torch.Tensor]:
+    """Keys and values [1, H, P, D] of each stream -> two [B, H, longest, D], zeros behind those that are shorter."""
+    if not longest:
+        return []
+    first = next(past for past in pasts if past)[0]
+    out = [first.new_zeros(len(pasts), first.shape[1], longest, first.shape[3]) for _ in range(2)]
+    for row, past in enumerate(pasts):
+        for whole, part in zip(out, past, strict=False):
+            whole[row, :, : part.shape[2]] = part[0]
+    return out
 
 
 class AudioProjector(nn.Module):
