@@ -82,7 +82,9 @@ class Model(TextModel):
             absent.append(f"vpm.encoder.layers.{self.config.vision.num_layers - 1}.")
         if self.config.decoder.tied:
             absent.append("llm.lm_head.")
-        return (*absent, *(f"tts.{name}" for name in minicpm_speech.UNUSED))
+        if self.speech is not None:
+            absent += [f"tts.{name}" for name in minicpm_speech.UNUSED]
+        return tuple(absent)
 
     # ---- media ----------------------------------------------------------------------------------------------------
 
