@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any
 
-from sensorium.parsers.writing import CallDelta, Writer, split_at
+from sensorium.parsers.writing import Buffered, CallDelta, Writer, split_at
 
 
 class NestedValue:
@@ -35,6 +35,13 @@ class NestedValue:
         elif char in "}]":
             self._depth -= 1
         return self._depth == 0
+
+    def split(self, text: str) -> tuple[str, str, bool]:
+        """What of the text belongs to the value, what stands behind it, and whether it ends there."""
+        for number, char in enumerate(text, 1):
+            if self.ends_with(char):
+                return text[:number], text[number:], True
+        return text, "", False
 
 
 class _At(Enum):
@@ -182,20 +189,13 @@ _PUNCTUATION = {
 }
 
 
-class TaggedObjects:
+class TaggedObjects(Buffered):
     """Each call an object between two tags, text around them: Hermes, Qwen3, InternLM."""
 
     def __init__(self, opener: str, closer: str, keys: Sequence[str] = ("arguments", "parameters")) -> None:
         self._opener, self._closer, self._keys = opener, closer, keys
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._object: CallObject | None = None
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         call = self._object
@@ -278,20 +278,13 @@ class ObjectArray:
         return text
 
 
-class LeadingObjects:
+class LeadingObjects(Buffered):
     """An answer that is nothing but objects with arguments, separated by semicolons: Llama 3. All else is content."""
 
     def __init__(self) -> None:
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._object: CallObject | None = None
         self._plain = False
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._buffer and self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         self._writer.text((self._object.unread() if self._object else "") + self._buffer)

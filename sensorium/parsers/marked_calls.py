@@ -9,30 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensorium.parsers.json_calls import NestedValue, ObjectArray
-from sensorium.parsers.writing import FUNCTION_NAME, CallDelta, Writer, split_at
+from sensorium.parsers.writing import FUNCTION_NAME, Buffered, CallDelta, split_at
 
 _KEYS = ("arguments", "parameters")
 _ARRAY = re.compile(r"\s*\[\s*\{")
 _MAYBE_ARRAY = re.compile(r"\s*(?:\[\s*)?")
 
 
-class MarkedArray:
+class MarkedArray(Buffered):
     """A mark and behind it an array of objects: Granite 3, Phi 4 mini. leading: it may stand alone, too."""
 
     def __init__(self, *marks: str, leading: bool = False) -> None:
         self._marks = marks
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._state = "start" if leading else "text"
         self._mark = ""
         self._array = ObjectArray(_KEYS, self._writer)
         self._calls_before = 0
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._buffer and self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         if self._state == "array":
@@ -125,21 +118,15 @@ KIMI = Marks(
 )
 
 
-class SeparatedCalls:
+class SeparatedCalls(Buffered):
     """Each call a name and a JSON object with a mark between them: DeepSeek V3, Kimi K2."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
-        self._writer = Writer()
-        self._buffer = self._head = ""
+        super().__init__()
+        self._head = ""
         self._state = "text"
         self._value = NestedValue()
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._buffer and self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         if self._state == "text":
@@ -201,14 +188,11 @@ class SeparatedCalls:
         return True
 
     def _read_arguments(self) -> bool:
-        for number, char in enumerate(self._buffer, 1):
-            if self._value.ends_with(char):
-                self._writer.arguments(self._buffer[:number])
-                self._buffer, self._state = self._buffer[number:], "tail"
-                return True
-        self._writer.arguments(self._buffer)
-        self._buffer = ""
-        return False
+        value, self._buffer, ended = self._value.split(self._buffer)
+        self._writer.arguments(value)
+        if ended:
+            self._state = "tail"
+        return ended
 
 
 _OPENER, _CLOSER, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
@@ -217,19 +201,12 @@ _SCALAR = re.compile(r"[^,\[\]{}]+")
 MAX_DEPTH = 64
 
 
-class BracedCalls:
+class BracedCalls(Buffered):
     """call:NAME{key:value,...} between two marks, strings between <|"|>: Gemma 4."""
 
     def __init__(self) -> None:
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._inside = False
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         self._writer.text((_OPENER if self._inside else "") + self._buffer)

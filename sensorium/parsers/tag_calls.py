@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sensorium.parsers.writing import FUNCTION_NAME, CallDelta, Writer, split_at
+from sensorium.parsers.writing import FUNCTION_NAME, Buffered, CallDelta, split_at
 
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
 
@@ -44,24 +44,17 @@ GLM = Tags("<tool_call>", "", "<arg_key>", "</arg_key>", "</arg_value>", "</tool
 MINICPM = Tags('<function name="', '">', '<param name="', '">', "</param>", "</function>")
 
 
-class ParameterTags:
+class ParameterTags(Buffered):
     """What a parameter's text means is in the schema of its function; without one it is a string."""
 
     def __init__(self, tags: Tags, tools: Sequence[Mapping[str, Any]]) -> None:
         self._tags = tags
         self._schemas = {tool["name"]: _properties(tool) for tool in tools}
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._awaited = tags.starts
         self._inside: str | None = None
         self._function = self._parameter = ""
         self._count = 0
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         if self._inside is None:

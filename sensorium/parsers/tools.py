@@ -19,29 +19,22 @@ from sensorium.parsers.marked_calls import (
     SeparatedCalls,
 )
 from sensorium.parsers.tag_calls import GLM, MINICPM, QWEN, ParameterTags
-from sensorium.parsers.writing import CallDelta, ToolParser, Writer, split_at
+from sensorium.parsers.writing import Buffered, CallDelta, ToolParser, Writer, split_at
 
 Tools = Sequence[Mapping[str, Any]]
 """The functions of a request: name, description, parameters."""
 
 
-class Mistral:
+class Mistral(Buffered):
     """[TOOL_CALLS] and then an array of objects, or name{arguments} or name[ARGS]{arguments} for each call."""
 
     MARK, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 
     def __init__(self) -> None:
-        self._writer = Writer()
-        self._buffer = ""
+        super().__init__()
         self._state = "text"
         self._array = ObjectArray(("arguments", "parameters"), self._writer)
         self._value = NestedValue()
-
-    def feed(self, text: str) -> list[str | CallDelta]:
-        self._buffer += text
-        while self._buffer and self._step():
-            pass
-        return self._writer.take()
 
     def finish(self) -> list[str | CallDelta]:
         if self._state == "text":
@@ -86,14 +79,11 @@ class Mistral:
         return True
 
     def _read_arguments(self) -> bool:
-        for number, char in enumerate(self._buffer, 1):
-            if self._value.ends_with(char):
-                self._writer.arguments(self._buffer[:number])
-                self._buffer, self._state = self._buffer[number:], "text"
-                return True
-        self._writer.arguments(self._buffer)
-        self._buffer = ""
-        return False
+        value, self._buffer, ended = self._value.split(self._buffer)
+        self._writer.arguments(value)
+        if ended:
+            self._state = "text"
+        return ended
 
 
 class NamedCall:

@@ -7,6 +7,7 @@ of a text, joined, are those of the whole text.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,3 +100,21 @@ class Writer:
             self._deltas[-1] += text
         else:
             self._deltas.append(text)
+
+
+class Buffered(ABC):
+    """A parser that takes one thing after the other from the front of a buffer."""
+
+    def __init__(self, writer: Writer | None = None) -> None:
+        self._writer = writer or Writer()
+        self._buffer = ""
+
+    def feed(self, text: str) -> list[str | CallDelta]:
+        self._buffer += text
+        while self._buffer and self._step():
+            pass
+        return self._writer.take()
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """One thing read from the buffer, which is not empty; whether there may be another."""

@@ -11,7 +11,6 @@ from sensorium.parsers.reasoning import reasoning_marks
 from sensorium.parsers.tools import tool_parser
 from sensorium.server.answer_form import AnswerForm
 from sensorium.server.beams import search_beams
-from sensorium.server.body import decode, read_body
 from sensorium.server.chat_codec import ChatCodec, Heading
 from sensorium.server.chat_plan import (
     check,
@@ -22,6 +21,7 @@ from sensorium.server.chat_plan import (
     to_tools,
 )
 from sensorium.server.chat_schema import CHAT_REQUEST, UNSUPPORTED, ChatRequest
+from sensorium.server.door import read_request
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import truncate
@@ -45,13 +45,9 @@ class ChatCompletions:
             tool_parser(config.tool_call_parser, ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = self._served.client()
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, CHAT_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        del body
-        self._served.check_name(request.model)
+        request, _ = await read_request(self._served, self._config, CHAT_REQUEST, UNSUPPORTED, scope, receive)
         check_counts(request.n, request.best_of, request.stop, self._served.environment)
-        check(request, client, self._config)
+        check(request, self._served.client(), self._config)
         await unless_gone(receive, self.answer(request, scope, send))
 
     async def answer(self, request: ChatRequest, scope: Scope, send: Send) -> None:

@@ -15,7 +15,7 @@ from sensorium.config import ServerConfig
 from sensorium.envs import Environment
 from sensorium.errors import RequestError
 from sensorium.server.beams import check_beams, search_beams
-from sensorium.server.body import decode, read_body
+from sensorium.server.door import read_request
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, send_json, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.prompts import MAX_PROMPTS, PromptInput, prepare_all, split_prompts, truncate
@@ -138,11 +138,7 @@ class Completions:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._served.client()
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, COMPLETION_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        del body
-        self._served.check_name(request.model)
+        request, _ = await read_request(self._served, self._config, COMPLETION_REQUEST, UNSUPPORTED, scope, receive)
         _check(request, self._served.client(), self._served.environment)
         await unless_gone(receive, self._answer(request, scope, send))
 

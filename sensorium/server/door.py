@@ -17,6 +17,22 @@ T = TypeVar("T")
 State = dict[str, Any]
 
 
+async def read_request(
+    served: Served,
+    config: ServerConfig,
+    decoder: msgspec.json.Decoder[T],
+    unsupported: dict[str, str],
+    scope: Scope,
+    receive: Receive,
+) -> tuple[T, int]:
+    """The typed request of a JSON body for a model that is here, and the size of its body. unsupported: see decode."""
+    served.client()
+    body = await read_body(scope, receive, config.max_body_bytes)
+    request = decode(body, decoder, unsupported, lenient=config.allow_unknown_fields)
+    served.check_name(getattr(request, "model", None))
+    return request, body.size
+
+
 class JsonDoor(Generic[T]):
     """One POST endpoint as raw ASGI.
 
@@ -45,10 +61,7 @@ class JsonDoor(Generic[T]):
         self._served.client()
         if self._ready is not None:
             self._ready()
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, self._decoder, self._unsupported, lenient=self._config.allow_unknown_fields)
-        del body
-        self._served.check_name(getattr(request, "model", None))
+        request, _ = await read_request(self._served, self._config, self._decoder, self._unsupported, scope, receive)
 
         async def work() -> None:
             await reply(send, await self._answer(request, scope["state"]))

@@ -139,6 +139,22 @@ class Codec(Protocol):
         ...
 
 
+class Unwritten:
+    """What a codec has to say where nobody reads it as it comes."""
+
+    def reply(self) -> bytes:
+        return b""
+
+    def opening(self) -> Sequence[bytes]:
+        return ()
+
+    def news(self, numbers: Collection[int]) -> Sequence[bytes]:
+        return ()
+
+    def ending(self) -> Sequence[bytes]:
+        return ()
+
+
 class Gathered:
     """Text kept back until there are `interval` tokens of it. What comes first is passed on at once."""
 

@@ -181,38 +181,35 @@ def _text(part: Mapping[str, Any], kind: str, place: str, reading: Reading) -> l
 
 def _url(value: Any, place: str, uuid: str | None) -> str | None:
     """The address in a part, as a text or in an object."""
-    if _is_object(value):
-        unknown = sorted(set(map(str, value)) - {"url", "detail"})
-        if unknown:
-            _refuse(f"{place}.{unknown[0][:64]}", "unknown field")
-        if "url" not in value:
-            _refuse(f"{place}.url", "this field is required")
-        value, place = value["url"], f"{place}.url"
-    if value is None:
-        _needs_uuid(place, uuid)
-        return None
-    if not isinstance(value, str) or not value:
-        _refuse(place, "must be a URL")
-    return value
+    return _member(value, "url", "detail", "a URL", place, uuid)
 
 
 def _audio_source(value: Any, place: str, uuid: str | None) -> str | None:
     """The data as a data URL. What format it is, is recognised from the bytes."""
+    if _is_object(value) and not isinstance(value.get("format"), str | None):
+        _refuse(f"{place}.format", "must be a text")
+    data = _member(value, "data", "format", "base64", place, uuid)
+    return data if data is None or data.startswith("data:") else behind("data:audio/any;base64,", data)
+
+
+def _member(value: Any, key: str, other: str, what: str, place: str, uuid: str | None) -> str | None:
+    """The text under `key` of an object that may have `other` too, or the text that stands for the object.
+
+    None for null, which needs a uuid.
+    """
     if _is_object(value):
-        unknown = sorted(set(map(str, value)) - {"data", "format"})
+        unknown = sorted(set(map(str, value)) - {key, other})
         if unknown:
             _refuse(f"{place}.{unknown[0][:64]}", "unknown field")
-        if not isinstance(value.get("format"), str | None):
-            _refuse(f"{place}.format", "must be a text")
-        if "data" not in value:
-            _refuse(f"{place}.data", "this field is required")
-        value, place = value["data"], f"{place}.data"
+        if key not in value:
+            _refuse(f"{place}.{key}", "this field is required")
+        value, place = value[key], f"{place}.{key}"
     if value is None:
         _needs_uuid(place, uuid)
         return None
     if not isinstance(value, str) or not value:
-        _refuse(place, "must be base64")
-    return value if value.startswith("data:") else behind("data:audio/any;base64,", value)
+        _refuse(place, f"must be {what}")
+    return value
 
 
 def _embeds(part: Mapping[str, Any], kind: str, place: str, uuid: str | None) -> list[str | MediaRef]:

@@ -38,8 +38,7 @@ from sensorium.server.anthropic import (
     to_messages,
     to_tools,
 )
-from sensorium.server.body import decode, read_body
-from sensorium.server.door import JsonDoor, State
+from sensorium.server.door import JsonDoor, State, read_request
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.sampling import to_sampling
@@ -73,11 +72,7 @@ class Messages:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._served.client()
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, MESSAGES_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        del body
-        self._served.check_name(request.model)
+        request, _ = await read_request(self._served, self._config, MESSAGES_REQUEST, UNSUPPORTED, scope, receive)
         if isinstance(request.thinking, ThinkingOn) and request.thinking.budget_tokens >= request.max_tokens:
             raise RequestError("thinking.budget_tokens: must be less than max_tokens", param="thinking.budget_tokens")
         await unless_gone(receive, self._answer(request, scope, send))

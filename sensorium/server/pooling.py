@@ -14,10 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError
-from sensorium.server.body import decode, read_body
 from sensorium.server.chat_plan import to_messages, to_options
 from sensorium.server.chat_schema import ChatRequest
-from sensorium.server.door import reply
+from sensorium.server.door import read_request, reply
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, unless_gone
 from sensorium.server.metrics import Metrics
 from sensorium.server.pooling_schema import (
@@ -164,10 +163,9 @@ class _Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         require_task(self._desk.served, self._task)
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request: PoolingFields = decode(body, self._decoder, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        del body
-        self._desk.served.check_name(request.model)
+        served, config = self._desk.served, self._config
+        request: PoolingFields
+        request, _ = await read_request(served, config, self._decoder, UNSUPPORTED, scope, receive)
         origin = Origin.of(
             scope, self._prefix, request_id=request.request_id, salt=request.cache_salt, priority=request.priority
         )

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from sensorium.config import ServerConfig
 from sensorium.errors import NotFoundError, OverloadedError, RequestError
 from sensorium.server.answer_form import AnswerForm
-from sensorium.server.body import decode, read_body
+from sensorium.server.door import read_request
 from sensorium.server.generation import Generation, Job, Origin, prepare_chat, send_json, unless_gone
 from sensorium.server.media_rules import check_media_options, check_template
 from sensorium.server.metrics import Metrics
@@ -37,18 +37,13 @@ from sensorium.server.responses_schema import (
 )
 from sensorium.server.responses_stream import ResponseCodec, Silent
 from sensorium.server.sampling import check_counts, check_logprobs, to_sampling
-from sensorium.server.schema import SamplingFields, refuse_foreign
+from sensorium.server.schema import SamplingFields, TokenFields, refuse_foreign
 from sensorium.server.served import Served
 from sensorium.server.tools import Named, ToolPlan, plan_tools
 from sensorium.types import ChatOptions, Message, SamplingParams, StructuredOutputs
 
 MAX_KEPT, MAX_KEPT_BYTES = 1024, 256 << 20
 MAX_BACKGROUND = 64
-_SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
-    "logit_bias", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
-    "skip_special_tokens", "thinking_token_budget", "structured_outputs",
-)  # fmt: skip
 _OFF = "this server keeps no answers; start it with --enable-responses-store"
 
 
@@ -109,12 +104,7 @@ class Responses:
         self._store = Store() if config.enable_responses_store else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._served.client()
-        body = await read_body(scope, receive, self._config.max_body_bytes)
-        request = decode(body, RESPONSES_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields)
-        size = body.size
-        del body
-        self._served.check_name(request.model)
+        request, size = await read_request(self._served, self._config, RESPONSES_REQUEST, UNSUPPORTED, scope, receive)
         self._check(request)
         await unless_gone(receive, self._answer(request, size, scope, send))
 
@@ -261,7 +251,7 @@ def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _sampling(request: ResponsesRequest, defaults: SamplingParams) -> SamplingParams:
-    fields: dict[str, Any] = {name: getattr(request, name) for name in _SAMPLING}
+    fields: dict[str, Any] = {name: getattr(request, name) for name in TokenFields.__struct_fields__}
     sampling = to_sampling(SamplingFields(max_tokens=request.max_output_tokens, **fields), defaults)
     if "message.output_text.logprobs" in (request.include or ()):
         sampling = replace(sampling, logprobs=request.top_logprobs or 0)

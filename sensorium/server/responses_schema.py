@@ -14,19 +14,14 @@ from sensorium.inline import behind
 from sensorium.server.body import decode_fields
 from sensorium.server.chat_schema import MediaOptions, ProcessorOptions, TemplateText, TemplateVariables
 from sensorium.server.schema import (
-    ForeignFields,
     Input,
     Key,
     Label,
-    LogitBias,
-    Penalty,
     Priority,
     Salt,
-    StopTexts,
     StreamInterval,
-    StructuredFields,
     TokenCount,
-    TokenId,
+    TokenFields,
     TopCount,
     Url,
 )
@@ -173,15 +168,13 @@ class ReasoningOptions(Input, kw_only=True):
     """Accepted: what was thought comes whole, not in summary."""
 
 
-class ResponsesRequest(ForeignFields, kw_only=True):
+class ResponsesRequest(TokenFields, kw_only=True):
     """POST /v1/responses."""
 
     input: Annotated[str, Meta(min_length=1)] | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=2048)]
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: TokenCount | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_logprobs: TopCount | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=128)] | None = None
@@ -202,23 +195,7 @@ class ResponsesRequest(ForeignFields, kw_only=True):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
-    # Of vLLM.
-    top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
-    logit_bias: LogitBias | None = None
-    stop: StopTexts | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
-    skip_special_tokens: bool | None = None
-    thinking_token_budget: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
-    structured_outputs: StructuredFields | None = None
-    """Instead of text.format."""
+    # Of vLLM, which also has structured_outputs in the place of text.format.
     chat_template: TemplateText | None = None
     chat_template_kwargs: TemplateVariables | None = None
     mm_processor_kwargs: ProcessorOptions | None = None

@@ -12,7 +12,7 @@ import msgspec
 from sensorium.parsers.writing import CallDelta
 from sensorium.server.answer_form import Piece, Splitter, Thought
 from sensorium.server.errors import describe
-from sensorium.server.generation import Progress, Tally
+from sensorium.server.generation import Progress, Tally, Unwritten
 from sensorium.server.reports import TokenBytes, report_logprobs
 from sensorium.server.responses_schema import InputDetails, OutputDetails, Response, ResponseUsage
 from sensorium.server.sse import frame
@@ -181,7 +181,7 @@ class ResponseCodec:
         self._number += 1
 
 
-class Silent:
+class Silent(Unwritten):
     """A codec whose events nobody reads: for answers that come whole, or are fetched later."""
 
     def __init__(self, codec: ResponseCodec) -> None:
@@ -193,15 +193,6 @@ class Silent:
 
     def reply(self) -> bytes:
         return self._codec.reply()
-
-    def opening(self) -> Sequence[bytes]:
-        return ()
-
-    def news(self, numbers: Collection[int]) -> Sequence[bytes]:
-        return ()
-
-    def ending(self) -> Sequence[bytes]:
-        return ()
 
 
 def _id(prefix: str) -> str:

@@ -27,7 +27,6 @@ TopCount = Annotated[int, Meta(ge=-1, le=1_000_000)]
 Choices = Annotated[int, Meta(ge=1, le=16384)]
 Priority = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Truncation = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
-LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 StreamInterval = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 
@@ -106,8 +105,8 @@ def refuse_foreign(request: ForeignFields) -> None:
             raise UnsupportedError(f"{name}: {reason}", param=name)
 
 
-class SamplingFields(ForeignFields, kw_only=True):
-    """How tokens are chosen and when to stop; null means the model's own default."""
+class TokenFields(ForeignFields, kw_only=True):
+    """How tokens are chosen and when to stop, named alike at every door; null means the model's own default."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -118,10 +117,7 @@ class SamplingFields(ForeignFields, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     """-1 is the same as none."""
-    logit_bias: LogitBias | None = None
-    max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
-    """Wins over max_tokens. Without either, the answer may fill the context."""
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
     stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
@@ -131,10 +127,18 @@ class SamplingFields(ForeignFields, kw_only=True):
     spaces_between_special_tokens: bool | None = None
     bad_words: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=1 << 18)] | None = None
-    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=128)] | None = None
     thinking_token_budget: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
+
+
+class SamplingFields(TokenFields, kw_only=True):
+    """And what only the older doors have."""
+
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    """Wins over max_tokens. Without either, the answer may fill the context."""
+    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=128)] | None = None
+    response_format: ResponseFormat | None = None
     guided_json: str | dict[str, Any] | None = None
     """The guided_ fields are older names of those in structured_outputs."""
     guided_regex: str | None = None

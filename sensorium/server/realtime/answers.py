@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from sensorium.errors import ContextLengthError, SensoriumError
 from sensorium.server.answer_form import AnswerForm
 from sensorium.server.chat_answer import Answer, CallPiece
 from sensorium.server.errors import describe
-from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, prepare_chat
+from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, Unwritten, prepare_chat
 from sensorium.server.metrics import Metrics
 from sensorium.server.realtime.conversation import Item, Status, made_id, to_messages
 from sensorium.server.realtime.schema import FunctionChoice
@@ -147,7 +147,7 @@ class Writer:
         }
 
 
-class _Codec:
+class _Codec(Unwritten):
     """Collects the events of the one job; see generation.Codec."""
 
     def __init__(self, form: AnswerForm) -> None:
@@ -156,18 +156,6 @@ class _Codec:
     def take(self, number: int, event: Progress) -> None:
         if not isinstance(event, PromptScored):
             self.answer.add(event)
-
-    def reply(self) -> bytes:
-        return b""
-
-    def opening(self) -> Sequence[bytes]:
-        return ()
-
-    def news(self, numbers: Collection[int]) -> Sequence[bytes]:
-        return ()
-
-    def ending(self) -> Sequence[bytes]:
-        return ()
 
 
 class Answering:

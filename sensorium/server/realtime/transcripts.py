@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import describe
-from sensorium.server.generation import Generation, Job, Origin, Progress
+from sensorium.server.generation import Generation, Job, Origin, Progress, Unwritten
 from sensorium.server.metrics import Metrics
 from sensorium.server.realtime.answers import Tell
 from sensorium.server.realtime.conversation import Item, made_id
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EVENT = "conversation.item.input_audio_transcription"
 
 
-class _Texts:
+class _Texts(Unwritten):
     """The texts of the clips of a recording; see generation.Codec."""
 
     def __init__(self, count: int) -> None:
@@ -31,18 +31,6 @@ class _Texts:
     def take(self, number: int, event: Progress) -> None:
         if isinstance(event, TextDelta):
             self.texts[number] += event.text
-
-    def reply(self) -> bytes:
-        return b""
-
-    def opening(self) -> Sequence[bytes]:
-        return ()
-
-    def news(self, numbers: Collection[int]) -> Sequence[bytes]:
-        return ()
-
-    def ending(self) -> Sequence[bytes]:
-        return ()
 
 
 class Transcriber:
