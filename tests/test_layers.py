@@ -178,6 +178,29 @@ def test_names_say_what_a_thing_is():
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_generic_code_knows_a_family():
+    """A family is files in models/ and a line of its registry; what other packages do does not depend on its name."""
+    family = re.compile("qwen|llava|minicpm", re.IGNORECASE)
+    wrong: list[str] = []
+    folders = [f"sensorium/{name}" for name in ("engine", "server", "media", "layers", "kernels", "offline")]
+    for path in python_files(*folders):
+        tree = ast.parse(path.read_text())
+        texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            match node:
+                case ast.Constant(value=str(word)) if id(node) not in texts:
+                    pass
+                case ast.Name(id=word) | ast.Attribute(attr=word) | ast.alias(name=word):
+                    pass
+                case ast.ImportFrom(module=str(word)):
+                    pass
+                case _:
+                    continue
+            if family.search(word):
+                wrong.append(f"{path.relative_to(ROOT)}: {word[:60]}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_unfinished_work_is_marked_in_the_code():
     marks = re.compile(r"\b(TODO|FIXME|XXX)\b")
     wrong = [

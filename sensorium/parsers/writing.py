@@ -105,8 +105,8 @@ class Writer:
 class Buffered(ABC):
     """A parser that takes one thing after the other from the front of a buffer."""
 
-    def __init__(self, writer: Writer | None = None) -> None:
-        self._writer = writer or Writer()
+    def __init__(self) -> None:
+        self._writer = Writer()
         self._buffer = ""
 
     def feed(self, text: str) -> list[str | CallDelta]:
