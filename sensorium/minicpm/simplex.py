@@ -314,7 +314,7 @@ class Simplex:
 
     def _speech_sampling(self, params: Any) -> SpeechSampling:
         """How a reply is spoken, if it can be."""
-        sampling = read_sampling(params)
+        sampling = read_sampling(params, self.model.speech.config)
         if self._voice is None:
             raise RequestError(
                 "generate_audio: there is no voice; call init_token2wav_cache() first", param="generate_audio"
