@@ -79,9 +79,9 @@ class Client:
             load.refused_s.append(now - begun)
             load.without_retry_after += "retry-after" not in response.headers
 
-    async def closed(self, users: int, seconds: float, load: Load) -> None:
+    async def closed(self, users: int, seconds: float, load: Load, fill_s: float = FILL_S) -> None:
         """So many users, each asking again when answered."""
-        since = time.perf_counter() + FILL_S
+        since = time.perf_counter() + fill_s
         until = since + seconds
         load.seconds += seconds
 
@@ -138,7 +138,7 @@ async def measure(url: str, seconds: float, times: list[float], rounds: int) -> 
         usual = percentile(quiet.done_s, 0.99)
         while time.perf_counter() - over < 30:
             one = Load(0.0)
-            await client.closed(1, 0.5, one)
+            await client.closed(1, 0.5, one, 0.0)
             if one.done_s and percentile(one.done_s, 0.5) <= 2 * usual:
                 break
     return {
@@ -163,7 +163,6 @@ def main() -> int:
     given = parser.parse_args()
     flags = ["--max-model-len", "2048", "--kv-cache-bytes", "64M", "--max-num-seqs", str(SEQS)]
     with serving(*flags, "--max-waiting", str(WAITING)) as server:
-        print(server.url, flush=True)
         result = asyncio.run(measure(server.url, given.seconds, given.loads, given.rounds))
         result["restarts"] = server.restarts
     names = ["times", "goodput_per_s", "share_of_peak", "refused", "without_retry_after"]
