@@ -20,6 +20,7 @@ from sensorium.errors import OverloadedError, SensoriumError
 from sensorium.server.anthropic import error_body
 from sensorium.server.errors import ClientGone, describe, printable
 from sensorium.server.guard import is_anthropic
+from sensorium.server.heap import Heap
 from sensorium.server.metrics import Metrics
 from sensorium.server.tracing import Tracer, attributes_of
 
@@ -161,6 +162,7 @@ class Exchanges:
         self._tracer = tracer
         self._json = config.log_format == "json"
         self._root = config.root_path.rstrip("/")
+        self._heap = Heap()
         self._silent = {"/" + path.strip("/") for path in config.disable_access_log_for_endpoints}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,6 +181,7 @@ class Exchanges:
             finally:
                 exchange.count()
                 self._record(exchange, path, handler, marks)
+                self._heap.took(exchange.received)
 
     async def _follow(self, exchange: Exchange) -> None:
         try:
