@@ -31,8 +31,9 @@ class EagerDecodes:
         plan = PagedPlan(counts, lens, tables, self.runner.block_size, torch.device("cpu"))
         at = torch.from_numpy(np.array(positions[0]))
         x = model.embed(torch.tensor(ids) if source is None else source[ids])
-        logits = model.logits(model.forward(x, ModelInputs(at, plan, self.runner.kv)))
-        return logits, logits.argmax(-1)
+        hidden = model.forward(x, ModelInputs(at, plan, self.runner.kv))
+        logits = model.logits(hidden)
+        return logits, logits.argmax(-1), hidden
 
 
 class NoChunks:
