@@ -35,6 +35,7 @@ _ERRORS = {
     "415": "The body is not sent as the type that is described",
     "421": "The server does not answer to that host name",
     "422": "A media host answered with something else than the media, or a form has a text where its file should be",
+    "426": "The route is a WebSocket",
     "429": "The server is full; see Retry-After",
     "500": "Our fault, for this request",
     "502": "A media host failed or could not be reached",
@@ -65,7 +66,6 @@ _GETS: dict[str, tuple[str, str, Any]] = {
     "/v1/models": ("The model served", "A list, one entry for each of its names", ModelList),
     "/v1/models/{name}": ("One model", "The model", ModelCard),
     "/v1/responses/{name}": ("An answer that was kept", "The answer", Response),
-    "/v1/realtime": ("A WebSocket of Realtime events; see docs/realtime.md", "101 for a WebSocket, else 426", None),
     "/health": ("Whether requests can be answered", "200 if so, else 503", None),
     "/version": ("The server's version", "The version", None),
     "/load": ("Requests in flight", "Their number", None),
@@ -96,6 +96,9 @@ def describe_api() -> dict[str, Any]:
         paths[path] = {"get": _get(summary, _response(text, known.get(answer, {})), refusals)}
         if "{name}" in path:
             paths[path]["parameters"] = [name]
+    refusals = {status: failures[status] for status in (*_SIMPLE, "426")}
+    opened = {"101": {"description": "A WebSocket"}, **refusals}
+    paths["/v1/realtime"] = {"get": {"summary": "Realtime events; see docs/realtime.md", "responses": opened}}
     paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
     cancelled = {"200": _response("The answer", known[Response]), **failures}
     cancel = {"summary": "Stop an answer in the background", "responses": cancelled}
