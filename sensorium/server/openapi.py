@@ -35,7 +35,6 @@ _ERRORS = {
     "415": "The body is not sent as the type that is described",
     "421": "The server does not answer to that host name",
     "422": "A media host answered with something else than the media, or a form has a text where its file should be",
-    "426": "The route is a WebSocket",
     "429": "The server is full; see Retry-After",
     "500": "Our fault, for this request",
     "502": "A media host failed or could not be reached",
@@ -96,8 +95,8 @@ def describe_api() -> dict[str, Any]:
         paths[path] = {"get": _get(summary, _response(text, known.get(answer, {})), refusals)}
         if "{name}" in path:
             paths[path]["parameters"] = [name]
-    refusals = {status: failures[status] for status in (*_SIMPLE, "426")}
-    opened = {"101": {"description": "A WebSocket"}, **refusals}
+    plain = {"426": _response("The request asks for no WebSocket", known[ErrorBody])}
+    opened = {"101": {"description": "A WebSocket"}, **plain, **{status: failures[status] for status in _SIMPLE}}
     paths["/v1/realtime"] = {"get": {"summary": "Realtime events; see docs/realtime.md", "responses": opened}}
     paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
     cancelled = {"200": _response("The answer", known[Response]), **failures}

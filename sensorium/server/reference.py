@@ -19,7 +19,8 @@ def reference_page(api: Mapping[str, Any]) -> bytes:
     title = f"{api['info']['title']} {api['info']['version']}"
     routes = "".join(
         f"<tr><td><code>{method.upper()} {escape(path)}</code></td><td>{escape(route['summary'])}</td>"
-        f"<td>{_kinds(route.get('requestBody', {}))}</td><td>{_kinds(route['responses']['200'])}</td></tr>"
+        f"<td>{_kinds(route.get('requestBody', {}))}</td>"
+        f"<td>{_kinds(next(iter(route['responses'].values())))}</td></tr>"
         for path, methods in api["paths"].items()
         for method, route in methods.items()
         if method != "parameters"
