@@ -23,6 +23,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.slow
 def test_three_curves_and_their_plot(packaged_model, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(packaged_model.parents[2] / "benchmarks"))
     growth = importlib.import_module("growth")
