@@ -127,6 +127,8 @@ class EngineConfig:
     """Prompt tokens waiting to be computed; a request that finds more is refused. None is no bound."""
     max_sessions: int = 16
     """Live sessions open at once; one more is refused. Each keeps its place in the KV cache."""
+    session_policies: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name -> module:Class of a SessionPolicy of your own, imported where the engine runs."""
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
     """Most logprobs or prompt_logprobs a request may ask for; -1 is the vocabulary."""
@@ -153,6 +155,8 @@ class EngineConfig:
     """Load the speech LM too. Only the Python API of MiniCPM speaks yet."""
     speech_slots: int = 8
     """Sessions that may hold a turn of speech at once, each with its own KV cache of the speech LM; with init_tts."""
+    speech_len: int | None = None
+    """Rows of that cache, about 30 a second of a turn; None is the speech LM's own limit."""
     trust_remote_code: bool = False
     """Accepted because callers of other engines pass it. Nothing that comes with a checkpoint is ever executed."""
     media_threads: int = 0
@@ -322,6 +326,7 @@ _ENGINE_RANGES: dict[str, Range] = {
     "max_logprobs": (-1, None),
     "mm_processor_cache_gb": (0, None),
     "speech_slots": (1, None),
+    "speech_len": (64, None),
     "media_threads": (0, None),
     "video_decode_workers": (1, None),
 }

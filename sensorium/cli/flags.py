@@ -65,6 +65,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
             "--speech-output",
         ),
         "speech_slots": _flag("sessions that may hold a turn of speech at once, with --init-tts"),
+        "speech_len": _flag("rows of the speech LM's cache of each; about 30 are a second of a turn"),
     },
     CACHE: {
         "block_size": _flag("tokens in one block of the KV cache"),
@@ -82,6 +83,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
     SCHEDULER: {
         "max_num_seqs": _flag("sequences in one step"),
         "max_sessions": _flag("live sessions open at once; one more is refused"),
+        "session_policies": _flag("JSON: name to module:Class of a policy of your own for sessions"),
         "max_num_batched_tokens": _flag("tokens in one step"),
         "enable_chunked_prefill": _flag("split prompts over steps"),
         "long_prefill_token_threshold": _flag("most prompt tokens of one request in a step while others wait"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensorium.engine.compiling import Compiling
-from sensorium.engine.counters import Counters
+from sensorium.engine.counters import Counters, UnitCounters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.engine.protocol import (
@@ -89,7 +89,7 @@ class Engine:
         self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock())
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
-        self._counters = Counters(runner.encoder_s)
+        self._counters = self._count()
 
     @property
     def has_work(self) -> bool:
@@ -98,11 +98,16 @@ class Engine:
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
         events: list[Event] = []
+        laps = self._counters.laps
+        laps.start()
         self._drain_inbox(events)
         self._take_compiled(events)
+        laps.lap("control")
         batch = self._next_batch()
+        laps.lap("schedule")
         try:
             self._encode(batch, events)
+            laps.lap("encode")
             self._follow = self._followers(batch)
             tokens = self.runner.run(batch, self._follow) if batch.works else {}
         except Exception as error:
@@ -111,10 +116,16 @@ class Engine:
             for work in batch.works:
                 self._fail(work.seq, _explain(error), events)
             tokens = {}
+        laps.lap("run")
         self._advance(batch, tokens, events)
-        self._calls.step(events)
+        laps.lap("advance")
+        if self._calls.has_work:
+            with self.runner.passes.time("speech"):
+                self._calls.step(events)
+        laps.lap("speech")
         self._counters.step(sum(work.count for work in batch.works))
         self._update_stats()
+        laps.lap("count")
         return events
 
     def _next_batch(self) -> Batch:
@@ -369,14 +380,22 @@ class Engine:
     def reset_stats(self) -> None:
         """Start counting afresh, e.g. after warm-up."""
         self.runner.encoder_s.clear()
+        self.runner.device_s.clear()
         self.scheduler.reset_counters()
-        self._counters = Counters(self.runner.encoder_s)
+        self._counters = self._count()
         self._update_stats()
+
+    def _count(self) -> Counters:
+        self.sessions.counted = UnitCounters()
+        return Counters(self.runner.encoder_s, self.runner.device_s, self.sessions.counted)
 
     def _update_stats(self) -> None:
         compiling = self._compiling
         self.runner.stopwatch.read()
-        self.stats = self._counters.snapshot(self.scheduler, len(self.inbox), len(compiling), compiling.seconds)
+        self.runner.passes.read()
+        self.stats = self._counters.snapshot(
+            self.scheduler, len(self.inbox), len(compiling), compiling.seconds, self.sessions.num_waiting
+        )
 
 
 def _explain(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import time
@@ -187,7 +188,7 @@ def speech_bytes(config: EngineConfig, model: Model, dtype: torch.dtype) -> int:
     """The KV caches of the speech slots; the speech LM's weights are the model's."""
     if model.speech is None:
         return 0
-    return config.speech_slots * SpeechStage.slot_bytes(model.speech, dtype, config.block_size)
+    return config.speech_slots * SpeechStage.slot_bytes(model.speech, dtype, config.block_size, config.speech_len)
 
 
 def plan_memory(
@@ -326,8 +327,25 @@ def build_engine(
     grammars = GrammarCompiler(processor.tokenizer, config.structured_outputs_config)
     speech = None
     if model.speech is not None:
-        speech = SpeechStage(model.speech, config.speech_slots, block_size=config.block_size)
-    return Engine(runner, scheduler, processor.tokenizer, longest, grammars, speech=speech)
+        speech = SpeechStage(model.speech, config.speech_slots, max_len=config.speech_len, block_size=config.block_size)
+    engine = Engine(runner, scheduler, processor.tokenizer, longest, grammars, speech=speech)
+    engine.sessions.policies |= own_policies(config)
+    return engine
+
+
+def own_policies(config: EngineConfig) -> dict[str, type]:
+    """The classes that session_policies names. Raises CheckpointError for one that cannot be imported."""
+    found: dict[str, type] = {}
+    for name, path in config.session_policies.items():
+        module, _, attribute = str(path).partition(":")
+        try:
+            found[name] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise CheckpointError(
+                f"session_policies: {name!r} is {path!r}, which cannot be imported ({error}); write module:Class",
+                param="session_policies",
+            ) from error
+    return found
 
 
 def warm_up(engine: Engine, report: Progress) -> None:

@@ -160,6 +160,20 @@ class EngineStats:
     """Tokens computed in a step; bounds STEP_TOKENS of histogram.py."""
     encoder_s: Mapping[str, Buckets] = field(default_factory=dict[str, Buckets])
     """Modality -> seconds of one pass of its encoder, over all items of a step; bounds MEDIA_S."""
+    device_s: Mapping[str, Buckets] = field(default_factory=dict[str, Buckets])
+    """Pass of a step (prefill, decode, speech) -> seconds on the device; bounds MEDIA_S."""
+    step_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Part of a step -> seconds that the engine's thread has spent in it, waiting for the device included."""
+    sessions: int = 0
+    """Open now."""
+    units_waiting: int = 0
+    units_done: int = 0
+    units_late: int = 0
+    """Of those done: after their deadline."""
+    units_failed: int = 0
+    barge_ins: int = 0
+    unit_s: Mapping[str, Buckets] = field(default_factory=dict[str, Buckets])
+    """Stage of a unit (queue, prefill, decode, total) -> seconds; bounds UNIT_S."""
     compile_s: Buckets = field(default_factory=Buckets)
     """Seconds until an answer format could be followed; bounds COMPILE_S."""
 

@@ -56,6 +56,9 @@ class Runner:
         self.encoder_s = Histograms(MEDIA_S)
         """Modality -> seconds of one pass of its encoder."""
         self.stopwatch = Stopwatch(device, self.encoder_s)
+        self.device_s = Histograms(MEDIA_S)
+        """Pass of a step -> seconds on the device."""
+        self.passes = Stopwatch(device, self.device_s)
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
         self._ahead: _Ahead | None = None
@@ -136,12 +139,16 @@ class Runner:
         rows = None if len(picked) == len(x) else torch.tensor(picked, dtype=torch.int64, device=self.device)
         every = self.readout.is_observing
         inputs = ModelInputs(self._positions(works), plan, self.kv, None if every else rows)
-        hidden = self.model.forward(x, inputs)
+        with self.passes.time("prefill" if batch.num_tokens > len(works) else "decode"):
+            hidden = self.model.forward(x, inputs)
         if every:
             self.readout.observe(works, hidden)
             hidden = hidden if rows is None else hidden[rows]
         sampled = [work.seq for work in works if work.sample]
-        return self.readout.choose(sampled, self.model.logits(hidden), hidden) if sampled else {}
+        if not sampled:
+            return {}
+        with self.passes.time("choose"):
+            return self.readout.choose(sampled, self.model.logits(hidden), hidden)
 
     @torch.inference_mode()
     def move_rows(self, moves: RowMoves) -> None:
@@ -184,17 +191,20 @@ class Runner:
             self._fuse(x, works)
             lens, positions, tables = self._places(works)
             behind = [_behind(work) for work in works] if self.readout.deciders else None
-            logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
+            with self.passes.time("prefill"):
+                logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
         rows = [row for row, work in enumerate(works) if work.sample]
         if len(rows) < len(works):
             logits, greedy, hidden = logits[rows], greedy[rows], hidden[rows]
-        return self.readout.choose([works[row].seq for row in rows], logits, hidden, greedy)
+        with self.passes.time("choose"):
+            return self.readout.choose([works[row].seq for row in rows], logits, hidden, greedy)
 
     def _decode(
         self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int], source: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         lens, positions, tables = self._places(works)
-        return graphs.run(ids, positions, lens, tables, source)
+        with self.passes.time("decode"):
+            return graphs.run(ids, positions, lens, tables, source)
 
     def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
         """Lengths after the step, positions [axes, N] and block tables of works."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sensorium.engine.counters import UnitCounters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.protocol import (
     AppendUnit,
@@ -55,6 +56,7 @@ class Sessions:
         self._deciders = runner.readout.deciders
         self.policies: dict[str, Any] = {"turn": TurnPolicy} | dict(getattr(runner.model, "session_policies", {}))
         """Name -> class; what may be opened."""
+        self.counted = UnitCounters()
         self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -62,6 +64,11 @@ class Sessions:
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
+
+    @property
+    def num_waiting(self) -> int:
+        """Units that have come and not begun."""
+        return sum(len(session.queued) for session in self._sessions.values())
 
     def policy(self, session_id: str) -> SessionPolicy:
         """What decides in an open session (tests)."""
@@ -127,7 +134,7 @@ class Sessions:
     def _push(self, session: Session, unit: Unit, events: list[Event]) -> None:
         if len(session.queued) >= session.max_units:
             reason = f"session {session.seq.id!r} is {len(session.queued)} units behind"
-            events.append(session.failed(unit, OverloadedError.code, reason, OverloadedError.status))
+            self._unit_failed(session, unit, OverloadedError.code, reason, OverloadedError.status, events)
         else:
             session.queued.append(unit)
 
@@ -141,11 +148,12 @@ class Sessions:
             try:
                 session.begin(item)
             except RequestError as error:
-                events.append(session.failed(item, error.code, error.message, error.status))
+                self._unit_failed(session, item, error.code, error.message, error.status, events)
         if session.is_closing and session.is_open and session.unit is None and not session.queued:
             self.finish(session.seq.id, "stop", events)
 
     def _barge_in(self, session: Session, message: BargeIn, events: list[Event]) -> None:
+        self.counted.barge_ins += 1
         if session.is_open:
             session.seq.ids.extend(session.policy.interrupt(message.options))
         if session.unit is not None:
@@ -198,6 +206,7 @@ class Sessions:
         if session.return_hidden:
             done = replace(done, hidden=self._host(self._deciders.rows(session.seq.id)))
         self._deciders.clear(session.seq.id)
+        self.counted.ended(done.timings)
         events.append(done)
 
     def _host(self, rows: list[torch.Tensor]) -> np.ndarray:
@@ -241,8 +250,14 @@ class Sessions:
         self._deciders.clear(session.seq.id)
         self._splice(session, Splice(start, None))
         session.policy.rewind(previous)
-        events.append(session.failed(unit, "engine_error", message, 500))
+        self._unit_failed(session, unit, "engine_error", message, 500, events)
         self._begin(session, events)
+
+    def _unit_failed(
+        self, session: Session, unit: Unit, code: str, message: str, status: int, events: list[Event]
+    ) -> None:
+        self.counted.failed += 1
+        events.append(session.failed(unit, code, message, status))
 
     def finish(self, session_id: str, reason: FinishReason, events: list[Event]) -> None:
         session = self._remove(session_id)

@@ -45,7 +45,7 @@ class SpeechStage:
         )
         mark = model.marks()[0]
         self.device, self.dtype = mark.device, mark.dtype
-        self._blocks = -(-(max_len or model.max_len) // block_size)
+        self._blocks = -(-min(max_len or model.max_len, model.max_len) // block_size)
         self.max_len = self._blocks * block_size
         # One block more, which belongs to no slot: rows of padding write there.
         shape = (model.num_layers, 2, slots * self._blocks + 1, block_size, model.num_kv_heads, model.head_dim)
@@ -60,10 +60,10 @@ class SpeechStage:
         self._steps: SpeechSteps | None = None
 
     @staticmethod
-    def slot_bytes(model: SpeechModel, dtype: torch.dtype, block_size: int = 16) -> int:
-        """Device memory of one slot of max_len None."""
+    def slot_bytes(model: SpeechModel, dtype: torch.dtype, block_size: int = 16, max_len: int | None = None) -> int:
+        """Device memory of one slot."""
         row = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-        return -(-model.max_len // block_size) * block_size * row
+        return -(-min(max_len or model.max_len, model.max_len) // block_size) * block_size * row
 
     @torch.inference_mode()
     def record_graphs(self) -> None:

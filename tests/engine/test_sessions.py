@@ -267,6 +267,39 @@ def test_a_paused_session_computes_nothing_and_goes_on_where_it_was(make_engine)
     assert [one.ids for one in ends(settle(free))] == [one.ids for one in done]
 
 
+def test_units_are_counted_by_how_they_end_and_where_their_time_went(make_engine) -> None:
+    engine = make_engine()
+    open_session(engine, request("s", plain()), max_units=2)
+    settle(engine)
+    assert (engine.stats.sessions, engine.stats.units_done) == (1, 0)
+    append(engine, "s", 0, prompt("go"), deadline_s=2.0, say=[70, 71])
+    append(engine, "s", 1, prompt("on"), deadline_s=9.0, say=[70])
+    append(engine, "s", 2, prompt("on"), deadline_s=9.0, refuse=True)
+    append(engine, "s", 3, prompt("too many"))
+    engine.clock.now_s += 1.5
+    engine.step()
+    assert (engine.stats.units_waiting, engine.stats.units_failed) == (2, 1)
+    while engine.has_work:
+        engine.clock.now_s += 1.5
+        engine.step()
+    stats = engine.stats
+    assert (stats.units_done, stats.units_late, stats.units_failed, stats.units_waiting) == (2, 1, 2, 0)
+    assert {stage: sum(buckets.counts) for stage, buckets in stats.unit_s.items()} == dict.fromkeys(
+        ("queue", "prefill", "decode", "total"), 2
+    )
+    assert sum(stats.unit_s[stage].sum for stage in ("queue", "prefill", "decode")) == stats.unit_s["total"].sum
+    assert stats.step_s.keys() >= {"control", "schedule", "encode", "run", "advance", "count"}
+    assert stats.device_s.keys() >= {"prefill", "decode", "choose"}
+    append(engine, "s", 4, prompt("talk"), greedy=50)
+    for _ in range(3):
+        engine.step()
+    engine.inbox.append(BargeIn("s", 1))
+    engine.inbox.append(BargeIn("s", 1))
+    engine.inbox.append(Abort("s"))
+    settle(engine)
+    assert (engine.stats.barge_ins, engine.stats.sessions, engine.stats.units_done) == (1, 0, 3)
+
+
 # ---- endings ---------------------------------------------------------------------------------------------------------
 
 

@@ -223,3 +223,20 @@ def test_the_queue_is_bounded_by_requests_and_by_prompt_tokens():
 def test_packaged_files_are_as_this_test_expects():
     assert isinstance(PACKAGED, Path)
     assert LIMIT > 320
+
+
+# ---- sessions and speech ------------------------------------------------------------------------------------------
+
+
+def test_a_policy_of_ones_own_decides_in_sessions():
+    with client(session_policies={"mine": "sensorium.bench.scripted:ScriptedDuplex"}, max_model_len=512) as engine:
+        session = engine.open_session(engine.prepare_raw([5, 6, 7]), "mine", max_len=256)
+        session.opened()
+        done = session.run(engine.prepare_raw([8, 9]), options={"max_new_speak_tokens_per_chunk": 6})
+    assert (len(done.ids), done.info["is_listen"]) == (4, False)
+
+
+@pytest.mark.parametrize("path", ["nowhere:Policy", "sensorium.bench.scripted:Nothing", "sensorium.bench.scripted"])
+def test_a_policy_that_is_not_there_is_named(path: str):
+    with pytest.raises(CheckpointError, match=f"session_policies: 'mine' is '{path}'.*write module:Class"):
+        client(session_policies={"mine": path})
