@@ -117,20 +117,40 @@ def test_a_picture_s_frame_is_as_large_as_the_picture(page: Page, tmp_path: Path
     assert sides[0] == sides[1], "boxes are placed by shares of the frame"
 
 
-def test_boxes_in_an_answer_are_drawn_on_the_picture(page: Page):
+BOXES = """A <ref>star</ref><box>100 50 300 600</box><box>0 0 500 500</box>, <box>400,300,100,100</box>
+and a <ref> star </ref>
+<box>700 700 1200 900</box>"""
+
+
+def test_boxes_in_an_answer_are_drawn_on_the_picture_with_a_legend(page: Page):
     page.run("document.querySelector('[data-example=box]').click()")
     page.wait(ANSWERED)
-    drawn = page.run("""
-        (async () => {
+    script = """
+        (async (text) => {
             const { drawBoxes } = await import("./boxes.js");
             const picture = document.querySelector(".picture");
-            picture.querySelectorAll("span").forEach((box) => box.remove());
-            drawBoxes(picture, "<ref>star</ref><box>100 200 300 600</box> and <box>0 0 500 500</box>");
-            const boxes = [...picture.querySelectorAll("span")];
-            return boxes.map((box) => [box.style.left, box.style.height, box.textContent]);
-        })()
-    """)
-    assert drawn == [["10%", "40%", "star"], ["0%", "50%", ""]]
+            picture.nextSibling?.remove();
+            const frame = picture.cloneNode(true);
+            frame.querySelectorAll(".box").forEach((box) => box.remove());
+            picture.replaceWith(frame);
+            return drawBoxes(frame, text).map(({ className, style, textContent }) =>
+                [className, style.left, style.top, style.width, style.height, textContent]);
+        })
+    """
+    drawn = page.run(f"({script.strip()})({json.dumps(BOXES)})")
+    assert drawn == [
+        ["box tone-0", "10%", "5%", "20%", "55%", "star"],
+        ["box tone-0", "0%", "0%", "50%", "50%", "star"],
+        ["box tone-1", "10%", "10%", "30%", "20%", ""],
+        ["box tone-0", "70%", "70%", "30%", "20%", "star"],
+    ]
+    legend = "[...document.querySelectorAll('.legend button')]"
+    assert page.run(f"{legend}.map((button) => button.textContent)") == ["star × 3", "box"]
+    page.run(f"{legend}[0].focus()")
+    assert page.run("document.querySelectorAll('.box.shown').length") == 3
+    page.run(f"{legend}[0].click()")
+    assert page.run("document.querySelectorAll('.box[hidden]').length") == 3
+    assert page.run(f"{legend}[0].ariaPressed") == "false"
 
 
 MARKDOWN = {
@@ -311,7 +331,7 @@ def test_it_fits_a_phone_and_can_be_read(page: Page, dark: bool):
 
 def test_the_page_is_small_and_needs_no_other_host(live: Live):
     files = [path for path in WEB.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 64 << 10
+    assert sum(path.stat().st_size for path in files) < 160 << 10
     for path in files:
         name = "" if path.name == "index.html" else path.name
         status, headers, content = live.request("GET", f"/{name}")

@@ -29,6 +29,29 @@ export async function model() {
   return (await response.json()).data[0];
 }
 
+/** The voices that the model can speak in: [{ id, name }]. */
+export async function voices() {
+  const response = await fetch("v1/audio/voices", { headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  return (await response.json()).data;
+}
+
+/** Makes a voice of a recording (a Blob); consent: what says that the speaker agrees. Returns { id, name }. */
+export async function addVoice(name, recording, consent) {
+  const body = new FormData();
+  body.append("name", name);
+  body.append("consent", consent);
+  body.append("audio_sample", recording, recording.name || "voice");
+  const response = await fetch("v1/audio/voices", { method: "POST", headers: headers(), body });
+  if (!response.ok) throw await refusal(response);
+  return response.json();
+}
+
+export async function removeVoice(id) {
+  const response = await fetch(`v1/audio/voices/${encodeURIComponent(id)}`, { method: "DELETE", headers: headers() });
+  if (!response.ok) throw await refusal(response);
+}
+
 /** Yields the chunks of one answer as objects; ends with [DONE], throws ApiError, or is aborted by the signal. */
 export async function* answer(request, signal) {
   const response = await fetch("v1/chat/completions", {
@@ -52,4 +75,12 @@ export async function* answer(request, signal) {
       yield chunk;
     }
   }
+}
+
+/** A WebSocket of the server. Browsers give it no headers of ours: the key is one of its subprotocols. */
+export function socket(path, subprotocol) {
+  const address = new URL(path, location.href);
+  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  const key = sessionStorage.getItem("key");
+  return new WebSocket(address, key ? [subprotocol, `auth.${key}`] : [subprotocol]);
 }

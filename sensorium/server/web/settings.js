@@ -17,10 +17,22 @@ export function start() {
   }
   form().addEventListener("input", () => {
     const values = Object.fromEntries(new FormData(form()));
-    localStorage.setItem("settings", JSON.stringify({ ...values, thinking: form().elements.thinking.checked }));
+    keep({ ...values, thinking: form().elements.thinking.checked });
   });
   form().addEventListener("reset", () => localStorage.removeItem("settings"));
 }
+
+function keep(changes) {
+  localStorage.setItem("settings", JSON.stringify({ ...read(), ...changes }));
+}
+
+/** The id of the voice to speak in; empty for the model's own. */
+export const voice = () => read().voice ?? "";
+export const setVoice = (id) => id !== voice() && keep({ voice: id });
+
+/** Whether answers are to be spoken. */
+export const speaks = () => Boolean(read().speaks);
+export const setSpeaks = (on) => keep({ speaks: on });
 
 /** The system message, or none. */
 export function instructions() {

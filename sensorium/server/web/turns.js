@@ -1,24 +1,12 @@
 // A conversation on the page: its questions and answers as elements.
 
 import { drawBoxes, fit, link } from "./boxes.js";
+import { action, at, make } from "./elements.js";
 import { Markdown } from "./markdown.js";
 import { show } from "./media.js";
+import { Spoken } from "./spoken.js";
 
-const log = document.getElementById("log");
-
-export function make(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-function action(name, act) {
-  const button = make("button", "action", name);
-  button.type = "button";
-  button.onclick = () => act(button);
-  return button;
-}
+const log = at("log");
 
 function copy(text, button) {
   navigator.clipboard.writeText(text).then(() => (button.textContent = "Copied"));
@@ -30,11 +18,13 @@ export function addQuestion({ text, media }, edit) {
   if (media.length) {
     const row = make("div", "media");
     for (const one of media) {
+      const piece = make("div", "piece");
       const frame = make("div", one.kind === "image" ? "picture" : "");
       const shown = show(one);
       if (one.kind === "image") shown.onload = () => fit(frame, shown);
       frame.append(shown);
-      row.append(frame);
+      piece.append(frame);
+      row.append(piece);
     }
     item.append(row);
   }
@@ -57,6 +47,7 @@ export class Answer {
   #actions = make("div", "actions");
   #markdown = new Markdown(this.#body);
   #drawing = 0;
+  #spoken = null;
   text = "";
   thoughts = "";
 
@@ -83,6 +74,20 @@ export class Answer {
     this.#drawing ||= requestAnimationFrame(() => this.#draw());
   }
 
+  /** Adds sound (16-bit samples), which is played as it comes if it is to be aloud. */
+  sound(samples, aloud = true) {
+    if (!this.#spoken) {
+      this.#spoken = new Spoken();
+      this.#body.after(this.#spoken.element);
+    }
+    this.#spoken.add(samples, aloud);
+  }
+
+  /** All its sound, or undefined. */
+  get samples() {
+    return this.#spoken?.samples;
+  }
+
   #draw() {
     cancelAnimationFrame(this.#drawing);
     this.#drawing = 0;
@@ -97,6 +102,7 @@ export class Answer {
   /** Ends it: a line of figures, or of what went wrong. */
   end(figures, failure) {
     this.#draw();
+    this.#spoken?.end();
     this.#footer.textContent = figures;
     if (failure) this.#footer.append(make("span", "failure", failure));
     this.#item.ariaBusy = "false";
