@@ -415,7 +415,7 @@ def memory(client: EngineClient, args: argparse.Namespace) -> dict[str, float]:
     plan = client.facts.plan
     row = plan.kv_cache / max(plan.kv_tokens, 1)
     slots = max(client.facts.speech_slots, 1)
-    per = {"kv": row * session_len(args), "speech": plan.speech / slots}
+    per = {"kv": row * session_len(args), "speech": plan.speech / slots, "hearing": plan.streams / (slots + 1)}
     whole = {"weights": plan.weights, "activations": plan.activations, "all_kv": plan.kv_cache}
     return {name: round(value / 2**20, 1) for name, value in {**per, "session": sum(per.values()), **whole}.items()}
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from sensorium.engine.graphs import Likeliest
 from sensorium.engine.sampler import NOT_A_NUMBER, Unsampled
+from sensorium.kernels.upload import upload
 from sensorium.models.base import SessionPolicy
 from sensorium.types import Decision
 
@@ -58,17 +60,21 @@ class Deciders:
     def decide(self, ids: Seq[str], logits: torch.Tensor, hidden: torch.Tensor) -> list[Decision | Unsampled]:
         """One decision per session from its row of logits [m, V] and hidden [m, E], or why there is none."""
         logits = logits.float()
-        broken = torch.isnan(logits).any(-1).tolist()
-        results: dict[int, Decision | Unsampled] = {row: NOT_A_NUMBER for row, bad in enumerate(broken) if bad}
+        # Policies decide while this is on its way, so that a step waits for the device once; of rows that are not
+        # numbers they see zeros, and what they make of those does not count.
+        bad = torch.isnan(logits).any(-1)
+        logits, broken = logits.masked_fill(bad[:, None], 0.0), Likeliest(bad)
+        hidden = hidden.clone()
         groups: defaultdict[type, list[int]] = defaultdict(list)
         for row, session_id in enumerate(ids):
             decider = self._deciders[session_id]
-            if decider.collects and row not in results:
-                decider.kept.append(hidden[row].clone())
-            if row not in results:
-                groups[type(decider.policy)].append(row)
+            if decider.collects:
+                decider.kept.append(hidden[row])
+            groups[type(decider.policy)].append(row)
+        results: dict[int, Decision | Unsampled] = {}
         for kind, rows in groups.items():
             results |= zip(rows, self._ask(kind, [ids[row] for row in rows], logits, rows), strict=True)
+        results |= {row: NOT_A_NUMBER for row, is_bad in enumerate(broken.tolist()) if is_bad}
         for row, session_id in enumerate(ids):
             result = results[row]
             self._deciders[session_id].collects = isinstance(result, Decision) and result.collect
@@ -78,7 +84,7 @@ class Deciders:
         policies = [self._deciders[session_id].policy for session_id in ids]
         together = getattr(kind, "decide_all", None)
         if together is not None:
-            part = logits if len(rows) == len(logits) else logits[rows]
+            part = logits if len(rows) == len(logits) else logits[upload(rows, logits.device)]
             return _guarded(lambda: together(policies, part), len(rows))
         return [
             _guarded(lambda policy=policy, row=row: [policy.decide(logits[row])], 1)[0]

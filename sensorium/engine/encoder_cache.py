@@ -31,14 +31,14 @@ class EncoderCacheIndex:
 
     def reserve(self, key: bytes, size: int, holder: str) -> bool:
         """Make room for a new entry and hold it; False (and no change) if held entries leave too little room."""
-        idle = [k for k in self._sizes if not self._holders.get(k)]
         room = self.capacity_bytes - self.used_bytes
         drop: list[bytes] = []
-        for old in idle:
+        for old, taken in self._sizes.items() if room < size else ():
+            if not self._holders.get(old):
+                room += taken
+                drop.append(old)
             if room >= size:
                 break
-            room += self._sizes[old]
-            drop.append(old)
         if room < size:
             return False
         for old in drop:

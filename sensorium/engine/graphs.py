@@ -20,7 +20,7 @@ _SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
 _OFTEN = 64
 # Above this many tokens the device is busy for longer than launching the kernels one by one takes.
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
-_CHUNK_SEQUENCES = 8
+_CHUNK_SEQUENCES = 32
 Result = TypeVar("Result")
 
 

@@ -191,6 +191,12 @@ def speech_bytes(config: EngineConfig, model: Model, dtype: torch.dtype) -> int:
     return config.speech_slots * SpeechStage.slot_bytes(model.speech, dtype, config.block_size, config.speech_len)
 
 
+def stream_bytes(config: EngineConfig, model: Model) -> int:
+    """What encoders keep of live sound, for all sessions that there may be."""
+    one = getattr(model, "stream_bytes", 0)
+    return (config.max_sessions + 1) * one if config.max_sessions else 0
+
+
 def plan_memory(
     model: Model,
     config: EngineConfig,
@@ -209,7 +215,7 @@ def plan_memory(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize, fitting)
-    speech = speech_bytes(config, model, dtype)
+    speech, streams = speech_bytes(config, model, dtype), stream_bytes(config, model)
     activations = encoders = 0
     if config.kv_cache_bytes is not None:
         kv = config.kv_cache_bytes
@@ -225,6 +231,7 @@ def plan_memory(
         activations = max(step, encoders) + step // 2
         free, total = torch.cuda.mem_get_info(device)
         kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache - speech
+        kv -= streams
     tokens = kv // token_bytes // config.block_size * config.block_size
     if tokens < 2 * config.block_size:
         raise CheckpointError(
@@ -237,7 +244,8 @@ def plan_memory(
         # More blocks than the largest load can fill would only be memory nobody uses.
         most = (config.max_num_seqs + config.max_sessions) * longest
         tokens = min(tokens, -(-most // config.block_size) * config.block_size)
-    return MemoryPlan(weights, activations, tokens * token_bytes, encoder_cache, tokens, encoders, media, speech)
+    kv = tokens * token_bytes
+    return MemoryPlan(weights, activations, kv, encoder_cache, tokens, encoders, media, speech, streams)
 
 
 @torch.inference_mode()
@@ -330,6 +338,8 @@ def build_engine(
         speech = SpeechStage(model.speech, config.speech_slots, max_len=config.speech_len, block_size=config.block_size)
     engine = Engine(runner, scheduler, processor.tokenizer, longest, grammars, speech=speech)
     engine.sessions.policies |= own_policies(config)
+    if config.max_sessions and (reserve := getattr(model, "reserve_streams", None)) is not None:
+        reserve(config.max_sessions)
     return engine
 
 

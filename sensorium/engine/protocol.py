@@ -193,6 +193,8 @@ class MemoryPlan:
     """Modality -> embeddings of the largest item that settings and context admit."""
     speech: int = 0
     """KV caches of the speech LM's slots; its weights are among `weights`."""
+    streams: int = 0
+    """What encoders remember of the live sound of sessions."""
 
 
 @dataclass(frozen=True, slots=True)

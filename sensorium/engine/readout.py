@@ -17,6 +17,7 @@ from sensorium.engine.pooling import Pool, Pooler
 from sensorium.engine.sampler import Sampled, SampleState, Unsampled, sample
 from sensorium.engine.scheduler import Work
 from sensorium.engine.sequence import Sequence
+from sensorium.kernels.upload import upload
 from sensorium.models.base import Model
 from sensorium.types import Decision, SamplingParams, TokenLogprob
 
@@ -102,9 +103,10 @@ class Readout:
         ids = [seqs[row].id for row in rows]
         chosen: dict[str, Sampled | Unsampled | Decision] = {}
         if others := [row for row, seq in enumerate(seqs) if not seq.resident]:
-            part = None if likeliest is None else likeliest[others]
-            chosen |= self.choose([seqs[row] for row in others], logits[others], hidden, part)
-            logits, hidden = logits[rows], hidden[rows]
+            apart, ours = upload(others, logits.device), upload(rows, logits.device)
+            part = None if likeliest is None else likeliest[apart]
+            chosen |= self.choose([seqs[row] for row in others], logits[apart], hidden, part)
+            logits, hidden = logits[ours], hidden[ours]
         return chosen | dict(zip(ids, self.deciders.decide(ids, logits, hidden), strict=True))
 
     def take_scores(self, seq: Sequence) -> tuple[TokenLogprob | None, ...] | None:

@@ -16,6 +16,7 @@ from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
 from sensorium.engine.stopwatch import Stopwatch
 from sensorium.kernels.select import paged_attention
+from sensorium.kernels.upload import upload
 from sensorium.models.base import Model
 from sensorium.types import Decision, MediaItem, ModelInputs
 
@@ -195,7 +196,8 @@ class Runner:
                 logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
         rows = [row for row, work in enumerate(works) if work.sample]
         if len(rows) < len(works):
-            logits, greedy, hidden = logits[rows], greedy[rows], hidden[rows]
+            at = upload(rows, self.device)
+            logits, greedy, hidden = logits[at], greedy[at], hidden[at]
         with self.passes.time("choose"):
             return self.readout.choose([works[row].seq for row in rows], logits, hidden, greedy)
 
@@ -242,7 +244,7 @@ class Runner:
                 ids.append(work.seq.ids[work.start])
             else:
                 ids.extend(work.seq.ids[work.start : work.start + work.count])
-        return torch.tensor(ids, device=self.device)
+        return upload(np.asarray(ids, np.int64), self.device)
 
     def _positions(self, works: Seq[Work]) -> torch.Tensor:
         if all(work.seq.positions is None for work in works):

@@ -66,6 +66,32 @@ class Segments:
     longest: int
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Attention of the next frames of streams to all of their own, which lie in a cache [slots, frames, 2, H, D].
+
+    slots int64 [B]: where each stream is. rows int64 [B L]: the places of the new frames in the flattened cache. seen
+    bool [B, 1, 1, keys]: which of a slot's first frames are the stream's, the new ones included.
+    """
+
+    slots: torch.Tensor
+    rows: torch.Tensor
+    seen: torch.Tensor
+
+    @classmethod
+    def of(cls, slots: torch.Tensor, at: torch.Tensor, num_keys: int, slot_frames: int) -> Past:
+        """at int64 [B, L]: numbers of the new frames in their streams, all below num_keys."""
+        keys = torch.arange(num_keys, device=at.device)
+        rows = (slots[:, None] * slot_frames + at).flatten()
+        return cls(slots, rows, (keys <= at[:, -1:])[:, None, None])
+
+    def exchange(self, new: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values [B, L, 2, H, D] of the new frames; those of all frames, [B, H, keys, D] each."""
+        cache.flatten(0, 1).index_copy_(0, self.rows, new.flatten(0, 1))
+        k, v = cache[:, : self.seen.shape[-1]].index_select(0, self.slots).permute(2, 0, 3, 1, 4)
+        return k, v
+
+
 def key_padding(num: torch.Tensor, x: torch.Tensor) -> torch.Tensor | Segments:
     """What SelfAttention needs to see only the first num [B] positions of each row of x [B, L, W].
 
@@ -90,12 +116,9 @@ class SelfAttention(nn.Module):
         self.out = Linear(width, width, bias=True)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | Segments | None, past: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, mask: torch.Tensor | Segments | Past | None, cache: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """mask: bool, broadcast to [B, H, L, keys], True where a key is seen; or segments.
-
-        past: [k, v] of earlier positions, each [B, H, P, D] (or empty), which is replaced by the longer pair.
-        """
+        """mask: bool, broadcast to [B, H, L, keys], True where a key is seen; or segments, or the past in a cache."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         if isinstance(mask, Segments):
             q, k, v = qkv.flatten(0, 1).unbind(1)
@@ -107,9 +130,9 @@ class SelfAttention(nn.Module):
             )
             return self.out(out[0].view(*x.shape[:2], -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if past is not None:
-            if past:
-                k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-            past[:] = k, v
+        if isinstance(mask, Past):
+            assert cache is not None, "there is no past without a cache"
+            k, v = mask.exchange(qkv[:, :, 1:], cache)
+            mask = mask.seen
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(out.transpose(1, 2).flatten(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sensorium.layers.attention import Segments, SelfAttention
+from sensorium.layers.attention import Past, Segments, SelfAttention
 from sensorium.layers.mlp import Gelu, Mlp
 
 
@@ -29,7 +29,7 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(width, hidden, gelu)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | Segments | None, past: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, mask: torch.Tensor | Segments | Past | None, cache: torch.Tensor | None = None
     ) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x), mask, past)
+        x = x + self.attention(self.norm1(x), mask, cache)
         return x + self.mlp(self.norm2(x))

@@ -146,7 +146,8 @@ class Model(Protocol):
     """Weights and forward pass of one family, written for one device.
 
     Optional: `session_policies`, a mapping of names to SessionPolicy classes, and, where encoders keep state for
-    MediaItem.stream, `drop_stream(session_id)`, called when a session ends.
+    MediaItem.stream, `drop_stream(session_id)`, called when a session ends, `stream_bytes`, what one stream takes, and
+    `reserve_streams(count)`, called once before the first.
     """
 
     modalities: tuple[Modality, ...]

@@ -8,7 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+from sensorium.kernels.upload import upload
 
 
 class Uniforms:
@@ -54,11 +57,14 @@ def divide_seen(scores: torch.Tensor, seen: Sequence[Sequence[int]], penalties: 
 
     Scores are divided by the penalty; with `signed` those below 0 are multiplied by it instead, so that both fall.
     """
-    places = [(row, token_id) for row, ids in enumerate(seen) if penalties[row] != 1.0 for token_id in sorted(set(ids))]
-    if not places:
+    held = [row for row, ids in enumerate(seen) if len(ids) and penalties[row] != 1.0]
+    if not held:
         return
-    rows, ids = torch.tensor(places, device=scores.device).T
-    factors = torch.tensor(penalties, device=scores.device)[rows]
+    # An id may stand here twice: what is written is the same.
+    counts = [len(seen[row]) for row in held]
+    places = np.stack([np.repeat(held, counts), np.concatenate([np.asarray(seen[row], np.int64) for row in held])])
+    rows, ids = upload(places, scores.device)
+    factors = _column(penalties, scores)[rows, 0]
     found = scores[rows, ids]
     scores[rows, ids] = torch.where(found > 0, found / factors, found * factors) if signed else found / factors
 
@@ -67,9 +73,11 @@ def damp(scores: torch.Tensor, ids: Sequence[int], penalties: Sequence[float]) -
     """Make ids likelier (penalty below 1) or less likely (above 1) in place, whatever the sign of scores [M, V]."""
     if all(penalty == 1.0 for penalty in penalties):
         return
-    found, factors = scores[:, list(ids)], _column(penalties, scores)
-    scores[:, list(ids)] = torch.where(found > 0, found / factors, found * factors)
+    factors = _column(penalties, scores)
+    for token_id in ids:
+        found = scores[:, token_id : token_id + 1]
+        found.copy_(torch.where(found > 0, found / factors, found * factors))
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+    return upload(np.asarray(values, np.float32), like.device)[:, None]

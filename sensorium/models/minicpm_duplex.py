@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sensorium.errors import RequestError
+from sensorium.kernels.upload import upload
 from sensorium.models.minicpm_duplex_record import UnitRecord, UnitType
 from sensorium.models.minicpm_duplex_sampler import TextSampler, TextSampling, check_number, decode_all
 from sensorium.models.minicpm_duplex_tokens import DuplexTokens
@@ -144,7 +145,7 @@ class DuplexPolicy:
         rows = [row for row, decision in enumerate(decisions) if decision is None]
         if rows:
             asked = [policies[row] for row in rows]
-            chosen = logits if len(rows) == len(policies) else logits[rows]
+            chosen = logits if len(rows) == len(policies) else logits[upload(rows, logits.device)]
             ids = decode_all([p.sampler for p in asked], [p._unit.sampling for p in asked], chosen)
             for row, policy, token in zip(rows, asked, ids, strict=True):
                 decisions[row] = policy._take(token)

@@ -24,7 +24,7 @@ from sensorium.models.parts import decoder, siglip, whisper
 from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.resampler import Resampler
 from sensorium.models.parts.siglip import Siglip, patch_inputs
-from sensorium.models.parts.whisper import AudioProjector, AudioStream, Whisper, encoder_frames
+from sensorium.models.parts.whisper import AudioProjector, AudioStream, StreamMemory, Whisper, encoder_frames
 from sensorium.types import MediaItem, Modality
 
 # Our module -> (prefix in the checkpoint, rules below it).
@@ -39,6 +39,9 @@ RENAMES = {
 Tower = TypeVar("Tower", bound=nn.Module)
 # Clips encoded together: 30 s of sound are 1500 frames, about as much work as a slice.
 AUDIO_BATCH = 8
+# Live streams encoded together, and the numbers of keys that they are computed with where graphs are recorded.
+LIVE_BATCH = 8
+_LIVE_KEYS = (256, 768)
 
 
 class Model(TextModel):
@@ -61,14 +64,19 @@ class Model(TextModel):
         if config.audio is not None:
             self.audio = Whisper(config.audio, config.audio_chunk_s)
             self.projector = AudioProjector(config.audio.intermediate // 4, self.hidden_size, config.audio_pool_step)
+        self._memory: StreamMemory | None = None
         if config.speech is not None:
             self.speech = SpeechLM(config.speech)
         self._streams: dict[str, AudioStream] = {}
-        self._embed_slices, self._embed_clips = self.embed_slices, self.embed_clips
+        self._embed_slices, self._embed_clips, self._embed_live = self.embed_slices, self.embed_clips, self.embed_live
+        self._live_keys: tuple[int, ...] = ()
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """Let what the towers compute from tensors go through `wrap`: positional arguments in, one tensor out."""
         self._embed_slices, self._embed_clips = wrap(self.embed_slices), wrap(self.embed_clips)
+        self._embed_live = wrap(self.embed_live)
+        # Few shapes, so that what is wrapped may keep one result of its work for each.
+        self._live_keys = _LIVE_KEYS
 
     # ---- checkpoint names -----------------------------------------------------------------------------------------
 
@@ -181,18 +189,63 @@ class Model(TextModel):
             at = [i for i in range(len(items)) if i not in rows]
             first = [i for place, i in enumerate(at) if all(items[i].stream != items[j].stream for j in at[:place])]
             shape = live_shape(items[first[0]])
-            batch = [i for i in first if live_shape(items[i]) == shape]
-            mel = np.stack([items[i].arrays["mel"] for i in batch])
-            weight = self.decoder.embedding.weight
-            streams = [self._streams.setdefault(items[i].stream, AudioStream()) for i in batch]
-            x = torch.from_numpy(mel).to(weight.device, weight.dtype)
-            heard = _loaded(self.audio, "audio").stream(x, streams, *shape[1:])
-            rows |= zip(batch, _loaded(self.projector, "audio")(heard), strict=True)
+            batch = [i for i in first if live_shape(items[i]) == shape][:LIVE_BATCH]
+            rows |= zip(batch, self._encode_streams([items[i] for i in batch], *shape[1:]), strict=False)
         return [rows[i] for i in range(len(items))]
+
+    def _encode_streams(self, items: Sequence[MediaItem], before: int, after: int) -> torch.Tensor:
+        """Items of one shape and of different streams -> [B or more, R, E]. Streams go on only if nothing fails."""
+        whisper, memory, weight = _loaded(self.audio, "audio"), self._stream_memory(), self.decoder.embedding.weight
+        for item in items:
+            if item.stream not in self._streams:
+                self._streams[item.stream] = memory.open()
+        streams = [self._streams[item.stream] for item in items]
+        frames = encoder_frames(items[0].arrays["mel"].shape[1]) - min(before, 1) - min(after, 1)
+        starts = [s.num_frames if s.num_frames + frames < whisper.max_frames else 0 for s in streams]
+        longest = max(starts) + frames
+        size, keys = len(items), min(-(-longest // 8) * 8, memory.frames)
+        if self._live_keys:
+            size = 1 << (size - 1).bit_length()
+            keys = next((some for some in self._live_keys if some >= longest), memory.frames)
+        mel = np.zeros((size, *items[0].arrays["mel"].shape), dtype=np.float32)
+        places = np.zeros((2, size), dtype=np.int64)
+        places[0, len(items) :] = memory.num_slots
+        for i, (item, stream, start) in enumerate(zip(items, streams, starts, strict=True)):
+            mel[i], places[:, i] = item.arrays["mel"], (stream.slot, start)
+        x = torch.from_numpy(mel).to(weight.device, weight.dtype)
+        heard = self._embed_live(x, torch.from_numpy(places).to(weight.device), keys, before, after)
+        for stream, start in zip(streams, starts, strict=True):
+            stream.num_frames = start + frames
+        return heard
+
+    def embed_live(
+        self, mel: torch.Tensor, places: torch.Tensor, num_keys: int, before: int, after: int
+    ) -> torch.Tensor:
+        """mel [B, 80, T] -> [B, R, E]. places int64 [2, B]: slots and starts; the rest as in Whisper.stream."""
+        slots, starts = places.unbind()
+        memory = self._stream_memory().layers
+        heard = _loaded(self.audio, "audio").stream(mel, memory, slots, starts, num_keys, before, after)
+        return _loaded(self.projector, "audio")(heard)
+
+    def _stream_memory(self) -> StreamMemory:
+        if self._memory is None:
+            self._memory = StreamMemory(_loaded(self.audio, "audio"))
+        return self._memory
+
+    @property
+    def stream_bytes(self) -> int:
+        """Memory of one live stream; 0 where nothing hears."""
+        return 0 if self.audio is None else self._stream_memory().slot_bytes
+
+    def reserve_streams(self, count: int) -> None:
+        """Make room for so many live streams."""
+        if self.audio is not None and count > self._stream_memory().num_slots:
+            self._stream_memory().reserve(count)
 
     def drop_stream(self, name: str) -> None:
         """A session has ended: forget what its sound was."""
-        self._streams.pop(name, None)
+        if (stream := self._streams.pop(name, None)) is not None:
+            self._stream_memory().close(stream)
 
 
 def live_shape(item: MediaItem) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_minicpm import VERSIONS, random_image, random_sound, tiny_config, tiny_model
@@ -10,7 +11,7 @@ from sensorium.errors import CheckpointError, UnsupportedError
 from sensorium.kernels.reference import PackedPlan, PagedPlan
 from sensorium.models.minicpmo import Config, Model
 from sensorium.models.parts.siglip import patch_inputs
-from sensorium.types import ModelInputs
+from sensorium.types import MediaItem, ModelInputs
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +172,49 @@ def test_key_bias_that_no_checkpoint_holds_never_moves():
     model.audio(torch.randn(1, 80, 40), torch.tensor([40])).sum().backward()
     keys = model.audio.layers[0].attention.qkv.bias.grad.chunk(3)[1]
     assert keys.abs().max() < 1e-4
+
+
+# ---- live sound ---------------------------------------------------------------------------------------------------
+
+
+def live(stream: str, seed: int, frames: int = 104) -> MediaItem:
+    mel = np.random.default_rng(seed).standard_normal((80, frames), dtype=np.float32)
+    return MediaItem("audio", b"", 10, {"mel": mel, "context": np.array([2, 2], np.int32)}, stream)
+
+
+def test_streams_in_few_shapes_hear_what_each_hears_alone():
+    """Where graphs are recorded, batches are padded and keys counted in steps; rows must not notice."""
+    plain, few = tiny_model(), tiny_model()
+    shapes = []
+
+    def wrap(encode):
+        return lambda *args: shapes.append(tuple(getattr(arg, "shape", arg) for arg in args)) or encode(*args)
+
+    few.wrap_encoders(wrap)
+    few.reserve_streams(11)
+    for second in range(32):
+        items = [live(f"s{n}", 100 * n + second) for n in range(11) if second >= n // 2]
+        for item, rows in zip(items, few.encode("audio", items), strict=True):
+            torch.testing.assert_close(rows, plain.encode("audio", [item])[0], atol=1e-5, rtol=1e-4)
+    assert {shape[0][0] for shape in shapes} <= {1, 2, 4, 8}
+    assert {shape[2] for shape in shapes} == {256, 768, 1504}
+    assert len(set(shapes)) <= 12
+
+
+def test_places_of_streams_are_used_again_and_more_are_made_when_they_are_needed():
+    model = tiny_model()
+    model.reserve_streams(2)
+    first = {name: model.encode("audio", [live(name, 7)])[0] for name in ("a", "b")}
+    second = model.encode("audio", [live("c", 7), live("a", 8), live("d", 7)])
+    torch.testing.assert_close(second[0], first["a"])
+    alone = tiny_model()
+    alone.encode("audio", [live("a", 7)])
+    torch.testing.assert_close(second[1], alone.encode("audio", [live("a", 8)])[0])
+    for name in "abcd":
+        model.drop_stream(name)
+    model.drop_stream("never was")
+    for _ in range(3):
+        for name in "efgh":
+            torch.testing.assert_close(model.encode("audio", [live(name, 7)])[0], first["a"])
+            model.drop_stream(name)
+    assert model.stream_bytes == 2 * 2 * 1504 * 16 * 4

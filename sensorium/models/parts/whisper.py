@@ -5,14 +5,16 @@ B clips · T mel frames (100 per second) · C encoder frames (50 per second) · 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sensorium.layers.attention import key_padding
+from sensorium.layers.attention import Past, key_padding
 from sensorium.layers.block import EncoderBlock
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
@@ -33,10 +35,57 @@ RENAMES = (
 
 @dataclass(slots=True)
 class AudioStream:
-    """What one live stream keeps in the encoder: the keys and values of the frames seen since the last restart."""
+    """One live stream: its slot in the memory, and how many frames since its last restart are there."""
 
-    past: list[list[torch.Tensor]] = field(default_factory=list)
+    slot: int
     num_frames: int = 0
+
+
+class StreamMemory:
+    """Keys and values of live streams: a slot of fixed size for each, and one more, which padding of batches writes to.
+
+    layers: per layer [slots + 1, frames, 2, H, D].
+    """
+
+    def __init__(self, whisper: Whisper) -> None:
+        weight, heads = whisper.position.weight, whisper.num_heads
+        # Attention kernels want numbers of keys that are multiples of 8.
+        self.frames = -(-whisper.max_frames // 8) * 8
+        self._row, self._num_layers = (heads, weight.shape[1] // heads), len(whisper.layers)
+        self._device, self._dtype = weight.device, weight.dtype
+        self._free: list[int] = []
+        self.layers: list[torch.Tensor] = []
+        self.num_slots = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        return 2 * self._num_layers * self.frames * self._row[0] * self._row[1] * self._dtype.itemsize
+
+    def reserve(self, slots: int) -> None:
+        """Make room for so many streams in all. Those that are there stay."""
+        old, kept = self.layers, self.num_slots
+        self.layers = [self._zeros((slots + 1, self.frames, 2, *self._row)) for _ in range(self._num_layers)]
+        for layer, before in zip(self.layers, old, strict=False):
+            layer[:kept] = before[:kept]
+        self._free = [*reversed(range(self.num_slots, slots)), *self._free]
+        self.num_slots = slots
+
+    def open(self) -> AudioStream:
+        """A new stream, where there is a slot for it."""
+        if not self._free:
+            self.reserve(max(2 * self.num_slots, 4))
+        return AudioStream(self._free.pop())
+
+    def close(self, stream: AudioStream) -> None:
+        self._free.append(stream.slot)
+
+    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._device.type == "cuda":
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        # Pages that nobody writes to take no memory.
+        return (
+            torch.from_numpy(np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)).view(self._dtype).view(shape)
+        )
 
 
 def encoder_frames(mel_frames: int) -> int:
@@ -52,6 +101,7 @@ class Whisper(nn.Module):
         c = config
         self.chunk = int(chunk_s * FRAMES_PER_S)
         self.max_frames = c.max_frames
+        self.num_heads = c.num_heads
         self.conv1 = nn.Conv1d(c.num_mels, c.width, 3, padding=1)
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2, padding=1)
         self.position = Embedding(c.max_frames, c.width)
@@ -77,35 +127,29 @@ class Whisper(nn.Module):
         return self.norm(x)
 
     def stream(
-        self, mel: torch.Tensor, streams: Sequence[AudioStream], before: int = 0, after: int = 0
+        self,
+        mel: torch.Tensor,
+        memory: Sequence[torch.Tensor],
+        slots: torch.Tensor,
+        starts: torch.Tensor,
+        num_keys: int,
+        before: int = 0,
+        after: int = 0,
     ) -> torch.Tensor:
         """The next frames of several streams: mel [B, 80, T] -> [B, C, d], each seeing all since its last restart.
 
-        before, after: mel frames of context at the ends of `mel` that belong to the neighbouring chunks. Streams go on
-        only if nothing fails.
+        memory: layers of StreamMemory, which are written to. slots, starts int64 [B]: where each stream's frames are,
+        and how many of them. num_keys: at least what the longest has afterwards. before, after: mel frames of context
+        at the ends of `mel` that belong to the neighbouring chunks.
         """
         x = self._convolve(mel, None)
         # A frame at the edge of the convolution stands for its context: at most one such frame is cut per side.
         x = x[:, min(before, 1) : x.shape[1] - min(after, 1)]
-        length = x.shape[1]
-        pasts = [s.past if s.num_frames + length < self.max_frames else [] for s in streams]
-        starts = [past[0][0].shape[2] if past else 0 for past in pasts]
-        x = x + torch.stack([self.position.weight[start : start + length] for start in starts])
-        longest, mask = max(starts), None
-        if min(starts) < longest:
-            ends = torch.tensor(starts, device=x.device)[:, None]
-            index = torch.arange(longest + length, device=x.device)
-            mask = ((index < ends) | (index >= longest))[:, None, None]
-        new: list[list[list[torch.Tensor]]] = [[] for _ in streams]
-        for number, layer in enumerate(self.layers):
-            both = [past[number] if past else [] for past in pasts]
-            joined = _padded(both, longest)
-            x = layer(x, mask, joined)
-            for row, (own, kept) in enumerate(zip(both, new, strict=True)):
-                added = [part[row : row + 1, :, longest:] for part in joined]
-                kept.append([torch.cat(pair, 2) for pair in zip(own, added, strict=True)] if own else added)
-        for stream, kept, start in zip(streams, new, starts, strict=True):
-            stream.past, stream.num_frames = kept, start + length
+        at = starts[:, None] + torch.arange(x.shape[1], device=x.device)
+        x = x + self.position.weight[at]
+        past = Past.of(slots, at, num_keys, memory[0].shape[1])
+        for layer, kv in zip(self.layers, memory, strict=True):
+            x = layer(x, past, kv)
         return self.norm(x)
 
     def _convolve(self, mel: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
@@ -120,18 +164,6 @@ class Whisper(nn.Module):
         index = torch.arange(length, device=num_frames.device)
         ends = (index // self.chunk + 1) * self.chunk
         return ((index < num_frames[:, None])[:, None] & (index < ends[:, None]))[:, None]
-
-
-def _padded(pasts: Sequence[list[torch.Tensor]], longest: int) -> list[torch.Tensor]:
-    """Keys and values [1, H, P, D] of each stream -> two [B, H, longest, D], zeros behind those that are shorter."""
-    if not longest:
-        return []
-    first = next(past for past in pasts if past)[0]
-    out = [first.new_zeros(len(pasts), first.shape[1], longest, first.shape[3]) for _ in range(2)]
-    for row, past in enumerate(pasts):
-        for whole, part in zip(out, past, strict=False):
-            whole[row, :, : part.shape[2]] = part[0]
-    return out
 
 
 class AudioProjector(nn.Module):
