@@ -132,7 +132,7 @@ def random_voice(sizes: CodecSizes, seconds: float, seed: int = 0) -> VoicePromp
 def write_folder(folder: Path, kind: Kind, sizes: CodecSizes = SMALL, seed: int = 0) -> dict[str, torch.Tensor]:
     """All files of a codec folder but the two ONNX graphs; returns the tensors that the tokenizer's graph must hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "flow.yaml").write_text(_flow_yaml(sizes.flow), "utf-8")
+    (folder / "flow.yaml").write_text(flow_yaml(sizes.flow), "utf-8")
     weights = RandomWeights(seed=seed, keep=True)
     Flow(weights, read_flow_config(folder / "flow.yaml"), 1)
     torch.save(weights.taken, folder / "flow.pt")
@@ -166,7 +166,7 @@ def _write_vocoder(path: Path, kind: Kind, sizes: CodecSizes, seed: int) -> None
     torch.save(tensors, path)
 
 
-def _flow_yaml(c: FlowConfig) -> str:
+def flow_yaml(c: FlowConfig) -> str:
     """As released, with its constructor tags."""
     return f"""\
 flow: !new:cosyvoice2.flow.flow.CausalMaskedDiffWithXvec

@@ -137,7 +137,7 @@ class Hift:
         w.finish()
         self.device = w.device
         self._noise = noise.to(w.device, torch.float32).contiguous()
-        self._transform = ShortTransform(w.device)
+        self._transform = short_transform(w.device)
 
     def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: list[int]) -> torch.Tensor:
         """f0 [B, M] in Hz and phase [B, S, 9] in radians to the source [B, S]; starts: absolute number of sample 0."""
@@ -206,6 +206,12 @@ class ShortTransform:
         """[B, 18, n] to [B, 4 (n - 1)]."""
         frames = spectrum.transpose(1, 2) @ self._synthesis
         return _overlap(frames) / _overlap(self._power.expand(1, frames.shape[1], _FFT))
+
+
+@lru_cache(maxsize=8)
+def short_transform(device: torch.device) -> ShortTransform:
+    """One for all vocoders of a device: it holds constants."""
+    return ShortTransform(device)
 
 
 def _overlap(frames: torch.Tensor) -> torch.Tensor:
