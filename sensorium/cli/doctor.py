@@ -127,7 +127,11 @@ def _kernels(device: torch.device, dtype: torch.dtype, model: Any, config: Engin
 
     from sensorium.kernels import onednn, select
 
-    choices = [select.paged_attention(device, dtype), select.decoder(device, dtype, model.head_dim, config.block_size)]
+    choices = [
+        select.paged_attention(device, dtype),
+        select.decoder(device, dtype, model.head_dim, config.block_size),
+        select.encoder_ops(device, dtype),
+    ]
     findings = [
         Finding(choice.op, choice.name + "".join(f"; not {name}: {reason}" for name, reason in choice.refused))
         for choice in choices

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from sensorium.kernels.ahead import compiling
 from sensorium.models.base import Model
 from sensorium.types import ModelInputs
 
@@ -104,7 +105,11 @@ class DecodeGraphs:
         self._used: Counter[int] = Counter()
         # At the start powers of two, which need every kernel there is; the rest as they turn out to be used. The
         # largest first, so that the smaller ones fit into its memory.
-        for size in reversed([size for size in self._sizes if size & (size - 1) == 0 or size == most]):
+        first = [size for size in reversed(self._sizes) if size & (size - 1) == 0 or size == most]
+        with compiling(kv[0].device):
+            for size in first:
+                self._compute(size)
+        for size in first:
             self._graphs[size] = self._recorder.record(lambda size=size: self._compute(size))
 
     def run(
@@ -177,6 +182,9 @@ class ChunkGraphs:
         """Embeddings [most, E] of the step's tokens."""
         self._numbers = _Numbers(self._layout(self.most)[-1] + _CHUNK_SEQUENCES * max_blocks, device)
         recorder = Recorder()
+        with compiling(device):
+            for size in _CHUNK_TOKENS:
+                self._compute(size)
         self._graphs = {
             size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(_CHUNK_TOKENS)
         }

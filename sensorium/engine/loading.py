@@ -29,6 +29,7 @@ from sensorium.engine.scheduler import Scheduler
 from sensorium.engine.speech import SpeechStage
 from sensorium.errors import CheckpointError
 from sensorium.kernels import select
+from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor, SpeechModel
@@ -222,6 +223,9 @@ def plan_memory(
     elif device.type == "cpu":
         kv = _CPU_KV_BYTES
     else:
+        with compiling(device), torch.inference_mode():
+            encode_samples(model, samples or {}, config, longest)
+            _full_step(model, config, device, dtype)
         encoders = _peak(device, lambda: encode_samples(model, samples or {}, config, longest))
         # The rows of the largest item, in pieces and put together.
         encoders += 2 * fitting * model.hidden_size * dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from sensorium.errors import CheckpointError
 from sensorium.kernels import compiled
 from sensorium.kernels.cpu_plan import CpuPlan
+from sensorium.kernels.encoder import EncoderOps
 from sensorium.kernels.reference import PagedPlan
 
 
@@ -54,6 +56,15 @@ def decoder(device: torch.device, dtype: torch.dtype, head_dim: int, block_size:
     if reason is None:
         return Choice("decoder", "compiled", compiled.when_ready)
     return Choice("decoder", "layers", None, (("compiled", reason),))
+
+
+@cache
+def encoder_ops(device: torch.device, dtype: torch.dtype) -> Choice:
+    """The class of kernels.encoder's ops; for 16 bits on a GPU, as elsewhere torch's ops do."""
+    if (reason := _why_not_triton(device, dtype)) is None:
+        module = importlib.import_module("sensorium.kernels.triton_encoder")
+        return Choice("encoders", "triton", module.TritonEncoderOps)
+    return Choice("encoders", "torch", EncoderOps, (("triton", reason),))
 
 
 def prefer_any_shape(device: torch.device) -> None:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sensorium.kernels.ahead import Kernel
 from sensorium.kernels.reference import Attends, HeadNorms
 from sensorium.kernels.triton_ops import TritonOps, dependent_launch
 
@@ -58,6 +59,7 @@ def _take(q, key, value, seen, scale, top, total, acc):
     return new_top, total * keep + tl.sum(weight, 1), acc
 
 
+@Kernel
 @triton.jit
 def _decode_kernel(
     qkv, cos, sin, q_norm, k_norm, keys, values, lens, tables, width_at, out, parts, logs, arrivals, scale, eps,

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sensorium.kernels.ahead import Kernel
 from sensorium.kernels.reference import Norm, Ops, Product
 
 _FEW_ROWS = 32
@@ -33,6 +34,7 @@ def dependent_launch(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+@Kernel
 @triton.jit
 def _vector_kernel(
     w, x, scale, residual, y, N, eps,
@@ -77,6 +79,7 @@ def _vector_kernel(
     tl.store(y + rows, result, held)
 
 
+@Kernel
 @triton.jit
 def _rows_kernel(
     w, x, residual, y, M, N,
@@ -110,6 +113,7 @@ def _rows_kernel(
     tl.store(y + to, acc, stored)
 
 
+@Kernel
 @triton.jit
 def _norm_kernel(x, scale, y, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     k = tl.arange(0, BLOCK)
@@ -122,6 +126,7 @@ def _norm_kernel(x, scale, y, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl
     tl.store(y + row + k, xs * tl.rsqrt(tl.sum(xs * xs, 0) / K + eps) * weight, k < K)
 
 
+@Kernel
 @triton.jit
 def _act_mul_kernel(x, y, N, BLOCK: tl.constexpr, PDL: tl.constexpr):
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

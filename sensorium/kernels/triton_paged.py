@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sensorium.kernels.ahead import Kernel
 from sensorium.kernels.reference import Attends, HeadNorms
 from sensorium.kernels.triton_decode import DecodePlan, Scratch
 from sensorium.kernels.triton_ops import TritonOps, dependent_launch
@@ -28,6 +29,7 @@ _PREFILL_ROWS = 128
 _LOG2_E = 1.4426950408889634
 
 
+@Kernel
 @triton.jit
 def _store_kernel(k, v, keys, values, slots, k_stride, v_stride, ROW: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0)
@@ -37,6 +39,7 @@ def _store_kernel(k, v, keys, values, slots, k_stride, v_stride, ROW: tl.constex
     tl.store(values + to, tl.load(v + token * v_stride + at, at < ROW), at < ROW)
 
 
+@Kernel
 @triton.jit
 def _prepare_kernel(
     qkv, cos, sin, q_norm, k_norm, qk, keys, values, slots, eps,
@@ -71,6 +74,7 @@ def _prepare_kernel(
     tl.store(values + to + r[:, None] * D + d[None, :], value, is_v)
 
 
+@Kernel
 @triton.jit
 def _attend_kernel(
     q, keys, values, out, lse, tiles, tables, q_stride, width, scale,
@@ -114,6 +118,7 @@ def _attend_kernel(
     tl.store(out + to[:, None].to(tl.int64) * D + d, result, valid)
 
 
+@Kernel
 @triton.jit
 def _chunk_kernel(
     q, k, v, keys, values, out, tiles, tables, width_at, q_stride, k_stride, v_stride, scale,
@@ -186,6 +191,7 @@ def _keys_of(
     return tl.load(from_k), tl.load(from_v)
 
 
+@Kernel
 @triton.jit
 def _join_kernel(parts, lse, tiles, out, H, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr):
     part = tl.program_id(0) * H + tl.program_id(1)

@@ -5,12 +5,12 @@ N packed tokens · H query heads · K key/value heads · D head dim · B batch �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sensorium.kernels import select
+from sensorium.kernels.encoder import Segments
 from sensorium.kernels.reference import HeadNorms
 from sensorium.layers.linear import Linear
 from sensorium.types import ModelInputs
@@ -59,14 +59,6 @@ class CausalAttention(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Segments:
-    """Attention inside each segment of the flattened batch: bounds int32 [segments + 1], starting with 0."""
-
-    bounds: torch.Tensor
-    longest: int
-
-
-@dataclass(frozen=True, slots=True)
 class Past:
     """Attention of the next frames of streams to all of their own, which lie in a cache [slots, frames, 2, H, D].
 
@@ -92,18 +84,28 @@ class Past:
         return k, v
 
 
-def key_padding(num: torch.Tensor, x: torch.Tensor) -> torch.Tensor | Segments:
+def key_padding(
+    num: torch.Tensor, x: torch.Tensor, *, padded: bool = True, chunk: int = 0
+) -> torch.Tensor | Segments | None:
     """What SelfAttention needs to see only the first num [B] positions of each row of x [B, L, W].
 
-    A mask; but on a GPU in 16 bits segments, as the kernel that takes a mask is half again as slow (on an H200, SigLIP:
-    29 ms against 20). There the padding of a row is a segment of its own.
+    padded=False promises that num is L everywhere. chunk: as in Segments.
+    A mask, or None where all is seen; but on a GPU in 16 bits segments, as the kernels that take a mask are half again
+    as slow (on an H200, SigLIP: 29 ms against 20). There the padding of a row is a segment of its own.
     """
     batch, length = x.shape[:2]
+    chunk = chunk if 0 < chunk < length else 0
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
-        starts = torch.arange(0, batch * length, length, device=x.device)
-        bounds = F.pad(torch.stack((starts, starts + num), 1).flatten(), (0, 1), value=batch * length)
-        return Segments(bounds.int(), length)
-    return (torch.arange(length, device=x.device) < num[:, None])[:, None, None]
+        ops = select.encoder_ops(x.device, x.dtype).implementation
+        if ops.chunks or not chunk:
+            starts = torch.arange(0, batch * length, length, device=x.device)
+            bounds = torch.stack((starts, starts + num), 1).flatten() if padded else starts
+            return Segments(F.pad(bounds, (0, 1), value=batch * length).int(), length, chunk)
+    index = torch.arange(length, device=x.device)
+    if chunk:
+        ends = (index // chunk + 1) * chunk
+        return ((index < num[:, None])[:, None] & (index < ends[:, None]))[:, None]
+    return (index < num[:, None])[:, None, None] if padded else None
 
 
 class SelfAttention(nn.Module):
@@ -122,13 +124,8 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         if isinstance(mask, Segments):
             q, k, v = qkv.flatten(0, 1).unbind(1)
-            # The op under torch.nn.attention.varlen, whose import takes a second and loads the compiler.
-            attend = torch.ops.aten._flash_attention_forward
-            bounds, longest = mask.bounds, mask.longest
-            out = attend(
-                q, k, v, bounds, bounds, longest, longest, dropout_p=0.0, is_causal=False, return_debug_mask=False
-            )
-            return self.out(out[0].view(*x.shape[:2], -1))
+            ops = select.encoder_ops(x.device, x.dtype).implementation
+            return self.out(ops.attend(q, k, v, mask).view(*x.shape[:2], -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if isinstance(mask, Past):
             assert cache is not None, "there is no past without a cache"

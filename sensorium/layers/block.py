@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-from sensorium.layers.attention import Past, Segments, SelfAttention
+from sensorium.kernels import select
+from sensorium.kernels.encoder import EncoderOps, Segments
+from sensorium.layers.attention import Past, SelfAttention
 from sensorium.layers.mlp import Gelu, Mlp
 
 
@@ -33,3 +37,17 @@ class EncoderBlock(nn.Module):
     ) -> torch.Tensor:
         x = x + self.attention(self.norm1(x), mask, cache)
         return x + self.mlp(self.norm2(x))
+
+
+def run_blocks(
+    blocks: Iterable[EncoderBlock], norm: nn.LayerNorm, x: torch.Tensor, mask: torch.Tensor | Segments | None
+) -> torch.Tensor:
+    """norm of x [B, L, W] after the blocks; each sum is made together with the normalisation behind it."""
+    on_gpu = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    ops = select.encoder_ops(x.device, x.dtype).implementation if on_gpu else EncoderOps
+    added = None
+    for block in blocks:
+        x, normed = ops.add_norm(x, added, block.norm1)
+        x, normed = ops.add_norm(x, block.attention(normed, mask), block.norm2)
+        added = block.mlp(normed)
+    return ops.add_norm(x, added, norm)[1]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sensorium.layers.attention import key_padding
-from sensorium.layers.block import EncoderBlock
+from sensorium.layers.block import EncoderBlock, run_blocks
 from sensorium.layers.embedding import Embedding
 from sensorium.models.parts.configs import SiglipConfig
 from sensorium.models.parts.vit import LAYER_RENAMES
@@ -61,10 +61,7 @@ class Siglip(nn.Module):
         """patches [S, L, 588], sizes [S, 2] -> [S, L, v]. padded=False promises that every slice fills L."""
         length = patches.shape[1]
         x = self.patch(patches) + self.position(self.position_ids(sizes, length))
-        mask = key_padding(sizes.prod(-1), x) if padded else None
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x)
+        return run_blocks(self.layers, self.norm, x, key_padding(sizes.prod(-1), x, padded=padded))
 
     def position_ids(self, sizes: torch.Tensor, length: int) -> torch.Tensor:
         """Bucket of each patch's fractional coordinate on both axes: int64 [S, L], 0 at padding."""

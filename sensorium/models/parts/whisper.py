@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sensorium.layers.attention import Past, key_padding
-from sensorium.layers.block import EncoderBlock
+from sensorium.layers.block import EncoderBlock, run_blocks
 from sensorium.layers.embedding import Embedding
 from sensorium.layers.linear import Linear
 from sensorium.models.parts.configs import WhisperConfig
@@ -117,14 +117,8 @@ class Whisper(nn.Module):
         x = self._convolve(mel, frames if padded else None)
         length = x.shape[1]
         x = x + self.position.weight[:length]
-        num = (frames - 1) // 2 + 1
-        if 0 < self.chunk < length:
-            mask = self._chunk_mask(num, length)
-        else:
-            mask = key_padding(num, x) if padded else None
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x)
+        mask = key_padding((frames - 1) // 2 + 1, x, padded=padded, chunk=self.chunk)
+        return run_blocks(self.layers, self.norm, x, mask)
 
     def stream(
         self,
@@ -157,13 +151,8 @@ class Whisper(nn.Module):
         if frames is not None:
             # A clip alone ends in zeros here; what the first convolution smears into the padding must not come back.
             x = x * (torch.arange(mel.shape[2], device=mel.device) < frames[:, None])[:, None]
-        return F.gelu(self.conv2(x)).transpose(1, 2)
-
-    def _chunk_mask(self, num_frames: torch.Tensor, length: int) -> torch.Tensor:
-        """num_frames [B] -> bool [B, 1, C, C], True where key j is seen by frame i."""
-        index = torch.arange(length, device=num_frames.device)
-        ends = (index // self.chunk + 1) * self.chunk
-        return ((index < num_frames[:, None])[:, None] & (index < ends[:, None]))[:, None]
+        # In the layout of all that follows: what stays transposed is copied again in every layer.
+        return F.gelu(self.conv2(x)).transpose(1, 2).contiguous()
 
 
 class AudioProjector(nn.Module):
