@@ -1,8 +1,5 @@
 """kernels.encoder in Triton.
 
-A head dim that is no power of two is cut into its largest power of two and a rest: SigLIP's 72 is 64 and 16, 8 of them
-zero, where padding to 128 would nearly double the arithmetic.
-
 N packed positions · H heads · D head dim · S segments · W width
 """
 
@@ -20,79 +17,53 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _part(x, rows, d, seen, D: tl.constexpr, WHOLE: tl.constexpr):
-    """x [rows, d]; WHOLE: all of it is there."""
-    at = x + rows[:, None] + d[None, :]
-    return tl.load(at) if WHOLE else tl.load(at, seen[:, None] & (d < D)[None, :], 0.0)
-
-
-@triton.jit
-def _take(
-    x, x_rest, k, v, rows, d, r, seen, allowed, top, total, acc, acc_rest,
-    D: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+def _take(x, key, value, allowed, top, total, acc, MASKED: tl.constexpr):
     """One block of keys of an online softmax."""
-    WHOLE: tl.constexpr = not MASKED and d.shape[0] <= D
-    scores = tl.dot(x, tl.trans(_part(k, rows, d, seen, D, WHOLE)))
-    if REST:
-        scores = tl.dot(x_rest, tl.trans(_part(k, rows, r, seen, D, False)), scores)
+    scores = tl.dot(x, tl.trans(key))
     if MASKED:
         scores = tl.where(allowed, scores, -float("inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     weight = tl.exp2(scores - new_top[:, None])
     keep = tl.exp2(top - new_top)
-    total = total * keep + tl.sum(weight, 1)
-    weight = weight.to(x.dtype)
-    acc = tl.dot(weight, _part(v, rows, d, seen, D, WHOLE), acc * keep[:, None])
-    if REST:
-        acc_rest = tl.dot(weight, _part(v, rows, r, seen, D, False), acc_rest * keep[:, None])
-    return new_top, total, acc, acc_rest
+    return new_top, total * keep + tl.sum(weight, 1), tl.dot(weight.to(x.dtype), value, acc * keep[:, None])
 
 
 @Kernel
 @triton.jit
 def _segment_kernel(
     q, k, v, out, bounds, stride, scale, chunk,
-    H: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, REST_BLOCK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one head and segment over the keys that it may see."""
+    """A tile of BLOCK queries of one head and segment over the keys that it may see."""
     head, segment = tl.program_id(1), tl.program_id(2)
     start, stop = tl.load(bounds + segment), tl.load(bounds + segment + 1)
-    first = start + tl.program_id(0) * BLOCK_M
+    first = start + tl.program_id(0) * BLOCK
     if first >= stop:
         return
-    m, n, d, r = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, MAIN), MAIN + tl.arange(0, REST_BLOCK)
-    held = first + m < stop
-    rows = (first + m).to(tl.int64) * stride + head * D
-    x = (_part(q, rows, d, held, D, False).to(tl.float32) * scale).to(q.dtype.element_ty)
-    x_rest = (_part(q, rows, r, held, D, False).to(tl.float32) * scale).to(q.dtype.element_ty)
-    top = tl.full([BLOCK_M], -1e30, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, MAIN], tl.float32)
-    acc_rest = tl.zeros([BLOCK_M, REST_BLOCK], tl.float32)
-    k += head * D
-    v += head * D
-    ends = tl.minimum(start + ((first - start + m) // chunk + 1) * chunk, stop)
+    n, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    inside = (d < D)[None, :]
+    held = (first + n < stop)[:, None] & inside
+    at = (first + n)[:, None].to(tl.int64) * stride + head * D + d[None, :]
+    x = (tl.load(q + at, held, 0.0).to(tl.float32) * scale).to(q.dtype.element_ty)
+    top = tl.full([BLOCK], -1e30, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    acc = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    ends = tl.minimum(start + ((first - start + n) // chunk + 1) * chunk, stop)
     seen_by_all = tl.minimum(start + ((first - start) // chunk + 1) * chunk, stop)
-    last = tl.minimum(start + ((first - start + BLOCK_M - 1) // chunk + 1) * chunk, stop)
-    free = start + (seen_by_all - start) // BLOCK_N * BLOCK_N
-    for n0 in tl.range(start, free, BLOCK_N, num_stages=STAGES):
-        rows = (n0 + n).to(tl.int64) * stride
-        seen = n0 + n < stop
-        top, total, acc, acc_rest = _take(
-            x, x_rest, k, v, rows, d, r, seen, seen[None, :], top, total, acc, acc_rest, D, REST, False
-        )
-    for n0 in tl.range(free, last, BLOCK_N, num_stages=1):
-        rows = (n0 + n).to(tl.int64) * stride
-        seen, allowed = n0 + n < last, (n0 + n)[None, :] < ends[:, None]
-        top, total, acc, acc_rest = _take(
-            x, x_rest, k, v, rows, d, r, seen, allowed, top, total, acc, acc_rest, D, REST, True
-        )
-    to = out + ((first + m).to(tl.int64) * (H * D) + head * D)[:, None]
-    tl.store(to + d[None, :], acc / total[:, None], held[:, None] & (d < D)[None, :])
-    if REST:
-        tl.store(to + r[None, :], acc_rest / total[:, None], held[:, None] & (r < D)[None, :])
+    last = tl.minimum(start + ((first - start + BLOCK - 1) // chunk + 1) * chunk, stop)
+    free = start + (seen_by_all - start) // BLOCK * BLOCK
+    for n0 in tl.range(start, free, BLOCK, num_stages=3):
+        at = (n0 + n)[:, None].to(tl.int64) * stride + head * D + d[None, :]
+        key, value = tl.load(k + at, inside, 0.0), tl.load(v + at, inside, 0.0)
+        top, total, acc = _take(x, key, value, inside, top, total, acc, False)
+    for n0 in tl.range(free, last, BLOCK, num_stages=1):
+        at = (n0 + n)[:, None].to(tl.int64) * stride + head * D + d[None, :]
+        there = (n0 + n < last)[:, None] & inside
+        key, value = tl.load(k + at, there, 0.0), tl.load(v + at, there, 0.0)
+        allowed = (n0 + n)[None, :] < ends[:, None]
+        top, total, acc = _take(x, key, value, allowed, top, total, acc, True)
+    to = (first + n)[:, None].to(tl.int64) * (H * D) + head * D + d[None, :]
+    tl.store(out + to, acc / total[:, None], held)
 
 
 @Kernel
@@ -122,16 +93,17 @@ class TritonEncoderOps(EncoderOps):
     @staticmethod
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
         n, heads, dim = q.shape
+        block_d = max(triton.next_power_of_2(dim), 16)
+        if dim < block_d and not segments.chunk:
+            # Padding costs more arithmetic than these kernels are ahead of the library's.
+            return EncoderOps.attend(q, k, v, segments)
         if q.stride(1) != dim or not q.stride() == k.stride() == v.stride():
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        main = max(1 << (dim.bit_length() - 1), 16)
-        rest = max(dim - main, 0)
         out = torch.empty(n, heads, dim, dtype=q.dtype, device=q.device)
-        # Tiles measured on an H200, for heads of 64 and 72.
+        # Tiles measured on an H200, for heads of 64.
         _segment_kernel[(triton.cdiv(segments.longest, 64), heads, len(segments.bounds) - 1)](
             q, k, v, out, segments.bounds, q.stride(0), dim**-0.5 * _LOG2_E, segments.chunk or segments.longest,
-            H=heads, D=dim, MAIN=main, REST=rest > 0, REST_BLOCK=max(triton.next_power_of_2(rest), 16),
-            BLOCK_M=64, BLOCK_N=64, STAGES=3, num_warps=4,
+            H=heads, D=dim, BLOCK_D=block_d, BLOCK=64, num_warps=4,
         )  # fmt: skip
         return out
 

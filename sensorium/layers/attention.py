@@ -95,6 +95,8 @@ def key_padding(
     """
     batch, length = x.shape[:2]
     chunk = chunk if 0 < chunk < length else 0
+    if not padded and not chunk:
+        return None
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         ops = select.encoder_ops(x.device, x.dtype).implementation
         if ops.chunks or not chunk:
@@ -105,7 +107,7 @@ def key_padding(
     if chunk:
         ends = (index // chunk + 1) * chunk
         return ((index < num[:, None])[:, None] & (index < ends[:, None]))[:, None]
-    return (index < num[:, None])[:, None, None] if padded else None
+    return (index < num[:, None])[:, None, None]
 
 
 class SelfAttention(nn.Module):
