@@ -5,6 +5,8 @@ N packed tokens · H query heads · K key/value heads · D head dim · B batch �
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
