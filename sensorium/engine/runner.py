@@ -195,6 +195,8 @@ class Runner:
             with self.passes.time("prefill"):
                 logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
         rows = [row for row, work in enumerate(works) if work.sample]
+        if not rows:
+            return {}
         if len(rows) < len(works):
             at = upload(rows, self.device)
             logits, greedy, hidden = logits[at], greedy[at], hidden[at]
