@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sensorium.kernels.ahead import compiling
-from sensorium.models.base import Model
+from sensorium.models.base import Model, SpeechModel
 from sensorium.types import ModelInputs
 
 _SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -48,16 +48,21 @@ class _Numbers:
 
 
 class Recorder:
-    """Records graphs that share memory: only one of them runs at a time."""
+    """Records graphs that share memory: only one of them runs at a time.
 
-    def __init__(self) -> None:
+    stream: where graphs are recorded that run beside others. Libraries keep working memory for each stream.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = stream
 
     def record(self, compute: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-        compute()  # compiles kernels and grows what memory they keep
+        with torch.cuda.stream(self._stream):
+            compute()  # compiles kernels and grows what memory they keep
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = compute()
         return graph, result
 
@@ -173,7 +178,15 @@ class ChunkGraphs:
     Numbers: positions [axes, n], slots [n], tiles [t, 4], last rows [b], the width of the tables, tables [b, width].
     """
 
-    def __init__(self, model: Model, kv: list[torch.Tensor], plans: Any, block_size: int, max_blocks: int) -> None:
+    def __init__(
+        self,
+        model: Model | SpeechModel,
+        kv: list[torch.Tensor],
+        plans: Any,
+        block_size: int,
+        max_blocks: int,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.most = _CHUNK_TOKENS[-1]
         self._model, self._kv, self._plans, self._block_size = model, kv, plans, block_size
         self._axes, self._rows = model.position_axes, plans.chunk_plan.ROWS
@@ -181,7 +194,7 @@ class ChunkGraphs:
         self.x = torch.zeros(self.most, model.hidden_size, dtype=kv[0].dtype, device=device)
         """Embeddings [most, E] of the step's tokens."""
         self._numbers = _Numbers(self._layout(self.most)[-1] + _CHUNK_SEQUENCES * max_blocks, device)
-        recorder = Recorder()
+        recorder = recorder or Recorder()
         with compiling(device):
             for size in _CHUNK_TOKENS:
                 self._compute(size)

@@ -13,15 +13,17 @@ from functools import partial
 import numpy as np
 import torch
 
+from sensorium.engine.graphs import ChunkGraphs, Recorder
 from sensorium.engine.speech_draw import draw_numbers, read_draw
 from sensorium.engine.speech_rules import RULES, RuleName, SpeechSampling, SpeechWork, Spoken
 from sensorium.engine.speech_sampler import pick
 from sensorium.engine.speech_slot import Slot, call_of
-from sensorium.engine.speech_steps import MakePlan, SpeechSteps
+from sensorium.engine.speech_steps import Feeds, Flight, MakePlan, SpeechSteps
 from sensorium.engine.speech_window import SpeechWindow
 from sensorium.errors import ContextLengthError, OverloadedError, RequestError
 from sensorium.kernels.reference import TablePlan
 from sensorium.kernels.select import paged_attention
+from sensorium.kernels.upload import upload
 from sensorium.models.base import SpeechModel
 from sensorium.types import ModelInputs
 
@@ -57,7 +59,13 @@ class SpeechStage:
         self._zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._free = list(reversed(range(slots)))
         self._slots: dict[int, Slot] = {}
+        self._feeds = Feeds(model)
         self._steps: SpeechSteps | None = None
+        self._chunks: ChunkGraphs | None = None
+        self.runs_ahead = False
+        """Whether rounds go on between calls of `advance`, beside what else the device does."""
+        self._side: torch.cuda.Stream | None = None
+        self._flight: Flight | None = None
 
     @staticmethod
     def slot_bytes(model: SpeechModel, dtype: torch.dtype, block_size: int = 16, max_len: int | None = None) -> int:
@@ -68,9 +76,15 @@ class SpeechStage:
     @torch.inference_mode()
     def record_graphs(self) -> None:
         """Run rounds as CUDA graphs from now on, where the device and the kernels allow it."""
-        if self.device.type == "cuda":
-            self._steps = self.make_steps()
-            self._steps.record()
+        if self.device.type != "cuda":
+            return
+        self._side, self.runs_ahead = torch.cuda.Stream(self.device), True
+        recorder = Recorder(self._side)
+        self._steps = self.make_steps()
+        self._steps.record(recorder)
+        if self._plans.decode_plan is not None and not self.model.head_dim & (self.model.head_dim - 1):
+            chunks = ChunkGraphs(self.model, self._kv, self._plans, self.block_size, self._blocks, recorder)
+            self._chunks = chunks
 
     def make_steps(self) -> SpeechSteps:
         """Rounds that keep to the device, not recorded yet."""
@@ -80,7 +94,7 @@ class SpeechStage:
             width = torch.tensor([self._blocks], dtype=torch.int32, device=self.device)
             options = {"width": width, "block_size": self.block_size, "scratch": plans.scratch(self.device)}
             make_plan = partial(plans.decode_plan, **options)
-        return SpeechSteps(self.model, self._kv, make_plan, self._tables, _ROUNDS)
+        return SpeechSteps(self.model, self._feeds, self._kv, make_plan, self._tables, _ROUNDS)
 
     # ---- slots ----------------------------------------------------------------------------------------------------
 
@@ -180,24 +194,51 @@ class SpeechStage:
 
     @torch.inference_mode()
     def advance(self, rounds: int = CODES_PER_S) -> list[Spoken]:
-        """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened."""
-        slots = [slot for slot in self._slots.values() if slot.call is not None]
+        """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened.
+
+        Where the stage runs ahead they are begun, and those that the last call began are told.
+        """
         try:
-            if fresh := [slot for slot in slots if call_of(slot).rows is None]:
-                self._prefill(fresh)
-            self._run([slot for slot in slots if call_of(slot).ended is None], rounds - bool(fresh))
+            if not self.runs_ahead:
+                self._run(rounds)
+                return self._tell()
+            flight, self._flight = self._flight, None
+            if flight is not None:
+                flight.settle(self.model.eos_code)
+            told = self._tell()
+            if self._side is not None:
+                self._side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._side):
+                self._begin(rounds)
+            return told
         except BaseException:
-            for slot in slots:
+            self._flight = None
+            for slot in self._slots.values():
                 slot.call = None
                 slot.start_anew()
             raise
-        return [spoken for slot in slots if (spoken := slot.tell()) is not None]
 
-    def _run(self, slots: list[Slot], rounds: int) -> None:
+    def _tell(self) -> list[Spoken]:
+        return [spoken for slot in self._slots.values() if (spoken := slot.tell()) is not None]
+
+    def _speaking(self) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.call is not None and slot.call.ended is None]
+
+    def _begin(self, rounds: int) -> None:
+        """Leave rounds on the device, where they can go by themselves."""
+        slots = self._prefilled()
+        if any(self._window.slides(slot) for slot in slots):
+            self._run(rounds)
+        elif slots and self._steps is not None:
+            self._flight = self._steps.launch(slots, rounds, wait=False)
+
+    def _run(self, rounds: int) -> None:
+        """Wait for rounds until there are so many, or all calls have ended."""
+        slots = self._prefilled()
         windowed = any(self._window.slides(slot) for slot in slots)
         while slots and rounds > 0:
             if self._steps is not None and not windowed:
-                rounds -= self._steps.run(slots, rounds)
+                rounds -= self._steps.launch(slots, rounds, wait=True).num_rounds
             else:
                 self._round(slots)
                 rounds -= 1
@@ -205,29 +246,41 @@ class SpeechStage:
 
     def _round(self, slots: list[Slot]) -> None:
         """One more code for each, with a plan made on the host."""
-        codes = torch.tensor([call_of(slot).codes[-1] for slot in slots], device=self.device)
-        hidden = self._forward(slots, self.model.embed(codes), [1] * len(slots))
-        self._pick(slots, hidden)
+        codes = upload(np.array([self._feeds.next_code(call_of(slot)) for slot in slots], np.int64), self.device)
+        hidden = self._forward(slots, self._feeds(codes), [1] * len(slots))
+        self._window.cut(slots)
+        ints, floats, candidates = draw_numbers(slots, 1, self.model.num_codes)
+        draw = read_draw(upload(ints, self.device), upload(floats, self.device), self._zero)
+        eos = self.model.eos_code
+        for slot, code in zip(slots, pick(self.model.logits(hidden), draw, eos, candidates).tolist(), strict=True):
+            slot.take(code, eos)
 
     # ---- condition ------------------------------------------------------------------------------------------------
 
-    def _prefill(self, slots: list[Slot]) -> None:
-        """Feed the conditions of new calls, and pick their first codes."""
-        parts = []
-        for slot, rows in zip(slots, self._conditions(slots), strict=True):
+    def _prefilled(self) -> list[Slot]:
+        """The slots that speak, with the conditions of new calls fed, all but the last row of each."""
+        slots = self._speaking()
+        fresh = [slot for slot in slots if call_of(slot).rows is None]
+        parts: list[tuple[Slot, torch.Tensor]] = []
+        for slot, rows in zip(fresh, self._conditions(fresh) if fresh else (), strict=True):
             call = call_of(slot)
             call.rows = rows
-            parts.append(self._window.begin(slot, rows))
-            call.max_new = min(call.max_new, self._window.room(slot, len(parts[-1])))
-        hidden = self._forward(slots, torch.cat(parts), [len(part) for part in parts])
-        self._pick(slots, hidden)
+            part = self._window.begin(slot, rows)
+            call.max_new = min(call.max_new, self._window.room(slot, len(part)))
+            if len(part) > 1:
+                parts.append((slot, part[:-1]))
+        if parts:
+            self._forward(
+                [slot for slot, _ in parts], torch.cat([part for _, part in parts]), [len(p) for _, p in parts]
+            )
+        return slots
 
     def _conditions(self, slots: list[Slot]) -> list[torch.Tensor]:
         """Rows [n, E] of each call: its text, then the marks that its rule asks for."""
         works = [call_of(slot).work for slot in slots]
-        ids = torch.tensor([id for work in works for id in work.ids], dtype=torch.int64, device=self.device)
+        ids = upload(np.array([id for work in works for id in work.ids], np.int64), self.device)
         given = [work.hidden.to(self.device, self.dtype) for work in works if work.hidden is not None and work.ids]
-        end, begin = self.model.marks()
+        end, begin = self._feeds.marks
         pool = torch.cat((begin, end, self.model.condition(ids, torch.cat(given)) if given else end[:0]))
         picked: list[int] = []
         counts: list[int] = []
@@ -239,27 +292,18 @@ class SpeechStage:
             picked += rows
             counts.append(len(rows))
             first = stop
-        return list(pool[torch.tensor(picked, device=self.device)].split(counts))
+        return list(pool[upload(np.array(picked), self.device)].split(counts))
 
     def _forward(self, slots: list[Slot], x: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Feed counts[i] rows of x to each slot -> hidden of the last one of each, [b, E]."""
-        positions = [slot.position + i for slot, count in zip(slots, counts, strict=True) for i in range(count)]
+        at = np.array([slot.position + i for slot, count in zip(slots, counts, strict=True) for i in range(count)])
         for slot, count in zip(slots, counts, strict=True):
             slot.feed(count)
+        lens = [slot.length for slot in slots]
         tables = [self._tables[slot.index, : -(-slot.length // self.block_size)].tolist() for slot in slots]
-        plan = self._plans(counts, [slot.length for slot in slots], tables, self.block_size, self.device)
-        rows = None
-        if len(positions) > len(slots):
-            rows = torch.from_numpy(np.cumsum(counts) - 1).to(self.device)
-        at = torch.tensor(positions, device=self.device)
-        hidden = self.model.forward(x, ModelInputs(at, plan, self._kv, rows))
-        self._window.cut(slots)
-        return hidden
-
-    def _pick(self, slots: list[Slot], hidden: torch.Tensor) -> None:
-        eos = self.model.eos_code
-        ints, floats, candidates = draw_numbers(slots, 1, self.model.num_codes)
-        draw = read_draw(torch.from_numpy(ints).to(self.device), torch.from_numpy(floats).to(self.device), self._zero)
-        codes = pick(self.model.logits(hidden), draw, eos, candidates).tolist()
-        for slot, code in zip(slots, codes, strict=True):
-            slot.take(code, eos)
+        if self._chunks is not None and self._chunks.fits(counts):
+            self._chunks.x[: len(x)] = x
+            return self._chunks.run(counts, lens, at[None], tables)[2]
+        plan = self._plans(counts, lens, tables, self.block_size, self.device)
+        rows = upload(np.cumsum(counts) - 1, self.device) if len(at) > len(slots) else None
+        return self.model.forward(x, ModelInputs(upload(at, self.device), plan, self._kv, rows))

@@ -16,6 +16,8 @@ from sensorium.engine.speech_slot import Slot, call_of
 
 # Columns of a row. Behind them, int64: the recent codes and R forced ones; float32: R random numbers.
 _TOP_K, _FILTERED, _GREEDY, _END_FREE, _INTS = range(5)
+# In _FILTERED: the round from which top_p and top_k apply.
+_NEVER = 1 << 40
 _TEMPERATURE, _PENALTY, _TOP_P, _FLOATS = range(4)
 RECENT = slice(_INTS, _INTS + PENALTY_WINDOW)
 _FORCED = RECENT.stop
@@ -37,16 +39,17 @@ def draw_numbers(slots: Sequence[Slot], rounds: int, num_codes: int) -> tuple[np
     for i, slot in enumerate(slots):
         call, sampling = call_of(slot), slot.sampling
         top_k = num_codes if sampling.top_k is None else min(max(sampling.top_k, MIN_KEPT), num_codes)
-        filtered = slot.is_limited and slot.rule.filters and (sampling.top_p, sampling.top_k) != (None, None)
+        filtered = slot.rule.filters and (sampling.top_p, sampling.top_k) != (None, None)
         most = max(most, top_k * filtered)
-        ints[i, :_INTS] = top_k, filtered, sampling.greedy, call.min_new - call.steps
+        since = (0 if slot.is_limited else 1) if filtered else _NEVER
+        ints[i, :_INTS] = top_k, since, sampling.greedy, call.min_new - call.steps
         if recent := slot.penalised:
             ints[i, RECENT.stop - len(recent) : RECENT.stop] = recent
         for step, code in call.work.forced.items():
             if 0 <= step - call.steps < rounds:
                 ints[i, _FORCED + step - call.steps] = code
-        penalty = sampling.repetition_penalty if slot.is_limited else 1.0
-        floats[i, :_FLOATS] = sampling.temperature, penalty, 1.0 if sampling.top_p is None else sampling.top_p
+        top_p = 1.0 if sampling.top_p is None else sampling.top_p
+        floats[i, :_FLOATS] = sampling.temperature, sampling.repetition_penalty, top_p
         uniforms = call.uniforms[call.steps : call.steps + rounds]
         floats[i, _FLOATS : _FLOATS + len(uniforms)] = uniforms
     return ints, floats, most and (min(FEW, num_codes) if most <= FEW else num_codes)
@@ -60,7 +63,7 @@ def read_draw(ints: torch.Tensor, floats: torch.Tensor, at: torch.Tensor) -> Dra
         penalty=floats[:, _PENALTY, None],
         top_p=floats[:, _TOP_P, None],
         top_k=ints[:, _TOP_K, None],
-        filtered=ints[:, _FILTERED, None] > 0,
+        filtered=ints[:, _FILTERED, None] <= at,
         greedy=ints[:, _GREEDY] > 0,
         recent=ints[:, RECENT],
         no_end=ints[:, _END_FREE] > at,

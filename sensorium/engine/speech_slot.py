@@ -24,7 +24,7 @@ class Call:
     uniforms: list[float]
     """One random number for each code it may pick."""
     rows: torch.Tensor | None = None
-    """Condition [n, E], once computed."""
+    """Condition [n, E], once computed; its last row, the mark of the sound's beginning, is fed by the first round."""
     steps: int = 0
     """Codes picked so far."""
     codes: list[int] = field(default_factory=list[int])
@@ -83,7 +83,7 @@ class Slot:
 
     @property
     def is_limited(self) -> bool:
-        """Whether penalty and filters apply to the next pick: to all but the first code of the rule's scope."""
+        """Whether filters apply to the next pick: to all but the first code of the rule's scope."""
         return bool(self.penalised)
 
     def feed(self, count: int) -> None:

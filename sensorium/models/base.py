@@ -116,6 +116,8 @@ class SpeechModel(Protocol):
     num_kv_heads: int
     head_dim: int
     max_len: int
+    position_axes: int
+    """As of Model; 1."""
 
     def condition(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """ids [N] of the backbone and its final-norm states [N, llm_dim] after each of them -> rows [N, E]."""

@@ -72,6 +72,8 @@ class ReluMlp(nn.Module):
 class SpeechLM(nn.Module):
     """Condition rows and codes in, distributions of codes out. One code is 40 ms of sound."""
 
+    position_axes = 1
+
     def __init__(self, config: SpeechConfig) -> None:
         super().__init__()
         self.config = config

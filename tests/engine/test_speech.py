@@ -99,6 +99,62 @@ def test_reset_cuts_a_call_off(speech, rounds):
     assert stage.speak([work(cut, [3, 4], last=False, min_new=26)]) == expected
 
 
+# ---- ahead of the host -----------------------------------------------------------------------------------------------
+
+
+def ahead(stage: SpeechStage) -> SpeechStage:
+    """As on a GPU, where rounds are on the device while the host does something else."""
+    stage._steps, stage.runs_ahead = stage.make_steps(), True
+    return stage
+
+
+def test_rounds_that_run_ahead_say_the_same(speech):
+    said = []
+    for stage in (SpeechStage(speech, len(SESSIONS)), ahead(SpeechStage(speech, len(SESSIONS)))):
+        slots = [stage.open(rule, sampling) for rule, sampling, _ in SESSIONS]
+        for turn in range(2):
+            works = [work(slot, seed=slot, **SESSIONS[slot][2][turn]) for slot in slots]
+            said.append(stage.speak(works))
+    assert said[:2] == said[2:]
+
+
+def test_what_is_begun_is_told_by_the_next_call(speech):
+    stage = ahead(SpeechStage(speech, 1))
+    stage.start(work(stage.open("chat", GREEDY), [1, 2], max_new=22, min_new=22))
+    told = []
+    while stage.is_speaking:
+        told.append([(len(one.codes), one.ended) for one in stage.advance(8)])
+    assert told == [[], [(8, None)], [(8, None)], [(5, "length")]]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_rounds_of_a_call_that_was_cut_off_count_for_nobody(speech, closes):
+    stage = ahead(SpeechStage(speech, 2))
+    cut, other = stage.open("duplex", GREEDY), stage.open("chat", GREEDY)
+    wanted = [work(cut, [7, 8], seed=4, last=False, min_new=26), work(other, [1], max_new=40, min_new=40)]
+    alone = SpeechStage(speech, 2)
+    slots = [alone.open("duplex", GREEDY), alone.open("chat", GREEDY)]
+    assert slots == [cut, other]
+    expected = alone.speak(wanted)
+    stage.start(work(cut, [5, 6], last=False, min_new=26))
+    stage.start(wanted[1])
+    codes: dict[int, list[int]] = {cut: [], other: []}
+    stage.advance(8)
+    stage.advance(8)
+    if closes:
+        stage.close(cut)
+        assert stage.open("duplex", GREEDY) == cut
+    else:
+        stage.reset(cut)
+    stage.start(wanted[0])
+    said = 8
+    while stage.is_speaking:
+        for one in stage.advance(8):
+            codes[one.slot] += one.codes
+    assert codes[cut] == expected[0]
+    assert codes[other] == expected[1][said:]
+
+
 # ---- how calls end ------------------------------------------------------------------------------------------------
 
 
