@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from sensorium.engine.histogram import COMPILE_S, MEDIA_S, STEP_TOKENS, Buckets
+from sensorium.engine.histogram import COMPILE_S, MEDIA_S, STEP_TOKENS, UNIT_S, Buckets
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -94,12 +94,28 @@ def own(make: Families, client: EngineClient, stats: EngineStats, media: MediaSt
     text = "One pass of an encoder, over all items of a step"
     yield make.histograms("mm_encoder_seconds", text, MEDIA_S, _one_label(stats.encoder_s), "modality")
     yield make.counter("engine_steps", "Engine steps", stats.steps)
+    parts = {(part,): seconds for part, seconds in stats.step_s.items()}
+    yield make.counter("engine_step_seconds", "Where the time of the engine's thread goes", parts, "part")
+    text = "One pass of a step, as the device measures it"
+    yield make.histograms("device_pass_seconds", text, MEDIA_S, _one_label(stats.device_s), "pass")
     yield make.counter("engine_restarts", "Times the engine process was started again", stats.restarts)
     text = "Until an answer format could be followed"
     yield make.histogram("structured_output_compile_seconds", text, COMPILE_S, stats.compile_s)
     text = "Checking an answer format not seen before"
     yield make.histogram("structured_output_check_seconds", text, COMPILE_S, client.check_seconds())
+    yield from _sessions(make, stats)
     yield from _media(make, media)
+
+
+def _sessions(make: Families, stats: EngineStats) -> Iterator[Metric]:
+    yield make.gauge("sessions_open", "Sessions in the engine", stats.sessions)
+    yield make.gauge("session_units_waiting", "Units of sessions that have come and not begun", stats.units_waiting)
+    on_time = stats.units_done - stats.units_late
+    results = {("on_time",): on_time, ("late",): stats.units_late, ("failed",): stats.units_failed}
+    yield make.counter("session_units", "Units of sessions by how they ended", results, "result")
+    text = "What a unit spends in each stage; total is from its arrival to the end of its text"
+    yield make.histograms("session_unit_seconds", text, UNIT_S, _one_label(stats.unit_s), "stage")
+    yield make.counter("session_barge_ins", "Times a session was interrupted", stats.barge_ins)
 
 
 def _media(make: Families, media: MediaStats) -> Iterator[Metric]:

@@ -22,9 +22,11 @@ from server.test_faults import Streaming
 from sensorium.config import ServerConfig
 from sensorium.engine.client import EngineClient
 from sensorium.engine.histogram import Histogram
+from sensorium.errors import SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.lag import PERIOD_S, LoopLag
 from sensorium.server.metrics import TOKENS
+from sensorium.types import SamplingParams
 
 VLLM = {
     "num_requests_running", "num_requests_waiting", "num_requests_waiting_by_reason", "kv_cache_usage_perc",
@@ -226,6 +228,33 @@ def test_answer_formats(live: Live):
     with watching(live) as moved:
         live.post(body)
     assert counted(moved, "structured_output_compile_seconds", "structured_output_check_seconds") == [1, 0]
+
+
+# ---- sessions ----
+
+
+def test_units_of_a_session(live: Live):
+    prompt = live.engine.prepare_raw([5, 6, 7])
+    with watching(live) as moved:
+        session = live.engine.open_session(prompt, sampling=SamplingParams(max_tokens=3, ignore_eos=True), max_len=256)
+        session.opened()
+        assert eventually(lambda: Scrape(live)["sessions_open"] == 1)
+        for deadline_s in (0.0, time.monotonic() + 3600):
+            session.run(prompt, deadline_s=deadline_s)
+        with pytest.raises(SensoriumError):
+            session.run(prompt, options={"unknown": 1})
+        session.barge_in()
+        session.close()
+        assert eventually(lambda: Scrape(live)["sessions_open"] == 0)
+    units = {result: moved[f"session_units_total{{{result}}}"] for result in ("on_time", "late", "failed")}
+    assert units == {"on_time": 1, "late": 1, "failed": 1}
+    assert moved["session_barge_ins_total"] == 1
+    stages = [f"session_unit_seconds_sum{{{stage}}}" for stage in ("queue", "prefill", "decode")]
+    assert sum(moved[stage] for stage in stages) == pytest.approx(moved["session_unit_seconds_sum{total}"], abs=1e-4)
+    assert moved["session_unit_seconds_count{total}"] == 2
+    assert moved["device_pass_seconds_count{prefill}"] >= 2
+    assert moved["device_pass_seconds_count{decode}"] >= 4
+    assert moved["engine_step_seconds_total{run}"] > 0
 
 
 # ---- media ----
