@@ -11,6 +11,7 @@ import numpy as np
 from sensorium.errors import RequestError
 from sensorium.models.minicpm_mel import RATE
 from sensorium.models.minicpm_pieces import Picture, Variant
+from sensorium.models.minicpm_pixels import picture_arrays
 from sensorium.models.minicpm_sound import PREPROCESSING, Sound, recording, recording_key
 from sensorium.models.tokenizer import Tokenizer
 from sensorium.types import MediaItem, Prompt, Span
@@ -127,17 +128,11 @@ class Assembly:
         if found is not None:
             return found
         count = first.plan.count
-        # Slot by slot, and within a slot frame by frame: slot k of every frame feeds the rows of group k.
-        arrays = {
-            "patches": np.concatenate([picture.patches[slot] for slot in range(count) for picture in pictures]),
-            "sizes": np.array(
-                [picture.plan.patch_sizes[slot] for slot in range(count) for picture in pictures], dtype=np.int32
-            ),
-        }
+        arrays = picture_arrays([(picture.plan, picture.sources) for picture in pictures])
         if packed:
-            times = [picture.time for picture in pictures]
-            arrays["temporal_ids"] = np.array(times * count, dtype=np.int32)
-            arrays["groups"] = np.repeat(np.arange(count, dtype=np.int32), len(pictures))
+            # Slot k of every frame feeds the rows of group k.
+            arrays["temporal_ids"] = np.repeat(np.array([picture.time for picture in pictures], np.int32), count)
+            arrays["groups"] = np.tile(np.arange(count, dtype=np.int32), len(pictures))
         return self._keep(MediaItem(first.modality, key.digest(), self.variant.queries * count, arrays))
 
     def _recording_item(self, group: Sequence[Sound]) -> int:

@@ -13,7 +13,7 @@ from sensorium.errors import MediaError, RequestError, UnsupportedError
 from sensorium.media.sampling import cut_track, temporal_ids
 from sensorium.media.stack import concat_images
 from sensorium.models.given_rows import named, one_tensor, rows_item
-from sensorium.models.minicpm_slices import SlicePlan, plan_slices, slice_image, to_patches
+from sensorium.models.minicpm_slices import SlicePlan, plan_slices, scaled
 from sensorium.models.minicpm_sound import PREPROCESSING, Sound, recording
 from sensorium.types import Embeds, Media, Modality
 
@@ -114,11 +114,11 @@ _RANGES = {"max_slice_nums": (1, 36), "scale_resolution": (56, 1792)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """patches: per slice [R*C, 588] uint8. time: tenths of a second if packed, else -1. follows: packed with the one
-    before. embeds [rows, E] float32 stand for the patches of a picture that the caller encoded."""
+    """sources: [H, W, 3] uint8, the picture itself or its scaled ones. time: tenths of a second if packed, else -1.
+    follows: packed with the one before. embeds [rows, E] float32 stand for a picture that the caller encoded."""
 
     plan: SlicePlan
-    patches: tuple[np.ndarray, ...]
+    sources: tuple[np.ndarray, ...]
     digest: bytes
     numbered: bool
     time: int = -1
@@ -139,6 +139,8 @@ class PieceCutter:
     """Whether the audio tower is there; without it videos are silent."""
     scale: int
     width: int
+    scales_on_device: bool
+    """Whether the model's device scales pictures, faster than anything here can."""
 
     def cut(self, media: Media | Embeds) -> list[Picture | Sound]:
         """One picture, one sound, or the frames (with their sound) of a video."""
@@ -177,7 +179,9 @@ class PieceCutter:
     def _sliced(self, pixels: np.ndarray, limit: int) -> tuple[SlicePlan, tuple[np.ndarray, ...]]:
         scale = self.settings.scale_resolution or self.scale
         plan = plan_slices(pixels.shape[1], pixels.shape[0], limit, scale)
-        return plan, tuple(to_patches(part) for part in slice_image(pixels, plan))
+        if self.scales_on_device and pixels.shape[0] * pixels.shape[1] <= _LARGER * plan.num_pixels:
+            return plan, (pixels,)
+        return plan, scaled(pixels, plan)
 
     def _picture(self, media: Media) -> Picture:
         if unknown := sorted(set(map(str, media.options)) - _PER_PICTURE):
@@ -229,6 +233,8 @@ class PieceCutter:
 
 
 _MAX_SIDE = 1 << 15
+# So many times the slices' pixels may a picture have that crosses to the device as it is.
+_LARGER = 2
 _PER_PICTURE = frozenset({"max_slice_nums", "use_image_id"})
 
 

@@ -41,6 +41,7 @@ class Processor:
     """Keeps no state between calls, so threads may share it."""
 
     piece_types = (Picture, Sound, SlicePlan, MediaItem)
+    scales_on_device = False
 
     def __init__(self, folder: Path, config: Any = None) -> None:
         """config: the family's own, which knows what towers are loaded; all else is in the folder's JSON files."""
@@ -71,6 +72,7 @@ class Processor:
             self._hears,
             self._scale,
             self._width,
+            self.scales_on_device,
         )
         return Prepared(media.modality, tuple(cutter.cut(media)), media.part)
 

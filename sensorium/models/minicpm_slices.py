@@ -25,6 +25,11 @@ class SlicePlan:
         return 1 + (self.grid[0] * self.grid[1] if self.grid else 0)
 
     @property
+    def num_pixels(self) -> int:
+        """Of all slices."""
+        return sum(size[0] * size[1] for size in (self.overview, self.refined) if size)
+
+    @property
     def patch_sizes(self) -> list[tuple[int, int]]:
         """(rows, columns) of patches per slice, overview first."""
         sizes = [(self.overview[1] // PATCH, self.overview[0] // PATCH)]
@@ -44,27 +49,9 @@ def plan_slices(width: int, height: int, max_slices: int, scale: int = 448) -> S
     return SlicePlan(_fit(width, height, scale, enlarge=False), grid, (cell[0] * columns, cell[1] * rows))
 
 
-def slice_image(pixels: np.ndarray, plan: SlicePlan) -> list[np.ndarray]:
-    """[H, W, 3] uint8 to one [h, w, 3] uint8 per slice: overview, then row-major. Pillow's bicubic, as in training."""
-    image = Image.fromarray(pixels)
-    slices = [_resize(image, plan.overview)]
-    if plan.grid and plan.refined:
-        refined = _resize(image, plan.refined)
-        columns, rows = plan.grid
-        width, height = plan.refined[0] // columns, plan.refined[1] // rows
-        slices += [
-            refined[y * height : (y + 1) * height, x * width : (x + 1) * width]
-            for y in range(rows)
-            for x in range(columns)
-        ]
-    return slices
-
-
-def to_patches(pixels: np.ndarray) -> np.ndarray:
-    """[14 R, 14 C, 3] uint8 to [R*C, 588], patches row-major, each in (channel, y, x) order."""
-    rows, columns = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
-    blocks = pixels.reshape(rows, PATCH, columns, PATCH, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(blocks).reshape(rows * columns, 3 * PATCH * PATCH)
+def scaled(pixels: np.ndarray, plan: SlicePlan) -> tuple[np.ndarray, ...]:
+    """[H, W, 3] uint8 -> the overview and, if there is a grid, what it cuts. Pillow's bicubic, as in training."""
+    return tuple(_resize(pixels, size) for size in (plan.overview, plan.refined) if size)
 
 
 def _best_grid(width: int, height: int, max_slices: int, scale: int) -> tuple[int, int] | None:
@@ -89,10 +76,14 @@ def _fit(width: float, height: float, scale: int, *, enlarge: bool) -> tuple[int
     return _snap(width, PATCH), _snap(height, PATCH)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Columns first, then rows: newer Pillow may choose the other order, which rounds some pixels differently."""
-    if size[0] != image.width:
-        image = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
-    if size[1] != image.height:
+    height, width = pixels.shape[:2]
+    if size == (width, height):
+        return pixels
+    image = Image.fromarray(pixels)
+    if size[0] != width:
+        image = image.resize((size[0], height), Image.Resampling.BICUBIC)
+    if size[1] != height:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -15,6 +15,7 @@ from sensorium.errors import MediaError, RequestError, UnsupportedError
 from sensorium.models.minicpm_duplex_tokens import DuplexTokens
 from sensorium.models.minicpm_live_mel import LiveChunk, LiveSound
 from sensorium.models.minicpm_pieces import Picture
+from sensorium.models.minicpm_pixels import picture_arrays
 from sensorium.models.minicpm_processor import Processor
 from sensorium.models.minicpm_sound import Sound, recording
 from sensorium.types import Media, MediaItem, Prompt, Span
@@ -157,8 +158,5 @@ class SessionPrompts:
 def picture_item(picture: Picture, queries: int) -> MediaItem:
     """What the encoder reads of a picture: overview and slices, one after another."""
     key = hashlib.blake2b(b"minicpm-unit-1" + picture.digest + repr(picture.plan).encode(), digest_size=32).digest()
-    arrays = {
-        "patches": np.concatenate(picture.patches),
-        "sizes": np.array(picture.plan.patch_sizes, dtype=np.int32),
-    }
+    arrays = picture_arrays([(picture.plan, picture.sources)])
     return MediaItem("image", key, queries * picture.plan.count, arrays)

@@ -13,17 +13,20 @@ from typing import ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from sensorium.errors import UnsupportedError
 from sensorium.models import minicpm_speech
 from sensorium.models.minicpm_config import Config
 from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpm_half_duplex import HalfDuplexPolicy
+from sensorium.models.minicpm_pixels import slice_patches, slice_sizes
 from sensorium.models.minicpm_speech import SpeechLM
 from sensorium.models.parts import decoder, siglip, whisper
 from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.resampler import Resampler
 from sensorium.models.parts.siglip import Siglip, patch_inputs
+from sensorium.models.parts.upload import upload
 from sensorium.models.parts.whisper import AudioProjector, AudioStream, StreamMemory, Whisper, encoder_frames
 from sensorium.types import MediaItem, Modality
 
@@ -99,8 +102,8 @@ class Model(TextModel):
     def encode(self, modality: str, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         """One [R, E] tensor per item. Video arrives as packed frame groups, in the arrays of an image.
 
-        Images: patches uint8 [P, 588] (channel, row, column inside a patch), slices concatenated; sizes int32 [S, 2];
-        optionally groups [S] (which 64 rows a slice helps to make) and temporal_ids [S].
+        Images: pixels and how they are cut into S slices (see minicpm_pixels); optionally groups [S] (which 64 rows a
+        slice helps to make) and temporal_ids [S].
         Audio: mel float32 [80, T], clips concatenated; frames int32 [C]. Live sound, which goes on where its stream
         was: mel [80, T]; context int32 [2], how many frames at its ends belong to the neighbouring pieces.
         """
@@ -111,29 +114,30 @@ class Model(TextModel):
         raise UnsupportedError(f"this model takes no {modality} input")
 
     def _encode_images(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
-        units = [unit for number, item in enumerate(items) for unit in _image_units(number, item)]
+        slices = slice_patches(items, self.decoder.embedding.weight.device)
+        units = [
+            unit for n, (item, patches) in enumerate(zip(items, slices, strict=True)) for unit in _units(n, item, patches)
+        ]
         rows: dict[int, torch.Tensor] = {}
         # Slices of like length share a batch, so that little of it is padding.
         order = sorted(range(len(units)), key=lambda i: max(len(patches) for patches in units[i].patches))
-        for batch in _batches(order, [len(unit.patches) for unit in units], self.config.vision_batch_size):
+        counts = [len(unit.patches) for unit in units]
+        for batch in _batches(order, counts, self.config.vision_batch_size, few_sizes=len(items) > 1):
             rows |= zip(batch, self._encode_units([units[i] for i in batch]), strict=True)
         return [torch.cat([rows[i] for i, unit in enumerate(units) if unit.item == n]) for n in range(len(items))]
 
     def _encode_units(self, units: Sequence[_ImageUnit]) -> torch.Tensor:
         """Units of up to F slices each -> [units, Q, E]."""
-        device = self.decoder.embedding.weight.device
         slices = [patches for unit in units for patches in unit.patches]
-        length = max(len(patches) for patches in slices)
-        pixels = np.zeros((len(slices), length, slices[0].shape[1]), dtype=np.uint8)
-        for i, patches in enumerate(slices):
-            pixels[i, : len(patches)] = patches
-        padded = any(len(patches) < length for patches in slices)
-        sizes = torch.from_numpy(np.concatenate([unit.sizes for unit in units])).to(device)
-        times = groups = None
+        padded = len({len(patches) for patches in slices}) > 1
+        numbers = [np.concatenate([unit.sizes for unit in units])]
         if any(len(unit.patches) > 1 for unit in units):
-            times = torch.from_numpy(np.concatenate([unit.times for unit in units])).to(device)
-            groups = torch.from_numpy(_group_table([len(unit.patches) for unit in units])).to(device)
-        x = patch_inputs(torch.from_numpy(pixels).to(device), self.decoder.embedding.weight.dtype)
+            numbers.append(np.concatenate([unit.times for unit in units]))
+            numbers.append(_group_table([len(unit.patches) for unit in units]))
+        sizes, *packing = upload(numbers, slices[0].device)
+        times, groups = packing or (None, None)
+        pixels = pad_sequence(slices, batch_first=True) if padded else torch.stack(slices)
+        x = patch_inputs(pixels, self.decoder.embedding.weight.dtype)
         return self._embed_slices(x, sizes, times, groups, padded)
 
     def embed_slices(
@@ -161,7 +165,7 @@ class Model(TextModel):
         clips = [(n, mel) for n, item in enumerate(items) for mel in _clips(item)]
         rows: dict[int, torch.Tensor] = {}
         order = sorted(range(len(clips)), key=lambda i: clips[i][1].shape[1])
-        for batch in _batches(order, [1] * len(clips), AUDIO_BATCH):
+        for batch in _batches(order, [1] * len(clips), AUDIO_BATCH, few_sizes=len(items) > 1):
             rows |= zip(batch, self._encode_clips([clips[i][1] for i in batch]), strict=True)
         joined = [torch.cat([rows[i] for i, (n, _) in enumerate(clips) if n == number]) for number in range(len(items))]
         # Pieces of a message are merged before the encoder; what the last fraction of a row adds has no placeholder.
@@ -173,9 +177,8 @@ class Model(TextModel):
         batch = np.zeros((len(mels), mels[0].shape[0], max(lengths)), dtype=np.float32)
         for i, mel in enumerate(mels):
             batch[i, :, : lengths[i]] = mel
-        mel = torch.from_numpy(batch).to(weight.device, weight.dtype)
-        frames = torch.tensor(lengths, device=weight.device)
-        out = self._embed_clips(mel, frames, min(lengths) < max(lengths))
+        mel, frames = upload([batch, np.array(lengths)], weight.device)
+        out = self._embed_clips(mel.to(weight.dtype), frames, min(lengths) < max(lengths))
         return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
 
     def embed_clips(self, mel: torch.Tensor, frames: torch.Tensor, padded: bool = True) -> torch.Tensor:
@@ -265,14 +268,13 @@ class _ImageUnit:
     """Slices that make one set of rows together: one slice of an image, or the packed frames of a video."""
 
     item: int
-    patches: list[np.ndarray]
+    patches: list[torch.Tensor]
     sizes: np.ndarray
     times: np.ndarray
 
 
-def _image_units(number: int, item: MediaItem) -> Iterator[_ImageUnit]:
-    sizes = np.asarray(item.arrays["sizes"], dtype=np.int64)
-    patches = np.split(item.arrays["patches"], np.cumsum(sizes.prod(1))[:-1])
+def _units(number: int, item: MediaItem, patches: Sequence[torch.Tensor]) -> Iterator[_ImageUnit]:
+    sizes = slice_sizes(item.arrays)
     groups = item.arrays.get("groups", np.arange(len(sizes)))
     times = np.asarray(item.arrays.get("temporal_ids", np.full(len(sizes), -1)), dtype=np.int64)
     for group in range(int(groups.max()) + 1):
@@ -290,8 +292,14 @@ def _group_table(counts: Sequence[int]) -> np.ndarray:
     return table
 
 
-def _batches(order: Sequence[int], sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Cut `order` into runs whose sizes add up to at most `limit` (a larger single one stands alone)."""
+def _batches(
+    order: Sequence[int], sizes: Sequence[int], limit: int, few_sizes: bool = False
+) -> Iterator[list[int]]:
+    """Cut `order` into runs whose sizes add up to at most `limit` (a larger single one stands alone).
+
+    few_sizes: runs shorter than that are cut further, into 1, 2, 4 and so on. An encoder's graphs are one per shape:
+    of what comes from several requests any number may come, and a graph for each would seldom be used again.
+    """
     batch: list[int] = []
     filled = 0
     for i in order:
@@ -300,8 +308,10 @@ def _batches(order: Sequence[int], sizes: Sequence[int], limit: int) -> Iterator
             batch, filled = [], 0
         batch.append(i)
         filled += sizes[i]
-    if batch:
-        yield batch
+    while batch:
+        count = 1 << (len(batch).bit_length() - 1) if few_sizes and filled < limit else len(batch)
+        yield batch[:count]
+        batch = batch[count:]
 
 
 def _clips(item: MediaItem) -> list[np.ndarray]:

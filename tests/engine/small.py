@@ -57,8 +57,11 @@ class ManualClock:
 
 def image(seed: int, rows: int = 6, columns: int = 7) -> MediaItem:
     rng = np.random.default_rng(seed)
-    patches = rng.integers(0, 256, (rows * columns, 588), dtype=np.uint8)
-    return MediaItem("image", b"image-%d" % seed, QUERIES, {"patches": patches, "sizes": np.array([[rows, columns]])})
+    arrays = {
+        "source.0": rng.integers(0, 256, (14 * rows, 14 * columns, 3), dtype=np.uint8),
+        "cuts": np.array([[0, 14 * columns, 14 * rows, 1, 1]], dtype=np.int32),
+    }
+    return MediaItem("image", b"image-%d" % seed, QUERIES, arrays)
 
 
 def sound(seed: int, frames: int = 200) -> MediaItem:

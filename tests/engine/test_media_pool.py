@@ -103,7 +103,7 @@ async def test_pictures_come_back_as_the_processor_makes_them(processor: Process
     media = decode(picture(), LIMITS)
     expected = processor.prepare(media, {})
     assert found.content[0].digest == expected.content[0].digest
-    assert all(map(np.array_equal, found.content[0].patches, expected.content[0].patches))
+    assert all(map(np.array_equal, found.content[0].sources, expected.content[0].sources))
 
 
 async def test_errors_name_the_part(processor: Processor):

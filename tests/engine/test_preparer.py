@@ -221,8 +221,8 @@ def test_a_background_set_for_the_server(processor: Processor):
     out = io.BytesIO()
     Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(out, "PNG")
     with preparer(processor, media_io_kwargs={"image": {"rgba_background_color": [0, 0, 0]}}) as made:
-        patches = ask(made, MediaRef("image", out.getvalue())).media[0].arrays["patches"]
-        assert not patches.any()
+        pixels = ask(made, MediaRef("image", out.getvalue())).media[0].arrays["source.0"]
+        assert not pixels.any()
 
 
 class Site(ThreadingHTTPServer):

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from sensorium.kernels.reference import PackedPlan, PagedPlan
 from sensorium.models import loader
 from sensorium.models.minicpm_mel import log_mel, split_clips
-from sensorium.models.minicpm_slices import plan_slices, slice_image, to_patches
+from sensorium.models.minicpm_pixels import picture_arrays, slice_patches
+from sensorium.models.minicpm_slices import plan_slices, scaled
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import MediaItem, ModelInputs
 
@@ -57,16 +58,19 @@ def clip(case: str, start: int, end: int) -> np.ndarray:
 
 def image_item(pixels: np.ndarray, max_slices: int) -> MediaItem:
     plan = plan_slices(pixels.shape[1], pixels.shape[0], max_slices)
-    patches = np.concatenate([to_patches(part) for part in slice_image(pixels, plan)])
-    sizes = np.array(plan.patch_sizes, dtype=np.int32)
-    return MediaItem("image", b"", 64 * plan.count, {"patches": patches, "sizes": sizes})
+    return MediaItem("image", b"", 64 * plan.count, picture_arrays([(plan, scaled(pixels, plan))]))
+
+
+def patches_of(item: MediaItem) -> torch.Tensor:
+    """[P, 588] uint8, slices concatenated."""
+    return torch.cat(slice_patches([item], torch.device("cpu"))[0])
 
 
 def packed_item(frames: Sequence[MediaItem], groups: Sequence[Sequence[int]]) -> MediaItem:
     """Frames of one slice each, packed as in a list of groups of temporal ids."""
     arrays = {
-        "patches": np.concatenate([frame.arrays["patches"] for frame in frames]),
-        "sizes": np.concatenate([frame.arrays["sizes"] for frame in frames]),
+        **{f"source.{i}": frame.arrays["source.0"] for i, frame in enumerate(frames)},
+        "cuts": np.concatenate([frame.arrays["cuts"] + [i, 0, 0, 0, 0] for i, frame in enumerate(frames)]),
         "groups": np.repeat(np.arange(len(groups)), [len(group) for group in groups]).astype(np.int32),
         "temporal_ids": np.concatenate(groups).astype(np.int32),
     }

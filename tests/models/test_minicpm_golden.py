@@ -16,6 +16,7 @@ from minicpm_golden import (
     mel_item,
     needs_golden,
     packed_item,
+    patches_of,
     picture,
     prompt_embeddings,
     read_json,
@@ -23,6 +24,7 @@ from minicpm_golden import (
     run_packed,
 )
 
+from sensorium.models.minicpm_pixels import slice_sizes
 from sensorium.models.parts.siglip import patch_inputs
 from sensorium.types import MediaItem
 
@@ -79,7 +81,7 @@ def vision_items() -> list:
 def test_pixels_are_normalised_as_the_reference_does():
     item = image_item(picture("small320x240", read_json("images/images.json")["images"]), 9)
     theirs = read_tensors("preprocess/one_image_full.safetensors")["pixel_values"]
-    ours = patch_inputs(torch.from_numpy(item.arrays["patches"][:40]), torch.float32)
+    ours = patch_inputs(patches_of(item)[:40], torch.float32)
     close(ours.view(40, 3, 14, 14).permute(1, 2, 0, 3).reshape(3, 14, 560), theirs, 1e-5)
 
 
@@ -96,11 +98,9 @@ def test_position_buckets(o45):
 def test_vision_tower(o45):
     golden = read_tensors("vision/vision.safetensors")
     for item, number in zip(vision_items(), (0, 1, 4), strict=True):
-        sizes = torch.from_numpy(item.arrays["sizes"].astype(np.int64))[:1]
-        length = int(sizes.prod())
-        rows = o45.vision(patch_inputs(torch.from_numpy(item.arrays["patches"][None, :length]), torch.float32), sizes)[
-            0
-        ]
+        sizes = torch.from_numpy(slice_sizes(item.arrays))[:1]
+        patches = patches_of(item)[None, : int(sizes.prod())]
+        rows = o45.vision(patch_inputs(patches, torch.float32), sizes)[0]
         close(torch.cat((rows[:24], rows[-24:])), golden["vpm_rows"][number])
         close(rows.mean(0), golden["vpm_mean_over_valid"][number])
 

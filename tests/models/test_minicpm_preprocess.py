@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 from sensorium.models.minicpm_mel import log_mel, mel_filters, mel_frames, pooled_rows, split_clips, total_rows
-from sensorium.models.minicpm_slices import plan_slices, slice_image, to_patches
+from sensorium.models.minicpm_pixels import picture_arrays, slice_patches, slice_sizes
+from sensorium.models.minicpm_slices import SlicePlan, plan_slices, scaled
+from sensorium.types import MediaItem
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,26 @@ def test_slicing_table(data: Path):
         assert [list(size) for size in plan.patch_sizes[:2]] == sizes
 
 
-def test_slices_and_patches_are_bit_equal(data: Path):
+def patches_of(plan: SlicePlan, sources: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Per slice [P, 588], as the model makes them."""
+    item = MediaItem("image", b"", 64 * plan.count, picture_arrays([(plan, sources)]))
+    assert slice_sizes(item.arrays).tolist() == [list(size) for size in plan.patch_sizes]
+    return [patches.numpy() for patches in slice_patches([item], torch.device("cpu"))[0]]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_slices_and_patches_are_bit_equal(data: Path, on_device: bool):
+    """on_device: the picture goes to the model as it is."""
     for case in read_json(data / "preprocess/slices.json")["cases"]:
-        pixels = np.asarray(Image.open(data / f"images/{case['image']}.png").convert("RGB"))
+        pixels = np.array(Image.open(data / f"images/{case['image']}.png").convert("RGB"))
         plan = plan_slices(pixels.shape[1], pixels.shape[0], case["max_slice_nums"])
-        for part, expected in zip(slice_image(pixels, plan), case["slices"], strict=True):
-            assert hashlib.sha256(np.ascontiguousarray(part)).hexdigest() == expected["uint8_sha256"]
+        sources = (pixels,) if on_device else scaled(pixels, plan)
+        found = zip(patches_of(plan, sources), plan.patch_sizes, case["slices"], strict=True)
+        for part, (rows, columns), expected in found:
+            whole = part.reshape(rows, columns, 3, 14, 14).transpose(0, 3, 1, 4, 2)
+            assert hashlib.sha256(np.ascontiguousarray(whole)).hexdigest() == expected["uint8_sha256"]
             # The reference keeps float pixels as [3, 14, 14 P]; ours are bytes [P, 588] until the model scales them.
-            values = (to_patches(part).astype(np.float32) / 255 - np.float32(0.5)) / np.float32(0.5)
+            values = (part.astype(np.float32) / 255 - np.float32(0.5)) / np.float32(0.5)
             values = np.ascontiguousarray(values.reshape(-1, 3, 14, 14).transpose(1, 2, 0, 3))
             assert hashlib.sha256(values).hexdigest() == expected["pixel_values_sha256"]
 
@@ -53,13 +69,9 @@ def test_slices_and_patches_are_bit_equal(data: Path):
 @pytest.mark.parametrize("limit", [1, 2, 9, 36])
 def test_h093_h095_any_size_is_cut_into_whole_patches(size: tuple[int, int], limit: int):
     plan = plan_slices(*size, limit)
-    slices = slice_image(np.zeros((size[1], size[0], 3), dtype=np.uint8), plan)
-    assert len(slices) == plan.count <= limit + 1
-    assert [(part.shape[0] / 14, part.shape[1] / 14) for part in slices] == plan.patch_sizes
-    assert all(
-        to_patches(part).shape == (rows * columns, 588)
-        for part, (rows, columns) in zip(slices, plan.patch_sizes, strict=True)
-    )
+    found = patches_of(plan, scaled(np.zeros((size[1], size[0], 3), dtype=np.uint8), plan))
+    assert len(found) == plan.count <= limit + 1
+    assert [part.shape for part in found] == [(rows * columns, 588) for rows, columns in plan.patch_sizes]
 
 
 def test_mel_filters(data: Path):

@@ -29,6 +29,7 @@ from sensorium.config import MediaLimits
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.media import audio, image
 from sensorium.models.minicpm_mel import total_rows
+from sensorium.models.minicpm_pixels import slice_sizes
 from sensorium.models.minicpm_processor import Processor
 from sensorium.models.minicpmo import Config
 from sensorium.types import ChatOptions, Media, MediaRef, Message, Prompt
@@ -110,9 +111,9 @@ def test_whole_conversations(tiny: Processor, core: Path):
         assert bounds(prompt) == sorted(case["image_bound"] + case["audio_bounds"]), case["name"]
         assert frames_of(prompt) == case["audio_feature_lens"], case["name"]
         sizes = [
-            prompt.media[s.media].arrays["sizes"][s.row // 64].tolist()
+            slice_sizes(prompt.media[s.media].arrays)[s.row // 64].tolist()
             for s in prompt.spans
-            if "sizes" in prompt.media[s.media].arrays
+            if "cuts" in prompt.media[s.media].arrays
         ]
         assert sizes == case["tgt_sizes"], case["name"]
 
@@ -133,7 +134,7 @@ def test_v45_packs_frames(golden: Path, tmp_path_factory: pytest.TempPathFactory
         assert (list(prompt.ids), prompt.text) == (case["input_ids"], case["prompt"]), case["name"]
         assert bounds(prompt) == case["image_bound"]
         assert [item.arrays["temporal_ids"].tolist() for item in prompt.media] == case["temporal_ids"]
-        assert [size for item in prompt.media for size in item.arrays["sizes"].tolist()] == case["tgt_sizes"]
+        assert [size for item in prompt.media for size in slice_sizes(item.arrays).tolist()] == case["tgt_sizes"]
     model = folder_with(folder.parent / "tokenizer", folder / "tiny", tmp_path_factory)
     config = json.loads((model / "tokenizer_config.json").read_text("utf-8"))
     config["chat_template"] = json.loads((folder / "tiny/tokenizer_config.json").read_text("utf-8"))["chat_template"]
@@ -375,7 +376,8 @@ def test_frames_between_seconds_become_one_picture(tiny: Processor):
     prompt = tiny.chat(user(clip), ChatOptions())
     check(prompt, tiny)
     assert len(prompt.spans) == 4
-    assert [item.arrays["sizes"].tolist() for item in prompt.media][1] != prompt.media[0].arrays["sizes"].tolist()
+    first, second, *_ = (slice_sizes(item.arrays).tolist() for item in prompt.media)
+    assert first != second
 
 
 def test_packed_video_of_v45(golden: Path):

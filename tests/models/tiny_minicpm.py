@@ -51,9 +51,9 @@ def random_image(sizes: list[tuple[int, int]], groups: list[list[int]] | None = 
     """Slices of the given patch grids; `groups` holds temporal ids."""
     rng = np.random.default_rng(seed)
     arrays = {
-        "patches": rng.integers(0, 256, (sum(r * c for r, c in sizes), 588), dtype=np.uint8),
-        "sizes": np.array(sizes, dtype=np.int32),
+        f"source.{i}": rng.integers(0, 256, (14 * r, 14 * c, 3), dtype=np.uint8) for i, (r, c) in enumerate(sizes)
     }
+    arrays["cuts"] = np.array([(i, 14 * c, 14 * r, 1, 1) for i, (r, c) in enumerate(sizes)], dtype=np.int32)
     if groups is not None:
         arrays["groups"] = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         arrays["temporal_ids"] = np.concatenate(groups).astype(np.int32)

@@ -1,0 +1,63 @@
+"""From the pixels of pictures to the patches that the tower reads, on the model's device.
+
+An item's arrays are its sources, "source.0" [H, W, 3] uint8 and so on, and "cuts" int32 [C, 5]: of which source, scaled
+to which width and height, how many columns and rows of slices are made. The slices of all cuts, in order, are the
+item's slices. Pictures that the processor has scaled, and those that have the right size, are only cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sensorium.kernels.resample import resize
+from sensorium.models.minicpm_slices import PATCH, SlicePlan
+from sensorium.models.parts.upload import upload
+from sensorium.types import MediaItem
+
+Cut = tuple[int, int, int, int, int]
+
+
+def picture_arrays(pictures: Sequence[tuple[SlicePlan, Sequence[np.ndarray]]]) -> dict[str, np.ndarray]:
+    """What an item holds of pictures: each with its plan and either its own pixels or its scaled ones (see scaled)."""
+    arrays: dict[str, np.ndarray] = {}
+    cuts: list[Cut] = []
+    for plan, sources in pictures:
+        first = len(arrays)
+        arrays |= {f"source.{first + i}": pixels for i, pixels in enumerate(sources)}
+        cuts.append((first, *plan.overview, 1, 1))
+        if plan.grid and plan.refined:
+            cuts.append((first + len(sources) - 1, *plan.refined, *plan.grid))
+    arrays["cuts"] = np.array(cuts, dtype=np.int32)
+    return arrays
+
+
+def slice_sizes(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(rows, columns) of patches of every slice: int64 [S, 2]."""
+    _, width, height, columns, rows = arrays["cuts"].astype(np.int64).T
+    sizes = np.stack((height // rows // PATCH, width // columns // PATCH), axis=1)
+    return np.repeat(sizes, columns * rows, axis=0)
+
+
+def slice_patches(items: Sequence[MediaItem], device: torch.device) -> list[list[torch.Tensor]]:
+    """Per item, per slice: uint8 [P, 588], patches row-major, each in (channel, y, x) order."""
+    counts = [sum(name.startswith("source.") for name in item.arrays) for item in items]
+    sources = iter(
+        upload([item.arrays[f"source.{i}"] for item, n in zip(items, counts, strict=True) for i in range(n)], device)
+    )
+    found: list[list[torch.Tensor]] = []
+    for item, count in zip(items, counts, strict=True):
+        pictures = [next(sources) for _ in range(count)]
+        found.append([])
+        for source, width, height, columns, rows in item.arrays["cuts"].tolist():
+            found[-1] += _patches(resize(pictures[source], width, height), columns, rows)
+    return found
+
+
+def _patches(pixels: torch.Tensor, columns: int, rows: int) -> Sequence[torch.Tensor]:
+    """uint8 [H, W, 3] -> slices, row-major."""
+    down, across = pixels.shape[0] // rows // PATCH, pixels.shape[1] // columns // PATCH
+    blocks = pixels.view(rows, down, PATCH, columns, across, PATCH, 3).permute(0, 3, 1, 4, 6, 2, 5)
+    return blocks.reshape(rows * columns, down * across, 3 * PATCH * PATCH).unbind()
