@@ -101,6 +101,7 @@ class EngineClient:
         self._link = _connect(kind, self.config, self._deliver, progress, self.supervision)
         self.facts: EngineFacts = self._link.facts
         self.processor: Processor = self._link.processor
+        self.processor.scales_on_device = self.facts.device.startswith("cuda")
         self.model_name = self.facts.model_name
         self.max_model_len = self.facts.max_model_len
         self.modalities = self.facts.modalities

@@ -278,6 +278,8 @@ class ShapeGraphs:
         self._encode = encode
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()
+        # One after the other they may compute in the same memory, as results are copied out of it at once.
+        self._memory = torch.cuda.graph_pool_handle()
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """args: tensors on the device, and what a graph may depend on as it is: None, numbers, booleans."""
@@ -294,7 +296,7 @@ class ShapeGraphs:
             del self._seen[key]
             if len(self._graphs) == self._MOST_KEPT:
                 self._graphs.popitem(last=False)
-            graph = self._graphs[key] = _Recorded(self._encode, args)
+            graph = self._graphs[key] = _Recorded(self._encode, args, self._memory)
         self._graphs.move_to_end(key)
         return graph.run(args)
 
@@ -302,7 +304,7 @@ class ShapeGraphs:
 class _Recorded:
     """One shape: its inputs are copied to where the graph reads them, its result out of where it writes it."""
 
-    def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any]) -> None:
+    def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any], memory: Any) -> None:
         self._inputs = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
         self._graph = torch.cuda.CUDAGraph()
         # For a shape that comes again cuDNN's attention is worth the time it takes to prepare; see prefer_any_shape.
@@ -311,7 +313,7 @@ class _Recorded:
         try:
             encode(*self._inputs)
             torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"):
                 self._result = encode(*self._inputs)
         finally:
             torch.backends.cuda.enable_cudnn_sdp(before)

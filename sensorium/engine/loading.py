@@ -115,6 +115,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         # float32 was asked for: convolutions would otherwise round their operands to tf32, 1e-4 in the sound tower.
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] - not in the stubs
     processor = open_processor(folder, hf_config, config)
+    processor.scales_on_device = device.type == "cuda"
     seconds["processor"] = time.perf_counter() - started
 
     started = time.perf_counter()

@@ -34,6 +34,9 @@ _GRACE_S = 0.5
 _CPU_SHARE = 2.0  # video decoders have two threads
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
+# A worker keeps up to 64 MB for the next item: getting them anew, page by page, took as long as a sound's features.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
 
 class _Lost(Exception):
     """The worker went away in the middle of an item."""
@@ -62,6 +65,7 @@ class _Nursery:
         root = limits.allowed_local_path
         limits = replace(limits, allowed_local_path=None if root is None else str(root))  # pyright: ignore - for the wire
         self._setup = {"folder": str(folder), "hf_config": hf_config, "limits": limits}
+        self._setup["scales_on_device"] = processor.scales_on_device
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -115,7 +119,7 @@ class _Nursery:
         env = {name: os.environ[name] for name in _KEPT_ENV if name in os.environ}
         env |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"}
         env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        env |= {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+        env |= {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2", **_KEEP_MEMORY}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sensorium.engine.media_worker"],

@@ -52,6 +52,7 @@ def main() -> None:
     setup, _ = wire.receive(control, (MediaLimits,))
     try:
         processor = open_processor(Path(setup["folder"]), setup["hf_config"], EngineConfig())
+        processor.scales_on_device = setup["scales_on_device"]
     except Exception as error:
         wire.send(control, f"{type(error).__name__}: {error}")
         return

@@ -45,6 +45,7 @@ Part = MediaRef | Media | Embeds | Prepared
 T = TypeVar("T")
 MAX_UUID = 2048
 _FETCHES = 4
+_QUICKLY_HASHED = 1 << 18
 CUT_WITHIN_S = 1.0
 
 
@@ -302,7 +303,7 @@ class Preparer:
                     return hit
         if isinstance(part, MediaRef):
             part = await self._fetched(part, index, io_options, context)
-        digest = _digest(part)
+        digest = await self._digested(part)
         key = uuid_key or cache_key(options.namespace, f"content {part.modality} {form}", digest, settings)
         if uuid_key is None and (hit := self._cache.get(key)) is not None:
             return hit
@@ -320,6 +321,13 @@ class Preparer:
             self._counters.took("preprocess", part.modality, start, time.monotonic())
         self._cache.put(key, prepared)
         return prepared
+
+    async def _digested(self, part: MediaRef | Media | Embeds) -> bytes:
+        """Large files are hashed elsewhere, so that others need not wait for them."""
+        source = part.source if isinstance(part, MediaRef) else None
+        if not isinstance(source, bytes | Pieces) or len(source) <= _QUICKLY_HASHED:
+            return _digest(part)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _digest, part)
 
     async def _fetched(self, ref: MediaRef, index: int, io_options: Mapping[str, Any], context: _Request) -> MediaRef:
         if ref.source is None:
@@ -433,7 +441,7 @@ def _uuid_key(part: MediaRef | Media | Embeds, form: str, settings: Mapping[str,
 def _digest(part: MediaRef | Media | Embeds) -> bytes:
     if not isinstance(part, MediaRef):
         return part.digest
-    digest = hashlib.blake2b(digest_size=32)
+    digest = hashlib.sha256()
     if isinstance(part.source, Mapping):
         for name, value in part.source.items():
             digest.update(f"{name} {len(value) if isinstance(value, bytes | Pieces) else repr(value)}".encode())
@@ -443,6 +451,6 @@ def _digest(part: MediaRef | Media | Embeds) -> bytes:
     return digest.digest()
 
 
-def _update(digest: hashlib.blake2b, value: Any) -> None:
+def _update(digest: hashlib._Hash, value: Any) -> None:
     for data in value.parts if isinstance(value, Pieces) else (value,):
         digest.update(data if isinstance(data, bytes) else b"")

@@ -68,10 +68,12 @@ def array_bytes(value: Any) -> int:
     """The bytes of all arrays in a tree of dataclasses, mappings and sequences."""
     if isinstance(value, np.ndarray):
         return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(array_bytes, value.values()))
+    if value is None or isinstance(value, int | float | str | bytes):
+        return 0
     if isinstance(value, list | tuple):
         return sum(map(array_bytes, value))
+    if isinstance(value, Mapping):
+        return sum(map(array_bytes, value.values()))
     if is_dataclass(value) and not isinstance(value, type):
         return sum(array_bytes(getattr(value, field.name)) for field in fields(value))
     return 0

@@ -1,8 +1,8 @@
 """Pictures scaled on the device of the model, bit for bit as Pillow's bicubic scales them on a CPU.
 
 Pillow computes 8-bit pictures with whole numbers: coefficients times 2**22, sums in 32 bits, and after each of the two
-passes a rounding shift and a clip to 0..255. The order of additions does not matter to whole numbers, so any device that
-adds the same products gets the same pixels. Columns are scaled first, then rows.
+passes a rounding shift and a clip to 0..255. The order of additions does not matter to whole numbers, so any device
+that adds the same products gets the same pixels. Columns are scaled first, then rows.
 
 A rows before the axis · N numbers along it · M after scaling · B numbers behind it · T taps
 """

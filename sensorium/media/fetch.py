@@ -103,6 +103,8 @@ class Fetcher:
 
     async def fetch(self, ref: MediaRef, budget: Budget | None = None) -> bytes | Pieces:
         """The referenced bytes. Raises MediaBlockedError, MediaFetchError and those below it, TooLargeError."""
+        if isinstance(ref.source, bytes):
+            return read_local(ref, self._limits)
         if not isinstance(ref.source, str) or ref.source[:5].lower() in ("data:", "file:"):
             read = functools.partial(read_local, ref, self._limits)
             return await asyncio.get_running_loop().run_in_executor(self._files, read)

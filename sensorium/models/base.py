@@ -55,6 +55,9 @@ class Processor(Protocol):
     tokenizer: Tokenizer
     origin: tuple[Path, Mapping[str, Any]]
     """The folder and configuration it was loaded with, so that media workers can load the same."""
+    scales_on_device: bool
+    """Whether the model's device scales pictures faster than a CPU can. Families that cannot leave it to the device
+    take no notice."""
     piece_types: tuple[type, ...]
     """The dataclasses that the content of its Prepared media is made of, besides arrays and plain values."""
 

@@ -177,8 +177,11 @@ class StandIns:
 
     def split(self, rendered: str, count: int) -> list[str | int]:
         """Text and media indices in rendered order; each of `count` media must appear exactly once."""
-        pieces: list[str | int] = list(re.split(f"m{self._secret}n([0-9]+)e", rendered))
-        pieces[1::2] = [int(index) for index in pieces[1::2]]
+        before, *marked = rendered.split(f"m{self._secret}n")
+        pieces: list[str | int] = [before]
+        for part in marked:
+            index, _, text = part.partition("e")
+            pieces += [int(index) if index.isdecimal() else -1, text]
         if sorted(pieces[1::2]) != list(range(count)):
             raise RequestError("the chat template has no place for media in one of these messages", param="messages")
         return pieces

@@ -13,6 +13,7 @@ import numpy as np
 RATE = 16_000
 CLIP = 30 * RATE
 _FFT, _HOP, _BANDS = 400, 160, 80
+_BLOCK = 128
 _SILENCE = (math.log10(1e-10) + 4.0) / 4.0
 
 
@@ -49,18 +50,32 @@ def log_mel(clip: np.ndarray) -> np.ndarray:
         return np.full((_BANDS, frames), _SILENCE, dtype=np.float32)
     # Two more frames than asked for still touch the sound: the reference takes its maximum over them too.
     counted = min(frames + 2, CLIP // _HOP)
-    padded = np.zeros(min(CLIP, (counted + 3) * _HOP), dtype=np.float64)
-    padded[: len(clip)] = clip
-    mel = log_powers(np.pad(padded, _FFT // 2, mode="reflect"), counted)
-    mel = np.maximum(mel, mel.max() - 8.0)
-    return ((mel[:frames].T + 4.0) / 4.0).astype(np.float32)
+    around = _FFT // 2
+    padded = np.zeros(min(CLIP, (counted + 3) * _HOP) + 2 * around, dtype=np.float64)
+    padded[around : around + len(clip)] = clip
+    padded[:around] = padded[2 * around : around : -1]
+    padded[-around:] = padded[-around - 2 : -2 * around - 2 : -1]
+    mel = log_powers(padded, counted)
+    np.maximum(mel, mel.max() - 8.0, out=mel)
+    mel += 4.0
+    mel /= 4.0
+    return np.ascontiguousarray(mel[:frames].T, dtype=np.float32)
 
 
 def log_powers(samples: np.ndarray, frames: int) -> np.ndarray:
-    """[S] float64 -> [F, 80]: log10 of the mel powers of windows of 400 samples, one every 160."""
+    """[S] float64 -> [F, 80]: log10 of the mel powers of windows of 400 samples, one every 160.
+
+    In blocks that stay in a core's cache: fresh memory for all frames at once took longer than the arithmetic.
+    """
     windows = np.lib.stride_tricks.sliding_window_view(samples, _FFT)[: frames * _HOP : _HOP]
-    power = np.abs(np.fft.rfft(windows * _hann(), axis=1)) ** 2
-    return np.log10(np.maximum(power @ mel_filters(), 1e-10))
+    found = np.empty((frames, _BANDS))
+    for start in range(0, frames, _BLOCK):
+        spectrum = np.fft.rfft(windows[start : start + _BLOCK] * _hann(), axis=1)
+        power = spectrum.real**2
+        power += spectrum.imag**2
+        np.matmul(power, mel_filters(), out=found[start : start + _BLOCK])
+    np.maximum(found, 1e-10, out=found)
+    return np.log10(found, out=found)
 
 
 @lru_cache(maxsize=1)

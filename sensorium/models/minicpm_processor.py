@@ -41,7 +41,6 @@ class Processor:
     """Keeps no state between calls, so threads may share it."""
 
     piece_types = (Picture, Sound, SlicePlan, MediaItem)
-    scales_on_device = False
 
     def __init__(self, folder: Path, config: Any = None) -> None:
         """config: the family's own, which knows what towers are loaded; all else is in the folder's JSON files."""
@@ -59,6 +58,7 @@ class Processor:
         self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
         self._numbered = bool(preprocessor.get("use_image_id", True))
         config_json = read_json(folder / "config.json")
+        self.scales_on_device = False
         self._width = int(config_json.get("hidden_size", 0))
         self._max_chars = _CHARS_PER_TOKEN * int(config_json.get("max_position_embeddings", 32_768))
 

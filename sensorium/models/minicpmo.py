@@ -115,9 +115,7 @@ class Model(TextModel):
 
     def _encode_images(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         slices = slice_patches(items, self.decoder.embedding.weight.device)
-        units = [
-            unit for n, (item, patches) in enumerate(zip(items, slices, strict=True)) for unit in _units(n, item, patches)
-        ]
+        units = [unit for n, item in enumerate(items) for unit in _units(n, item, slices[n])]
         rows: dict[int, torch.Tensor] = {}
         # Slices of like length share a batch, so that little of it is padding.
         order = sorted(range(len(units)), key=lambda i: max(len(patches) for patches in units[i].patches))
@@ -292,9 +290,7 @@ def _group_table(counts: Sequence[int]) -> np.ndarray:
     return table
 
 
-def _batches(
-    order: Sequence[int], sizes: Sequence[int], limit: int, few_sizes: bool = False
-) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], sizes: Sequence[int], limit: int, few_sizes: bool = False) -> Iterator[list[int]]:
     """Cut `order` into runs whose sizes add up to at most `limit` (a larger single one stands alone).
 
     few_sizes: runs shorter than that are cut further, into 1, 2, 4 and so on. An encoder's graphs are one per shape:

@@ -26,6 +26,7 @@ def load_processor(folder: Path, hf_config: Mapping[str, Any]) -> Processor:
     config, _, processor = find_family(hf_config)
     loaded: Processor = family_module(processor).Processor(folder, family_module(config).Config.from_hf(hf_config))
     loaded.origin = (folder, hf_config)
+    loaded.scales_on_device = False
     return loaded
 
 

@@ -149,6 +149,30 @@ def test_tied_head_reads_the_embedding():
     torch.testing.assert_close(model.logits(hidden), hidden @ model.decoder.embedding.weight.T)
 
 
+def test_encoder_batches_of_many_requests_come_in_few_sizes():
+    """Each size is a graph of its own on a GPU."""
+    model, seen = tiny_model(vision_batch_size=8), []
+
+    def wrap(encode):
+        def watched(x, *rest):
+            seen.append(len(x))
+            return encode(x, *rest)
+
+        return watched
+
+    model.wrap_encoders(wrap)
+    for count in (1, 3, 7, 13):
+        items = [random_image([(2, 3)], seed=seed) for seed in range(count)]
+        alone = [model.encode("image", [item])[0] for item in items]
+        seen.clear()
+        together = model.encode("image", items)
+        assert seen == {1: [1], 3: [2, 1], 7: [4, 2, 1], 13: [8, 4, 1]}[count]
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    seen.clear()
+    model.encode("image", [random_image([(2, 3)] * 7)])
+    assert seen == [7]
+
+
 # ---- training -----------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from minicpm_prompts import (
     MARKS,
     bounds,
@@ -24,6 +25,7 @@ from minicpm_prompts import (
     user,
 )
 from safetensors.numpy import load_file
+from tiny_minicpm import tiny_model
 
 from sensorium.config import MediaLimits
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
@@ -420,3 +422,17 @@ def test_o26_hears_by_the_second_and_prepares_to_speak(core: Path, tmp_path: Pat
     check(prompt, processor)
     assert [span.length for span in prompt.spans] == [25, 25, 12]
     assert prompt.text == "(<audio>./</audio>)><|spk_bos|><|spk|><|spk_eos|><|tts_bos|>"
+
+
+def test_pictures_that_the_device_scales_become_the_same_rows(tiny: Processor, core: Path):
+    """Those far larger than their slices are scaled before, as less of them has to be carried."""
+    model = tiny_model(vision_batch_size=16)
+    rng = np.random.default_rng(0)
+    device = Processor(core / "tiny")
+    device.scales_on_device = True
+    for size, left in (((500, 600, 3), True), ((448, 448, 3), True), ((30, 20, 3), True), ((1800, 1900, 3), False)):
+        media = image.from_array(rng.integers(0, 256, size, dtype=np.uint8), options={"max_slice_nums": 3})
+        (early,), (late,) = (made.chat(user(media), ChatOptions()).media for made in (tiny, device))
+        assert early.key == late.key
+        assert (late.arrays["source.0"].shape == size) == left
+        assert torch.equal(*(model.encode("image", [item])[0] for item in (early, late)))
