@@ -213,8 +213,8 @@ class Model(TextModel):
         places[0, len(items) :] = memory.num_slots
         for i, (item, stream, start) in enumerate(zip(items, streams, starts, strict=True)):
             mel[i], places[:, i] = item.arrays["mel"], (stream.slot, start)
-        x = torch.from_numpy(mel).to(weight.device, weight.dtype)
-        heard = self._embed_live(x, torch.from_numpy(places).to(weight.device), keys, before, after)
+        x, at_rows = upload([mel, places], weight.device)
+        heard = self._embed_live(x.to(weight.dtype), at_rows, keys, before, after)
         for stream, start in zip(streams, starts, strict=True):
             stream.num_frames = start + frames
         return heard
