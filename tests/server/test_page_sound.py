@@ -132,3 +132,34 @@ def test_what_was_heard_is_found_by_its_position(page: Page):
     first, second = call(page, script)  # pyright: ignore[reportGeneralTypeIssues]
     assert first == {"heights": [1400 / 32768, 1900 / 32768], "blob": "a picture"}
     assert second["heights"] == [2900 / 32768, 0]
+
+
+def test_a_session_is_recorded_as_it_was_heard(page: Page):
+    script = """
+        async () => {
+            const { Recording } = await import("./recording.js");
+            const recording = new Recording(16000);
+            const heard = (count) => {
+                for (let piece = 0; piece < count; piece += 1) recording.heard(new Int16Array(1600).fill(1000));
+            };
+            heard(10);
+            recording.said(new Int16Array(12000).fill(2000));
+            recording.said(new Int16Array(12000).fill(3000));
+            heard(10);
+            recording.silence();
+            heard(10);
+            const bytes = new Uint8Array(await recording.save().arrayBuffer());
+            return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+        }
+    """
+    with wave.open(io.BytesIO(base64.b64decode(str(call(page, script))))) as file:
+        assert (file.getframerate(), file.getnchannels()) == (24000, 2)
+        both = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+    assert abs(len(both) - 72000) < 60
+    assert np.abs(both[100:, 0] - 1000).max() <= 1, "all that was heard is on the left"
+    spoken = both[:, 1]
+    first = int(np.flatnonzero(spoken)[0])
+    assert abs(first - 27600) < 60, "a second in, and the speaker's delay"
+    assert (spoken[first : first + 12000] == 2000).all()
+    assert (spoken[first + 12000 : 47900] == 3000).all()
+    assert not spoken[48000:].any(), "what was interrupted is not in it"

@@ -17,6 +17,14 @@ async function refusal(response) {
   return new ApiError(response.status, body?.error?.message ?? `the server answered ${response.status}`);
 }
 
+/** fetch, which throws ApiError where there is no answer. */
+async function reach(address, options) {
+  return fetch(address, options).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "the server cannot be reached");
+  });
+}
+
 /** "ok", "loading", "restarting" …, or "unreachable". */
 export async function health() {
   const response = await fetch("health").catch(() => null);
@@ -24,14 +32,14 @@ export async function health() {
 }
 
 export async function model() {
-  const response = await fetch("v1/models", { headers: headers() });
+  const response = await reach("v1/models", { headers: headers() });
   if (!response.ok) throw await refusal(response);
   return (await response.json()).data[0];
 }
 
 /** The voices that the model can speak in: [{ id, name }]. */
 export async function voices() {
-  const response = await fetch("v1/audio/voices", { headers: headers() });
+  const response = await reach("v1/audio/voices", { headers: headers() });
   if (!response.ok) throw await refusal(response);
   return (await response.json()).data;
 }
@@ -42,19 +50,19 @@ export async function addVoice(name, recording, consent) {
   body.append("name", name);
   body.append("consent", consent);
   body.append("audio_sample", recording, recording.name || "voice");
-  const response = await fetch("v1/audio/voices", { method: "POST", headers: headers(), body });
+  const response = await reach("v1/audio/voices", { method: "POST", headers: headers(), body });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }
 
 export async function removeVoice(id) {
-  const response = await fetch(`v1/audio/voices/${encodeURIComponent(id)}`, { method: "DELETE", headers: headers() });
+  const response = await reach(`v1/audio/voices/${encodeURIComponent(id)}`, { method: "DELETE", headers: headers() });
   if (!response.ok) throw await refusal(response);
 }
 
 /** Yields the chunks of one answer as objects; ends with [DONE], throws ApiError, or is aborted by the signal. */
 export async function* answer(request, signal) {
-  const response = await fetch("v1/chat/completions", {
+  const response = await reach("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json", ...headers() },
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),

@@ -1,6 +1,6 @@
 // One full-duplex session over WS /v1/duplex, dropped sockets included. See docs/duplex-protocol.md.
 
-import { socket } from "./api.js";
+import { model, socket } from "./api.js";
 import { DISCONTINUITY, JPEG, readSound, SOUND, writeFrame } from "./duplex-frames.js";
 
 const SUBPROTOCOL = "sensorium.duplex.v1";
@@ -121,8 +121,10 @@ export class Duplex {
   async #closed(code) {
     if (this.#over) return;
     if (!this.#ready) {
-      const full = code === 1013 ? "All places are taken, and the queue is full. Try again in a moment." : "";
-      return this.#end("failed", full || "The server could not be reached, or refused the connection.");
+      if (code === 1013) return this.#end("failed", "All places are taken, and the queue is full. Try again in a moment.");
+      // A browser does not say why a socket did not open; the server does, if asked in another way.
+      const why = await model().then(() => "The server refused the connection.", ({ message }) => message);
+      return this.#end("failed", why);
     }
     this.#dropped ||= performance.now();
     const away = performance.now() - this.#dropped;

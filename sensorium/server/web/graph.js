@@ -1,7 +1,7 @@
 // What each unit took, stage upon stage, against the second that it may take.
 
 import { colour, onColours } from "./colours.js";
-import { make } from "./elements.js";
+import { make, span } from "./elements.js";
 
 const MOST = 60; // units that are drawn
 const BUDGET_MS = 1000;
@@ -53,11 +53,11 @@ export class Graph {
 
   #tell({ ms, behind_ms, kv }) {
     const sorted = this.#units.map((unit) => unit.ms.total).sort((one, other) => one - other);
-    const behind = behind_ms > 0 ? `, ${behind_ms} ms late` : "";
+    const behind = behind_ms > 0 ? `, ${span(behind_ms)} late` : "";
     this.#figures.textContent = [
-      `last ${ms.total} ms${behind}`,
-      `median ${quantile(sorted, 0.5)} ms`,
-      `95 % within ${quantile(sorted, 0.95)} ms`,
+      `last ${span(ms.total)}${behind}`,
+      `median ${span(quantile(sorted, 0.5))}`,
+      `95 % within ${span(quantile(sorted, 0.95))}`,
       `late ${this.#all.late} of ${this.#all.count}`,
       `context ${Math.round((100 * kv.used) / kv.limit)} % full`,
     ].join(" · ");
@@ -85,7 +85,7 @@ export class Graph {
       pen.fillStyle = colour("line");
       pen.fillRect(EDGE.left, y(ms), width - EDGE.left - EDGE.right, 1);
       pen.fillStyle = colour("faint");
-      pen.fillText(ms === 0 ? "0" : `${ms} ms`, EDGE.left - 6, y(ms));
+      pen.fillText(ms === 0 ? "0" : span(ms), EDGE.left - 6, y(ms));
     }
     if (most <= BUDGET_MS) return;
     pen.fillStyle = colour("alarm");

@@ -7,6 +7,7 @@ import { Frames } from "./frames.js";
 import { Graph } from "./graph.js";
 import { Heard } from "./heard.js";
 import { Microphone } from "./microphone.js";
+import { Recording } from "./recording.js";
 import * as settings from "./settings.js";
 import { Speaker } from "./speaker.js";
 import { Stage } from "./stage.js";
@@ -31,11 +32,13 @@ class Talk {
   #microphone = new Microphone();
   #speaker = new Speaker();
   #heard = new Heard(RATE_IN);
+  #recording = new Recording(RATE_IN);
   #duplex;
   #given = 0; // position of the end of the sound that the speaker was given
   #played = 0;
   #reports = 0;
   #starved = 0;
+  #awake = null;
   muted = false;
   paused = false;
 
@@ -53,9 +56,11 @@ class Talk {
       notice: (notice) => stage.note(notice),
       error: ({ message }) => stage.problem(message),
       sound: (sound) => this.#say(sound),
-      silence: () => this.#speaker.flush(),
+      silence: () => this.#hush(),
     });
     this.#duplex.open();
+    // Phones would go to sleep over a talk. Some browsers know no such wish, or refuse it.
+    this.#awake = await navigator.wakeLock?.request("screen").catch(() => null);
   }
 
   #wanted() {
@@ -73,10 +78,11 @@ class Talk {
   }
 
   #listen(samples) {
-    stage.level("heard", this.muted ? 0 : peaks(samples, 1)[0]);
     const position = this.#duplex?.sound(samples) ?? null;
     if (position === null) return;
+    stage.level("heard", this.muted ? 0 : peaks(samples, 1)[0]);
     this.#heard.sound(position, samples);
+    this.#recording.heard(samples);
     // By the clock of the sound, so that each unit has one picture, and has it in time.
     const middle = position - (position % RATE_IN) + RATE_IN / 2;
     if (frames.on && position <= middle && middle < position + samples.length) this.#see(position);
@@ -103,9 +109,17 @@ class Talk {
   }
 
   #say({ position, samples, last }) {
-    if (samples.length) this.#speaker.play(samples);
+    if (samples.length) {
+      this.#speaker.play(samples);
+      this.#recording.said(samples);
+    }
     this.#given = position + samples.length;
     if (last) this.#speaker.end();
+  }
+
+  #hush() {
+    this.#speaker.flush();
+    this.#recording.silence();
   }
 
   #report({ waiting, level, starved }) {
@@ -155,10 +169,13 @@ class Talk {
     else finish("ended", "");
   }
 
+  /** Ends all of it; returns the recording. */
   close() {
+    this.#awake?.release();
     this.#microphone.close();
     this.#speaker.close();
     frames.close();
+    return this.#recording;
   }
 }
 
@@ -191,6 +208,7 @@ async function begin() {
   timeline.clear();
   graph.clear();
   at("seconds").hidden = at("latency").hidden = true;
+  offer(null);
   stage.problem("");
   try {
     await here.open();
@@ -200,8 +218,18 @@ async function begin() {
   if (talk !== here) here.close(); // it was ended while the browser asked
 }
 
+/** Offers a recording to be heard and kept; null takes the offer back. */
+function offer(recording) {
+  const worth = Boolean(recording?.seconds);
+  at("recorded").hidden = !worth;
+  const [player, save] = at("recorded").children;
+  URL.revokeObjectURL(player.src);
+  if (worth) player.src = save.href = URL.createObjectURL(recording.save());
+  else player.removeAttribute("src");
+}
+
 function finish(state, message) {
-  talk?.close();
+  offer(talk?.close());
   talk = null;
   captions.end();
   stage.seeing(false);

@@ -21,6 +21,11 @@ const NOTES = {
   replay_incomplete: "Some of what it said was lost with the connection.",
   starved: "Its voice came too slowly and was broken up.",
 };
+const HINTS = {
+  idle: "Talk as you would to someone in the room: it hears you all the time, answers while you speak, and sees what the camera sees.",
+  asking: "Your browser asks whether this page may listen.",
+  queued: "All places are taken. It begins by itself when it is your turn.",
+};
 const NOTE_MS = 6000;
 
 const ORDER = ["th", "st", "nd", "rd"];
@@ -42,6 +47,7 @@ export class Stage {
 
   constructor(root) {
     this.#root = root;
+    this.show("idle");
   }
 
   get #open() {
@@ -63,11 +69,10 @@ export class Stage {
     at("pause").title = at("pause").ariaLabel = state === "paused" ? "Go on" : "Pause";
     at("begin").textContent = busy ? (this.#open ? "End" : "Cancel") : "Start talking";
     at("live-voice").disabled = busy;
-    at("live-hint").hidden = busy || at("captions").childElementCount > 0;
-    if (!busy) {
-      this.#turn = this.#sounding = false;
-      for (const which of ["heard", "said"]) this.level(which, 0);
-    }
+    const blank = at("captions").childElementCount === 0;
+    at("live-hint").textContent = HINTS[busy ? state : blank && "idle"] ?? "";
+    if (!busy) this.#turn = this.#sounding = false;
+    if (!busy || state === "paused") for (const which of ["heard", "said"]) this.level(which, 0);
   }
 
   /** Turns that come and go are not announced: they are heard. */

@@ -1,14 +1,14 @@
 // The units of a session side by side: what was seen and heard, what the model decided, what it said.
 
 import { onColours } from "./colours.js";
-import { clock, make } from "./elements.js";
+import { clock, make, span } from "./elements.js";
 import { drawPeaks } from "./wave.js";
 
 const MOST = 120; // units that are shown
 
 function describe({ n, decision, text, behind_ms, ms }) {
   const did = decision === "listen" ? "listened" : text.trim() ? `said “${text.trim()}”` : "went on speaking";
-  return `${clock(n)}: ${did}, ${ms.total} ms${behind_ms > 0 ? `, ${behind_ms} ms late` : ""}`;
+  return `${clock(n)}: ${did}, ${span(ms.total)}${behind_ms > 0 ? `, ${span(behind_ms)} late` : ""}`;
 }
 
 export class Timeline {
@@ -30,8 +30,10 @@ export class Timeline {
     const picture = make(blob ? "img" : "span", "frame");
     if (blob) Object.assign(picture, { src: address, alt: "" });
     const said = make("p", "", unit.text.trim());
-    const took = make("small", unit.behind_ms > 0 ? "late" : "", `${unit.ms.total} ms`);
-    shown.append(make("time", "", clock(unit.n)), picture, canvas, make("i"), said, took);
+    const took = make("small", unit.behind_ms > 0 ? "late" : "", span(unit.ms.total));
+    const head = make("header");
+    head.append(make("time", "", clock(unit.n)), took);
+    shown.append(head, picture, canvas, make("i"), said);
     item.append(make("span", "unseen", describe(unit)), shown);
     const last = this.#cells.at(-1);
     if (unit.turn !== null && last?.turn === unit.turn) item.classList.add("goes-on");

@@ -31,8 +31,8 @@ export function drawPeaks(canvas, heights, share, on, off) {
   });
 }
 
-/** 16-bit mono samples as a WAV file. */
-export function toWav(samples, rate) {
+/** 16-bit samples as a WAV file; those of several channels take turns. */
+export function toWav(samples, rate, channels = 1) {
   const head = new DataView(new ArrayBuffer(44));
   const text = (place, letters) => [...letters].forEach((letter, index) => head.setUint8(place + index, letter.charCodeAt(0)));
   text(0, "RIFF");
@@ -40,10 +40,10 @@ export function toWav(samples, rate) {
   text(8, "WAVEfmt ");
   head.setUint32(16, 16, true);
   head.setUint16(20, 1, true); // PCM
-  head.setUint16(22, 1, true); // one channel
+  head.setUint16(22, channels, true);
   head.setUint32(24, rate, true);
-  head.setUint32(28, 2 * rate, true);
-  head.setUint16(32, 2, true);
+  head.setUint32(28, 2 * channels * rate, true);
+  head.setUint16(32, 2 * channels, true);
   head.setUint16(34, 16, true);
   text(36, "data");
   head.setUint32(40, 2 * samples.length, true);
