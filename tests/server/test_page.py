@@ -320,13 +320,57 @@ def test_it_fits_a_phone_and_can_be_read(page: Page, dark: bool):
                 return 0.2126 * r + 0.7152 * g + 0.0722 * b;
             };
             const page = light(getComputedStyle(document.body).backgroundColor);
-            return ["h1", "#status", ".answer .text", ".answer footer"].map((name) => {
+            const names = ["h1", "#status", ".answer .text", ".answer footer", "#live-hint", "#controls select", "#interrupt"];
+            return names.map((name) => {
                 const text = light(getComputedStyle(document.querySelector(name)).color);
                 return (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05);
             });
         })()
     """
     assert min(page.run(contrast)) >= 4.5
+    page.run("document.querySelector('#tab-live').click()")
+    page.run("document.querySelectorAll('#controls [hidden]').forEach((one) => (one.hidden = false))")
+    assert page.run("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("tab", ["chat", "live"])
+def test_every_control_has_a_name_and_can_be_reached(page: Page, tab: str):
+    # Both halves, whatever the model can do: with all that is hidden until it is wanted.
+    page.run(f"document.querySelector('#tabs').hidden = false; document.querySelector('#tab-{tab}').click()")
+    page.run("document.querySelectorAll('main [hidden]:not(.tab, svg *)').forEach((one) => (one.hidden = false))")
+    page.run("document.querySelectorAll('input[type=file]').forEach((one) => (one.hidden = true))")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    named = {}
+    for node in nodes:
+        facts = {fact["name"]: fact["value"].get("value") for fact in node.get("properties", ())}
+        if not node.get("ignored") and facts.get("focusable") and node["role"]["value"] != "RootWebArea":
+            named[node.get("name", {}).get("value", "")] = node["role"]["value"]
+    assert "" not in named
+    expected = {
+        "chat": ["Your question", "Send", "Speak the answers"],
+        "live": ["Start talking", "Interrupt", "Camera"],
+    }
+    assert set(expected[tab]) <= set(named)
+    page.run(f"document.querySelector('#tab-{tab}').focus()")
+    reached = set()
+    for _ in range(20):
+        for kind in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        reached.add(page.run("document.activeElement.id"))
+    last = {"chat": "send", "live": "begin"}[tab]
+    assert {"settings", last} <= reached
+
+
+def test_arrow_keys_change_tabs(page: Page):
+    page.run("document.querySelector('#tabs').hidden = false; document.querySelector('#tab-chat').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    assert page.run("[document.activeElement.id, document.querySelector('#chat').hidden, location.hash]") == [
+        "tab-live", True, "#live",
+    ]  # fmt: skip
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    assert page.run("[document.activeElement.id, document.querySelector('#live').hidden, location.hash]") == [
+        "tab-chat", True, "",
+    ]  # fmt: skip
 
 
 def test_the_page_is_small_and_needs_no_other_host(live: Live):

@@ -39,7 +39,7 @@ async function connect() {
 async function greet({ id, capabilities = [] }) {
   at("status").textContent = id.split("/").pop();
   at("status").title = id;
-  at("tabs").hidden = !capabilities.includes("duplex");
+  at("tabs").hidden = at("bias-field").hidden = !capabilities.includes("duplex");
   if (!at("tabs").hidden && location.hash === "#live") show("live");
   at("speak").hidden = at("voice-field").hidden = !capabilities.includes("speech");
   if (!at("speak").hidden) await voices.load();

@@ -56,7 +56,12 @@ export class Duplex {
   }
 
   #connect() {
-    const one = socket("v1/duplex", SUBPROTOCOL);
+    let one;
+    try {
+      one = socket("v1/duplex", SUBPROTOCOL);
+    } catch {
+      return this.#end("failed", "The key has characters that browsers cannot send when they open a WebSocket.");
+    }
     this.#socket = one;
     one.binaryType = "arraybuffer";
     one.onopen = () => this.#greet();

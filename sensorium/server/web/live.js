@@ -9,7 +9,7 @@ import { Heard } from "./heard.js";
 import { Microphone } from "./microphone.js";
 import { Recording } from "./recording.js";
 import * as settings from "./settings.js";
-import { Speaker } from "./speaker.js";
+import { RATE, Speaker } from "./speaker.js";
 import { Stage } from "./stage.js";
 import { Timeline } from "./timeline.js";
 import { peaks } from "./wave.js";
@@ -48,7 +48,7 @@ class Talk {
     this.#microphone.ongone = () => this.fail("The microphone was taken away.");
     await this.#speaker.open((report) => this.#report(report));
     if (at("facing").value) await look();
-    this.#duplex = new Duplex(this.#wanted(), {
+    this.#duplex = new Duplex({ audio: { in: RATE_IN, out: RATE }, ...settings.live() }, {
       state: (name, detail) => this.#change(name, detail),
       unit: (unit) => this.#unit(unit),
       text: ({ turn, delta }) => captions.add(turn, delta),
@@ -61,14 +61,6 @@ class Talk {
     this.#duplex.open();
     // Phones would go to sleep over a talk. Some browsers know no such wish, or refuse it.
     this.#awake = await navigator.wakeLock?.request("screen").catch(() => null);
-  }
-
-  #wanted() {
-    const [system] = settings.instructions();
-    const wanted = { audio: { in: RATE_IN, out: 24000 } };
-    if (system) wanted.instructions = system.content;
-    if (settings.voice()) wanted.voice = settings.voice();
-    return wanted;
   }
 
   #change(name, detail) {

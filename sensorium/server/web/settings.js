@@ -40,6 +40,19 @@ export function instructions() {
   return text ? [{ role: "system", content: text }] : [];
 }
 
+/** What a live session is started with, of what was filled in. */
+export function live() {
+  const kept = read();
+  const fields = {};
+  for (const name of ["temperature", "top_p", "seed"]) {
+    if (kept[name]) fields.sampling = { ...fields.sampling, [name]: FIELDS[name](kept[name]) };
+  }
+  if (kept.instructions?.trim()) fields.instructions = kept.instructions.trim();
+  if (kept.voice) fields.voice = kept.voice;
+  if (kept.listen_bias) fields.listen_bias = Number(kept.listen_bias);
+  return fields;
+}
+
 /** Fields of a request: those that were filled in; greedy where no temperature is. */
 export function sampling() {
   const kept = read();

@@ -1,12 +1,12 @@
 // The sound of an answer: played as it comes, then to be had again and kept.
 
 import { onColours } from "./colours.js";
-import { clock, make } from "./elements.js";
+import { action, clock, make } from "./elements.js";
 import { RATE, Speaker } from "./speaker.js";
-import { drawPeaks, joined, peaks, toWav } from "./wave.js";
+import { drawPeaks, joined, toWav } from "./wave.js";
 
 const BARS = 80;
-const BAR_S = 0.06; // of a short sound; longer ones are pressed together
+const BAR = 0.06 * RATE; // samples in one, of a short sound; longer ones are pressed together
 const PLAY = "M8 5.5l10 6.5-10 6.5z";
 const STOP = "M7 7h10v10H7z";
 
@@ -36,7 +36,9 @@ function icon() {
 export class Spoken {
   #pieces = [];
   #length = 0; // samples so far
+  #loud = []; // their peaks, BAR by BAR
   #given = 0; // of them, to the speaker, since it plays
+  #played = 0;
   #complete = false;
   #canvas = make("canvas");
   #button = make("button", "icon");
@@ -58,6 +60,7 @@ export class Spoken {
   add(samples, aloud = true) {
     if (!this.#length && aloud) this.#take();
     this.#pieces.push(samples);
+    this.#measure(samples);
     this.#length += samples.length;
     if (playing === this) this.#give(samples);
     this.#draw();
@@ -67,11 +70,16 @@ export class Spoken {
   end() {
     this.#complete = true;
     if (playing === this) speaker.end();
-    const save = make("a", "action", "Download");
-    save.href = URL.createObjectURL(toWav(this.samples, RATE));
-    save.download = "answer.wav";
-    this.element.append(save);
+    this.element.append(action("Download", () => this.#save()));
     this.#draw();
+  }
+
+  #save() {
+    const link = make("a");
+    link.href = URL.createObjectURL(toWav(this.samples, RATE));
+    link.download = "answer.wav";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000); // some browsers read it later
   }
 
   get samples() {
@@ -79,10 +87,17 @@ export class Spoken {
     return this.#pieces[0] ?? new Int16Array(0);
   }
 
+  #measure(samples) {
+    samples.forEach((sample, index) => {
+      const bar = Math.floor((this.#length + index) / BAR);
+      this.#loud[bar] = Math.max(this.#loud[bar] ?? 0, Math.abs(sample) / 32768);
+    });
+  }
+
   #take() {
     playing?.stop();
     playing = this;
-    this.#given = 0;
+    this.#given = this.#played = 0;
     this.#label();
   }
 
@@ -101,13 +116,15 @@ export class Spoken {
   stop() {
     if (playing !== this) return;
     playing = null;
+    this.#played = 0;
     speaker.flush();
     this.#label();
     this.#draw();
   }
 
   report(waiting) {
-    this.#draw(this.#given - waiting);
+    this.#played = this.#given - waiting;
+    this.#draw();
     if (this.#complete && this.#given === this.#length && !waiting) this.stop();
   }
 
@@ -117,13 +134,15 @@ export class Spoken {
     this.#button.querySelector("path").setAttribute("d", on ? STOP : PLAY);
   }
 
-  #draw(played = 0) {
-    const seconds = this.#length / RATE;
-    this.#time.textContent = clock(playing === this ? played / RATE : seconds);
+  #draw() {
+    this.#time.textContent = clock((playing === this ? this.#played : this.#length) / RATE);
     if (!this.#canvas.clientWidth || !this.#length) return;
-    const count = Math.min(BARS, Math.ceil(seconds / BAR_S));
-    const heights = [...peaks(this.samples, count), ...Array(BARS - count).fill(0)];
-    const share = (played / this.#length) * (count / BARS);
-    drawPeaks(this.#canvas, heights, share, "accent", "heard");
+    const heights = Array(BARS).fill(0);
+    const pressed = Math.max(1, this.#loud.length / BARS);
+    this.#loud.forEach((peak, bar) => {
+      const place = Math.floor(bar / pressed);
+      heights[place] = Math.max(heights[place], peak);
+    });
+    drawPeaks(this.#canvas, heights, this.#played / BAR / pressed / BARS, "accent", "heard");
   }
 }
