@@ -348,7 +348,7 @@ def test_every_control_has_a_name_and_can_be_reached(page: Page, tab: str):
     assert "" not in named
     expected = {
         "chat": ["Your question", "Send", "Speak the answers"],
-        "live": ["Start talking", "Interrupt", "Camera"],
+        "live": ["Start talking", "Interrupt", "What it sees"],
     }
     assert set(expected[tab]) <= set(named)
     page.run(f"document.querySelector('#tab-{tab}').focus()")

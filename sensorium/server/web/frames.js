@@ -1,4 +1,4 @@
-// The camera, as JPEG pictures.
+// The camera or the screen, as JPEG pictures.
 
 const LONGEST = 640; // side of a picture, in pixels
 
@@ -12,13 +12,14 @@ export class Frames {
     this.#video = video;
   }
 
-  /** Opens a camera, "user" (front) or "environment" (back). Throws what getUserMedia throws. */
-  async open(facing) {
+  /** Opens a camera, "user" (front) or "environment" (back), or the "screen". Throws what the browser throws. */
+  async open(source) {
     this.close();
-    const wanted = { facingMode: facing, width: { ideal: 1280 }, height: { ideal: 720 } };
-    this.#stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+    const wanted = { facingMode: source, width: { ideal: 1280 }, height: { ideal: 720 } };
+    const devices = navigator.mediaDevices;
+    this.#stream = await (source === "screen" ? devices.getDisplayMedia() : devices.getUserMedia({ video: wanted }));
     this.#video.srcObject = this.#stream;
-    this.#video.classList.toggle("mirrored", facing === "user");
+    this.#video.classList.toggle("mirrored", source === "user");
     await this.#video.play();
   }
 
@@ -31,6 +32,11 @@ export class Frames {
     this.#canvas.height = Math.round(videoHeight * scale);
     this.#canvas.getContext("2d").drawImage(this.#video, 0, 0, this.#canvas.width, this.#canvas.height);
     return new Promise((done) => this.#canvas.toBlob(done, "image/jpeg", 0.8));
+  }
+
+  /** gone() is called when what is seen is taken away: unplugged, or no longer shared. */
+  set ongone(gone) {
+    for (const track of this.#stream.getTracks()) track.onended = gone;
   }
 
   get on() {

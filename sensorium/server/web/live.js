@@ -184,14 +184,21 @@ function excuse(error, device) {
 async function look() {
   const facing = at("facing").value;
   try {
-    if (facing) await frames.open(facing);
-    else frames.close();
+    if (facing) {
+      await frames.open(facing);
+      frames.ongone = unsee;
+    } else frames.close();
   } catch (error) {
-    at("facing").value = "";
-    frames.close();
-    stage.problem(excuse(error, "camera"));
+    stage.problem(excuse(error, facing === "screen" ? "screen" : "camera"));
+    return unsee();
   }
   stage.seeing(frames.on);
+}
+
+function unsee() {
+  at("facing").value = "";
+  frames.close();
+  stage.seeing(false);
 }
 
 async function begin() {
@@ -240,6 +247,7 @@ export function start() {
   at("mute").onclick = () => talk?.mute(!talk.muted);
   at("pause").onclick = () => talk?.pause(!talk.paused);
   at("facing").onchange = () => talk && look();
+  at("screen").hidden = !navigator.mediaDevices?.getDisplayMedia;
   at("live-bar").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = at("typed").value.trim();
