@@ -212,6 +212,8 @@ class ServerConfig:
     served_model_name: str | tuple[str, ...] | None = None
     """The names clients may use; answers carry the first."""
     max_body_bytes: int = 384 << 20
+    max_json_bytes: int = 32 << 20
+    """Memory that the JSON of a body may take once decoded, roughly: some 800,000 numbers, or 100,000 objects."""
     root_path: str = ""
     """Path prefix that a proxy in front adds, such as /models."""
     ssl_keyfile: Path | None = None
@@ -333,6 +335,7 @@ _ENGINE_RANGES: dict[str, Range] = {
 _SERVER_RANGES: dict[str, Range] = {
     "port": (0, 65535),
     "max_body_bytes": (0, None),
+    "max_json_bytes": (1, None),
     "drain_s": (0, None),
     "engine_hang_s": (0, None),
     "sse_keep_alive_interval": (0, None),

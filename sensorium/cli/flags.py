@@ -148,6 +148,7 @@ SERVER: dict[str, dict[str, Flag]] = {
             ("--max-request-body-mb", "--max-body-bytes"),
             by_name=(("--max-request-body-mb", mebibytes),),
         ),
+        "max_json_bytes": _flag("memory, roughly, that the JSON of a request body may take once decoded"),
         "engine_process": _flag("run the engine in a process of its own, started again when it dies or hangs"),
         "engine_hang_s": _flag("seconds without an ended step after which that process is killed; 0 is never"),
         "drain_s": _flag("seconds that running requests may go on after SIGTERM", "--shutdown-timeout", "--drain-s"),

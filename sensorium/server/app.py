@@ -18,8 +18,8 @@ from sensorium.server.chat import ChatCompletions
 from sensorium.server.completions import Completions
 from sensorium.server.dev import dev_routes
 from sensorium.server.errors import HttpError
-from sensorium.server.exchange import Exchanges
-from sensorium.server.gate import Gate
+from sensorium.server.exchange import Desk, Exchanges
+from sensorium.server.gate import Checked, Doorstep, Gate
 from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
 from sensorium.server.messages_api import messages_routes
@@ -69,11 +69,10 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         *page,
     ]
     labels = {route.path: route.path for route in routes}
-    middleware = [
-        Middleware(Exchanges, metrics=metrics, handlers=labels, config=config, tracer=tracer),
-        Middleware(Guard, config=config, open_paths=[*open_paths(config), *(route.path for route in page)]),
-        Middleware(Gate, served=served, paths=[route.path for route in doors], root_path=config.root_path),
-    ]
+    desk = Desk(metrics, labels, config, tracer)
+    guard = Guard(config, [*open_paths(config), *(route.path for route in page)])
+    gate = Gate(served, [route.path for route in doors], config.root_path)
+    middleware = [Middleware(Exchanges, desk=desk), Middleware(Checked, checks=[guard.check, gate.check])]
     if config.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -86,6 +85,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
     app.state.served = served
     app.state.tracer = tracer
+    app.state.doorstep = Doorstep(gate, guard, desk)
     app.router.redirect_slashes = False
     return app
 

@@ -13,6 +13,7 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
+from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, TooLargeError, UnsupportedError
 from sensorium.server.errors import ClientGone, HttpError
 from sensorium.server.lift import Body, Lifter
@@ -34,26 +35,26 @@ _LONE_SURROGATE = re.compile(
 )
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
-    """The whole body, at most `limit` bytes, long base64 taken out. A greater announced length is refused unread."""
+async def read_body(scope: Scope, receive: Receive, config: ServerConfig) -> Body:
+    """The whole body, within the configured bounds, long base64 taken out. One announced as too long is not read."""
     headers = Headers(scope=scope)
     media_type, _, parameters = headers.get("content-type", "").partition(";")
     encoded_otherwise = "charset" in parameters and "utf-8" not in parameters.lower()
     if media_type.strip().lower() != "application/json" or encoded_otherwise:
         raise HttpError(415, "unsupported_media_type", "the body must be sent as application/json in UTF-8")
-    lifter = Lifter()
-    async for piece in read_pieces(scope, receive, limit):
+    lifter = Lifter(config.max_json_bytes)
+    async for piece in read_pieces(scope, receive, config.max_body_bytes):
         lifter.feed(piece)
     return lifter.finish()
 
 
 async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives, at most `limit` bytes, not compressed and not too slowly."""
+    """The body as it arrives, at most `limit` bytes where that is not 0, not compressed and not too slowly."""
     headers = Headers(scope=scope)
     if headers.get("content-encoding", "identity") != "identity":
         raise HttpError(415, "unsupported_media_type", "compressed request bodies are not accepted")
     too_large = TooLargeError(f"the request body is larger than {limit} bytes")
-    if int(headers.get("content-length", "0")) > limit:
+    if limit and int(headers.get("content-length", "0")) > limit:
         raise too_large
     size = 0
     loop = asyncio.get_running_loop()
@@ -68,7 +69,7 @@ async def read_pieces(scope: Scope, receive: Receive, limit: int) -> AsyncGenera
             raise ClientGone
         piece: bytes = message.get("body", b"")
         size += len(piece)
-        if size > limit:
+        if limit and size > limit:
             raise too_large
         yield piece
         if not message.get("more_body", False):

@@ -27,7 +27,7 @@ async def read_request(
 ) -> tuple[T, int]:
     """The typed request of a JSON body for a model that is here, and the size of its body. unsupported: see decode."""
     served.client()
-    body = await read_body(scope, receive, config.max_body_bytes)
+    body = await read_body(scope, receive, config)
     request = decode(body, decoder, unsupported, lenient=config.allow_unknown_fields)
     served.check_name(getattr(request, "model", None))
     return request, body.size

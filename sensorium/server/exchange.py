@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -40,17 +41,32 @@ _HEADERS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is an error. headers: its own, without those that every answer carries."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    content: bytes
+
+
+async def _nothing() -> Message:
+    raise RuntimeError("this exchange has no channel")
+
+
+async def _nowhere(_: Message) -> None:
+    raise RuntimeError("this exchange has no channel")
+
+
 class Exchange:
     """Watches what passes: whether the body was read, what was answered. Adds headers to the answer."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, config: ServerConfig, metrics: Metrics, handler: str | None
-    ) -> None:
-        """handler: label in the metrics; None is not counted."""
+    def __init__(self, scope: Scope, desk: Desk, receive: Receive = _nothing, send: Send = _nowhere) -> None:
         self.scope = scope
-        self._config = config
-        self._metrics = metrics
-        self._handler = handler
+        self.path, self.handler = desk.place(scope["path"])
+        self._config = desk.config
+        self._metrics = desk.metrics
+        self._counted = self.handler is None
         self._receive = receive
         self._send = send
         self.headers = Headers(scope=scope)
@@ -78,10 +94,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            extra = [*_HEADERS]
-            if self._config.enable_request_id_headers:
-                extra.append((b"x-request-id", self.id.encode()))
-            message = {**message, "headers": [*message.get("headers", []), *extra]}
+            message = {**message, "headers": [*message.get("headers", []), *self.extra_headers]}
         elif message["type"] == "websocket.accept":
             self.status = 101
         self.sent += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
@@ -89,15 +102,22 @@ class Exchange:
             self.count()
         await self._send(message)
 
+    @property
+    def extra_headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer carries."""
+        if self._config.enable_request_id_headers:
+            return [*_HEADERS, (b"x-request-id", self.id.encode())]
+        return _HEADERS
+
     def count(self) -> None:
         """Count the exchange, once: before its last bytes leave, so that whoever has the answer finds it counted."""
-        handler, self._handler = self._handler, None
-        if handler is not None:
+        if not self._counted and self.handler is not None:
+            self._counted = True
             seconds = time.monotonic() - self.start
-            self._metrics.answered(self.scope["method"], handler, self.status, seconds, self.received, self.sent)
+            self._metrics.answered(self.scope["method"], self.handler, self.status, seconds, self.received, self.sent)
 
-    async def refuse(self, error: BaseException) -> None:
-        """Answer with an error, unless an answer has begun."""
+    def refusal(self, error: BaseException) -> Refusal:
+        """The answer to an error, which is noted and counted."""
         status, body, headers = describe(error)
         if not isinstance(error, SensoriumError | asyncio.CancelledError):
             log.error("request %s failed", self.id, exc_info=error)
@@ -107,19 +127,21 @@ class Exchange:
         self._metrics.failed(body.error.code)
         if isinstance(error, OverloadedError):
             self._metrics.rejected(error.reason)
+        content = error_body(error) if is_anthropic(self.scope["path"]) else msgspec.json.encode(body)
+        headers |= {"content-type": "application/json", "content-length": str(len(content))}
+        return Refusal(status, [(name.encode(), value.encode()) for name, value in headers.items()], content)
+
+    async def refuse(self, error: BaseException) -> None:
+        """Answer with an error, unless an answer has begun."""
+        refusal = self.refusal(error)
         if self.status:
             return
         if self._body_pending and self._has_small_body and "expect" not in self.headers:
             await self._discard_body(SMALL_S)
-        anthropic = is_anthropic(self.scope["path"])
-        content = error_body(error) if anthropic else msgspec.json.encode(body)
-        headers |= {"content-type": "application/json", "content-length": str(len(content))}
         linger = self._body_pending and "expect" not in self.headers
-        if self._body_pending:
-            headers["connection"] = "close"
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": content, "more_body": linger})
+        headers = [*refusal.headers, (b"connection", b"close")] if self._body_pending else refusal.headers
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": refusal.content, "more_body": linger})
         if linger:
             # Closing while the client still sends would reset the connection and lose the answer on its way.
             await self._discard_body(LINGER_S)
@@ -143,62 +165,34 @@ def _denying(send: Send) -> Send:
     return deny
 
 
-class Exchanges:
-    """The outermost layer of the application."""
+class Desk:
+    """Where exchanges are counted, logged and traced."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        handlers: dict[str, str],
-        config: ServerConfig,
-        tracer: Tracer | None = None,
+        self, metrics: Metrics, handlers: dict[str, str], config: ServerConfig, tracer: Tracer | None = None
     ) -> None:
         """handlers: exact path -> label in the metrics; other paths are counted as "other"."""
-        self._app = app
-        self._metrics = metrics
+        self.metrics = metrics
+        self.config = config
+        self.tracer = tracer
         self._handlers = handlers
-        self._config = config
-        self._tracer = tracer
         self._json = config.log_format == "json"
         self._root = config.root_path.rstrip("/")
-        self._heap = Heap()
         self._silent = {"/" + path.strip("/") for path in config.disable_access_log_for_endpoints}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        self._metrics.lag.watch()
-        if scope["type"] == "websocket":
-            scope["method"], send = "GET", _denying(send)
-        path = scope["path"].removeprefix(self._root)
-        handler = None if path in UNCOUNTED_PATHS else self._handlers.get(path, "other")
-        exchange = Exchange(scope, receive, send, self._config, self._metrics, handler)
-        with contextlib.nullcontext() if self._tracer is None else self._tracer.noting() as marks:
-            try:
-                await self._follow(exchange)
-            finally:
-                exchange.count()
-                self._record(exchange, path, handler, marks)
-                self._heap.took(exchange.received)
+    def place(self, path: str) -> tuple[str, str | None]:
+        """The path below the root, and its label; None is not counted."""
+        path = path.removeprefix(self._root)
+        return path, None if path in UNCOUNTED_PATHS else self._handlers.get(path, "other")
 
-    async def _follow(self, exchange: Exchange) -> None:
-        try:
-            await self._app(exchange.scope, exchange.receive, exchange.send)
-        except ClientGone:
-            exchange.status = exchange.status or 499
-            exchange.facts["error"] = "client_gone"
-        except (Exception, asyncio.CancelledError) as error:
-            await exchange.refuse(error)
-
-    def _record(self, exchange: Exchange, path: str, handler: str | None, marks: list[Mark] | None) -> None:
+    def record(self, exchange: Exchange, marks: list[Mark] | None) -> None:
+        """Trace the exchange, if that is wanted, and write its line. marks: what took how long."""
         end = time.monotonic()
-        scope = exchange.scope
-        if handler is not None and self._tracer is not None and marks is not None:
+        scope, path, handler = exchange.scope, exchange.path, exchange.handler
+        if handler is not None and self.tracer is not None and marks is not None:
             attributes = attributes_of(scope["method"], path[:200], handler, exchange.status, exchange.facts)
             whole = Mark(f"{scope['method']} {handler}", exchange.start, end)
-            exchange.facts["trace_id"] = self._tracer.record(whole, exchange.headers, attributes, marks)
+            exchange.facts["trace_id"] = self.tracer.record(whole, exchange.headers, attributes, marks)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
         if path in self._silent or not access_log.isEnabledFor(level):
             return
@@ -217,3 +211,38 @@ class Exchanges:
             access_log.log(level, msgspec.json.encode(stamp | line).decode())
         else:
             access_log.log(level, " ".join(f"{name}={printable(str(value))}" for name, value in line.items()))
+
+
+class Exchanges:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app = app
+        self._desk = desk
+        self._heap = Heap()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        self._desk.metrics.lag.watch()
+        if scope["type"] == "websocket":
+            scope["method"], send = "GET", _denying(send)
+        exchange = Exchange(scope, self._desk, receive, send)
+        tracer = self._desk.tracer
+        with contextlib.nullcontext() if tracer is None else tracer.noting() as marks:
+            try:
+                await self._follow(exchange)
+            finally:
+                exchange.count()
+                self._desk.record(exchange, marks)
+                self._heap.took(exchange.received)
+
+    async def _follow(self, exchange: Exchange) -> None:
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except ClientGone:
+            exchange.status = exchange.status or 499
+            exchange.facts["error"] = "client_gone"
+        except (Exception, asyncio.CancelledError) as error:
+            await exchange.refuse(error)

@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Collection
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from sensorium.config import ServerConfig
 from sensorium.errors import AuthenticationError
@@ -34,8 +34,7 @@ class Guard:
     its own that resolves here (DNS rebinding), and to POSTs only from its own pages and `allowed_origins`.
     """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
-        self._app = app
+    def __init__(self, config: ServerConfig, open_paths: Collection[str]) -> None:
         self._open_paths = frozenset(open_paths)
         self._root = config.root_path.rstrip("/")
         self._digests = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
@@ -44,15 +43,14 @@ class Guard:
         if is_loopback(config.host):
             self._hosts = {"localhost", "127.0.0.1", "[::1]", config.host.lower()} | (self._hosts or set())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            host = self._check_host(_values(scope, b"host"))
-            # Browsers let any page open a WebSocket, and say only in Origin whose page it is.
-            if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
-                self._check_origin(_values(scope, b"origin"), host)
-            if self._digests and scope["path"].removeprefix(self._root) not in self._open_paths:
-                scope["state"]["key"] = self._check_key(_presented(scope))
-        await self._app(scope, receive, send)
+    def check(self, scope: Scope) -> None:
+        """Raises HttpError or AuthenticationError. Sets scope["state"]["key"] where keys are asked for."""
+        host = self._check_host(_values(scope, b"host"))
+        # Browsers let any page open a WebSocket, and say only in Origin whose page it is.
+        if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
+            self._check_origin(_values(scope, b"origin"), host)
+        if self._digests and scope["path"].removeprefix(self._root) not in self._open_paths:
+            scope["state"]["key"] = self._check_key(_presented(scope))
 
     def _check_host(self, values: list[bytes]) -> str:
         host = values[0].decode("latin-1").lower() if len(values) == 1 else ""

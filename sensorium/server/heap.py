@@ -1,9 +1,10 @@
-"""Memory of large request bodies, given back. glibc keeps freed pages that lie between blocks still in use."""
+"""Memory that is not needed any more: large request bodies given back, what stays kept out of collections."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 
@@ -19,8 +20,20 @@ def find_trim() -> Callable[[int], int] | None:
         return None
 
 
+def settle() -> None:
+    """Take what there is now for lasting: a full collection that looks at all of it holds up every stream for 50 ms.
+
+    Collections of what comes later are then quick, and so frequent that little garbage waits for one.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class Heap:
-    """Trims the process's heap, in a thread, some time after large bodies came in."""
+    """Trims the process's heap, in a thread, some time after large bodies came in.
+
+    glibc keeps freed pages that lie between blocks still in use.
+    """
 
     def __init__(self, trim: Callable[[int], int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """trim: glibc's by default, if there is one."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import pybase64
 
+from sensorium.errors import TooLargeError
 from sensorium.inline import LongText, Runs
 
 T = TypeVar("T")
@@ -38,6 +39,15 @@ _PLACES: Mapping[str, Mapping[str, str]] = {
 """What an object is, by where it stands -> its fields that lead to media -> what stands there. All else is text."""
 
 
+_COSTS = {b",": 40, b"[": 80, b"{": 200, b'"': 30}
+"""Characters of JSON -> bytes of memory, roughly, that the value costs which they begin or end."""
+
+
+def decoded_bytes(text: bytes | bytearray) -> int:
+    """Roughly what the values of a JSON text take as Python objects. More than it where texts hold such characters."""
+    return sum(cost * text.count(mark) for mark, cost in _COSTS.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
     """A JSON body. text: with the marks of `runs` in it. size: bytes that arrived."""
@@ -55,7 +65,10 @@ class Body:
 class Lifter:
     """Takes a body as it arrives. Memory: the text, the decoded runs, and one block."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_decoded: int | None = None) -> None:
+        """most_decoded: see decoded_bytes; TooLargeError for a text with more, as soon as it is seen."""
+        self._most_decoded = most_decoded
+        self._decoded_bytes = 0
         self._runs = Runs(secrets.token_hex(16))
         self._text, self._block = bytearray(), bytearray()
         self._size = 0
@@ -70,17 +83,27 @@ class Lifter:
                 self._take_block()
 
     def finish(self) -> Body:
+        self._count(self._block)
         text, runs, self._block = bytes(self._text + self._block), self._runs, bytearray()
         if len(runs) and sum(map(text.count, (b",", b"[", b"{"))) > MAX_NODES:
             whole = runs.whole(text.decode("utf-8", "surrogateescape"))
             text, runs = whole.encode("utf-8", "surrogateescape"), Runs("")
         return Body(text, runs, self._size)
 
+    def _count(self, text: bytes | bytearray) -> None:
+        self._decoded_bytes += decoded_bytes(text)
+        if self._most_decoded is not None and self._decoded_bytes > self._most_decoded:
+            raise TooLargeError(
+                f"the request body's JSON has so many values that they take more than {self._most_decoded} bytes of "
+                "memory (max_json_bytes)"
+            )
+
     def _take_block(self) -> None:
         block = bytes(self._block[:BLOCK])
         decoded = _decoded(block)
         if decoded is None:
             self._in_run = False
+            self._count(block)
             self._text += block
             del self._block[:BLOCK]
         elif self._in_run:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sensorium.server.errors import error_body
+from sensorium.server.gate import Doorstep
 
 HEAD_S = 10.0
 MAX_TARGET, MAX_HEAD, MAX_HEADERS = 8 << 10, 32 << 10, 100
@@ -15,7 +17,16 @@ _STATUS = {400: "Bad Request", 414: "URI Too Long", 431: "Request Header Fields 
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection on which a head larger than MAX_HEAD is refused and one slower than HEAD_S is hung up on."""
+    """A connection on which a head larger than MAX_HEAD is refused and one slower than HEAD_S is hung up on.
+
+    A request's task starts when the bytes at hand have been parsed: what is whole by then may be refused without one.
+    """
+
+    def __init__(self, *args: Any, doorstep: Doorstep | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._doorstep = doorstep
+        self._parsing = False
+        self._held: tuple[RequestResponseCycle, Any] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,7 +42,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head:
             # A first line or a header that does not end is kept by the parser: count what arrives, not what is parsed.
             self._head_size += min(len(data), MAX_HEAD + 1)
+        self._parsing = True
         super().data_received(data)
+        self._parsing, held, self._held = False, self._held, None
+        if held is not None and not self._refused(held[0]):
+            super()._start_asgi_task(*held)
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
             self._refusal = (431, "headers_too_large", f"the request's head is larger than {MAX_HEAD} bytes")
             self.send_400_response("")
@@ -67,6 +82,29 @@ class BoundedProtocol(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} {_STATUS[status]}\r\ncontent-type: application/json\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._parsing:
+            self._held = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _refused(self, cycle: RequestResponseCycle) -> bool:
+        """Answer at once if there is no room for the request. A client that reads nothing is left to a task."""
+        if self._doorstep is None or cycle.more_body or self.flow.write_paused or self.transport.is_closing():
+            return False
+        scope: Any = cycle.scope
+        refusal = self._doorstep.refusal(scope, len(cycle.body))
+        if refusal is None:
+            return False
+        headers = [*cycle.default_headers, *refusal.headers, *([] if cycle.keep_alive else [(b"connection", b"close")])]
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        self.transport.write(b"".join([STATUS_LINE[refusal.status], *lines, b"\r\n", refusal.content]))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
 
     def _await_head(self) -> None:
         self._in_head = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ from sensorium.envs import read_environment
 from sensorium.errors import EngineDeadError, SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
+from sensorium.server.heap import settle
 from sensorium.server.protocol import BoundedProtocol
 from sensorium.server.served import Served
 from sensorium.server.tracing import Tracer
@@ -82,9 +84,13 @@ def bind(config: ServerConfig) -> socket.socket:
 
 def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
     """uvicorn, bounded: what it leaves open by default (slow or endless heads, proxy headers) is closed."""
+    # An application of another kind has no engine to wait for.
+    state = app.state if isinstance(app, Starlette) else None
+    served, tracer = (state.served, state.tracer) if state is not None else (None, None)
+    protocol: Any = BoundedProtocol if state is None else functools.partial(BoundedProtocol, doorstep=state.doorstep)
     settings = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=protocol,
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
@@ -101,9 +107,6 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
         ssl_cert_reqs=ssl.CERT_NONE if config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
         timeout_graceful_shutdown=FLUSH_S,
     )
-    # An application of another kind has no engine to wait for.
-    state = app.state if isinstance(app, Starlette) else None
-    served, tracer = (state.served, state.tracer) if state is not None else (None, None)
     return DrainingServer(settings, served, config.drain_s, tracer)
 
 
@@ -137,6 +140,7 @@ def run_server(
             engine.set_exception(error)
             server.should_exit = True
             return
+        settle()
         engine.set_result(client)
         if over.is_set():
             client.close()

@@ -170,7 +170,7 @@ class Speech:
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[SpeechRequest, bytes | None]:
         if Headers(scope=scope).get("content-type", "").startswith("application/json"):
-            body = await read_body(scope, receive, self._config.max_body_bytes)
+            body = await read_body(scope, receive, self._config)
             return decode(body, SPEECH_REQUEST, UNSUPPORTED, lenient=self._config.allow_unknown_fields), None
         fields, file = await read_form(scope, receive, self._config.max_audio_filesize_mb << 20)
         return decode_fields(fields, SpeechRequest, UNSUPPORTED), file

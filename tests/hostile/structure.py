@@ -97,7 +97,10 @@ def sent_as(content_type: str | None, status: int | tuple[int, ...], body: bytes
 
 BODIES: Table = {
     "H-078 100,000 tiny items": Case(
-        chat(messages=user([{"type": "image_url", "image_url": {"url": "data:,"}}] * 100_000)), 400, "messages"
+        chat(messages=user([{"type": "image_url", "image_url": {"url": "data:,"}}] * 100_000)), 413
+    ),
+    "H-078 30,000 tiny items": Case(
+        chat(messages=user([{"type": "image_url", "image_url": {"url": "data:,"}}] * 30_000)), 400, "messages"
     ),
     "H-084 the same item twice and another": Case(
         chat(
@@ -148,7 +151,8 @@ BODIES: Table = {
     "H-209 a compressed bomb": sent_as(
         "application/json", 415, gzip.compress(bytes(50 << 20), 1), content_encoding="gzip"
     ),
-    "H-213 100,000 parts": Case(chat(messages=user([{"type": "text", "text": "a"}] * 100_000)), 400, "messages"),
+    "H-213 100,000 parts": Case(chat(messages=user([{"type": "text", "text": "a"}] * 100_000)), 413),
+    "H-213 50,000 parts": Case(chat(messages=user([{"type": "text", "text": "a"}] * 50_000)), 400, "messages"),
     "H-214 32 MB of blanks": Case(lambda _: b" " * (32 << 20) + _BODY, (OK, 400, 413)),
 }
 
@@ -173,7 +177,8 @@ TEXTS: Table = {
         chat(messages=user("\U0001f600" * 50), max_tokens=7, ignore_eos=True, temperature=2, seed=1), OK
     ),
     "H-270 ids beyond the vocabulary": Case({"tokens": [10**9]}, 400, "tokens", path=DETOKENIZE),
-    "H-270 10^6 ids": Case(lambda _: {"tokens": [1] * 10**6}, (OK, 400), path=DETOKENIZE),
+    "H-270 10^6 ids": Case(lambda _: {"tokens": [1] * 10**6}, 413, path=DETOKENIZE),
+    "H-270 10^5 ids": Case(lambda _: {"tokens": [1] * 10**5}, (OK, 400), path=DETOKENIZE),
     "H-270 32 MB to tokenize": Case(lambda _: {"prompt": "a" * (32 << 20)}, (400, 413), path=TOKENIZE),
     "H-271 a role of 1 KB": Case(message(role="a" * 1024), 400, "messages[0].role"),
     "H-271 an empty role": Case(message(role=""), 400, "messages[0].role"),

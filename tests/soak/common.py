@@ -38,9 +38,11 @@ class Server:
 
 
 @contextmanager
-def serving(*flags: str, model: Path = MODEL) -> Iterator[Server]:
+def serving(*flags: str, model: Path = MODEL, apart: bool = False) -> Iterator[Server]:
+    """apart: in a session of its own, which Linux gives its own share of the cores."""
     command = [sys.executable, "-m", "sensorium", "serve", str(model), "--port", "0", "--served-model-name", "tiny"]
-    with subprocess.Popen([*command, "--no-access-log", *flags], stderr=subprocess.PIPE, text=True) as process:
+    command += ["--no-access-log", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=apart) as process:
         server = Server(process)
         threading.Thread(target=lambda: server.log.extend(process.stderr or ()), daemon=True).start()
         try:
@@ -55,6 +57,17 @@ def serving(*flags: str, model: Path = MODEL) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait(60)
+
+
+def rank(pid: int | str, nice: int) -> None:
+    """Place the session of a process before or behind others: Linux shares cores between sessions (autogroups)."""
+    Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
+def processor_s(pid: int) -> float:
+    """Seconds of processor time that a process has used so far, those of its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int, engine_pid: int) -> dict[str, int]:
