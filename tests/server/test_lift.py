@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -240,3 +241,32 @@ def test_every_door_sees_what_it_sees_in_one_go(live: Live, monkeypatch: pytest.
         assert status == 200, second
         assert answered(first) == answered(second)
     assert taken == [2, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_a_body_of_too_many_values_is_refused_while_it_arrives():
+    lifter = Lifter(most_decoded=1_000_000)
+    lifter.feed(b'{"prompt": [')
+    for _ in range(24):
+        lifter.feed(b"1," * 1000)
+    with pytest.raises(TooLargeError, match="max_json_bytes"):
+        lifter.feed(b"1," * 2000)
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "' + b"x" * 100_000 + b'"}', b'{"image": "' + b"Qk0v" * 100_000 + b'"}'])
+def test_long_texts_count_as_one_value(body: bytes):
+    lifter = Lifter(most_decoded=1000)
+    lifter.feed(body)
+    assert lifter.finish().size == len(body)
+
+
+@pytest.mark.parametrize(
+    "value", [[1000 + n for n in range(20_000)], [{"a": 1}] * 5000, ["text"] * 10_000, [[]] * 10_000]
+)
+def test_the_estimate_is_near_what_python_takes(value: list[Any]):
+    text = msgspec.json.encode(value)
+    tracemalloc.start()
+    kept = ANYTHING.decode(text)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept == value
+    assert taken / 2 < lift.decoded_bytes(text) < 4 * taken
