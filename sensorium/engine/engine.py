@@ -101,6 +101,7 @@ class Engine:
         laps = self._counters.laps
         laps.start()
         self._drain_inbox(events)
+        self.sessions.move_rows()
         self._take_compiled(events)
         laps.lap("control")
         batch = self._next_batch()
@@ -118,6 +119,7 @@ class Engine:
             tokens = {}
         laps.lap("run")
         self._advance(batch, tokens, events)
+        self.sessions.move_rows()
         laps.lap("advance")
         if self._calls.has_work:
             with self.runner.passes.time("speech"):

@@ -26,6 +26,14 @@ class RowMoves:
     before: np.ndarray
     after: np.ndarray
 
+    @classmethod
+    def joined(cls, moves: Seq[RowMoves]) -> RowMoves:
+        """Moves to different targets, as one."""
+        if len(moves) == 1:
+            return moves[0]
+        parts = [(one.sources, one.targets, one.before, one.after) for one in moves]
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
 
 class Resident(Sequence):
     """`deciding` is the row whose logits the session waits for, -1 for none.

@@ -154,8 +154,8 @@ class Runner:
     @torch.inference_mode()
     def move_rows(self, moves: RowMoves) -> None:
         """Move rows of the KV cache, keys rotated to their new positions."""
-        sources, targets = (torch.from_numpy(at).to(self.device) for at in (moves.sources, moves.targets))
-        before, after = (torch.from_numpy(at).to(self.device) for at in (moves.before, moves.after))
+        numbers = np.stack((moves.sources, moves.targets, moves.before, moves.after))
+        sources, targets, before, after = upload(numbers, self.device)
         turn = self.model.turn(before, after)
         for layer in self.kv:
             keys, values = layer.view(2, -1, *layer.shape[3:]).unbind()

@@ -24,7 +24,7 @@ from sensorium.engine.protocol import (
     RewindSession,
     SessionControl,
 )
-from sensorium.engine.resident import Resident
+from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.runner import Runner
 from sensorium.engine.sampler import Unsampled
 from sensorium.engine.scheduler import Scheduler, Work
@@ -58,6 +58,8 @@ class Sessions:
         """Name -> class; what may be opened."""
         self.counted = UnitCounters()
         self._sessions: dict[str, Session] = {}
+        self._moves: dict[str, RowMoves] = {}
+        """Of sessions that changed, not carried out yet."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -225,10 +227,22 @@ class Sessions:
         start, stop = splice.start, len(seq.ids) if splice.stop is None else splice.stop
         if not 0 <= start <= stop <= len(seq.ids):
             raise ValueError(f"rows {start} to {stop} of a session of {len(seq.ids)} cannot be replaced")
+        if seq.id in self._moves:
+            self.move_rows()
         moves = self._scheduler.splice(seq, start, stop, list(splice.ids))
         if moves is not None:
-            self._runner.move_rows(moves)
+            self._moves[seq.id] = moves
         session.move_ends(start, stop, len(splice.ids) - (stop - start))
+
+    def move_rows(self) -> None:
+        """Move the rows of all sessions that changed; before the next step.
+
+        What one session wrote to may have been read by another before, never after: blocks that it frees are only
+        written to by those who get them.
+        """
+        if self._moves:
+            moves, self._moves = list(self._moves.values()), {}
+            self._runner.move_rows(RowMoves.joined(moves))
 
     # ---- endings ---------------------------------------------------------------------------------------------------
 
@@ -289,6 +303,8 @@ class Sessions:
 
     def _remove(self, session_id: str) -> Session:
         session = self._sessions.pop(session_id)
+        if session_id in self._moves:
+            self.move_rows()  # while the blocks are its own
         self._scheduler.finish(session.seq)
         self._deciders.forget(session_id)
         if (drop := getattr(self._runner.model, "drop_stream", None)) is not None:

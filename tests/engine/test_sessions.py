@@ -300,6 +300,29 @@ def test_units_are_counted_by_how_they_end_and_where_their_time_went(make_engine
     assert (engine.stats.barge_ins, engine.stats.sessions, engine.stats.units_done) == (1, 0, 3)
 
 
+def test_rows_of_sessions_that_change_together_move_together(make_engine) -> None:
+    def talk(engine, name: str) -> None:
+        open_session(engine, request(name, prompt(f"You are {name}, a guide.")), name=name)
+        append(engine, name, 0, prompt("one two three"), say=[70], defer=False, close=[71], splices=[(9, 20, [])])
+        append(engine, name, 1, prompt("four"), say=[72], splices=[(4, 9, [1, 2])], defer=False)
+        append(engine, name, 2, prompt("five"), greedy=3)
+
+    alone = {}
+    for n in range(5):
+        engine = make_engine(enable_prefix_caching=False)
+        talk(engine, f"s{n}")
+        alone[f"s{n}"] = ends(settle(engine))[-1].ids
+    engine, moved = make_engine(enable_prefix_caching=False), []
+    move = engine.runner.move_rows
+    engine.runner.move_rows = lambda moves: moved.append(len(moves.sources)) or move(moves)
+    for name in alone:
+        talk(engine, name)
+    together = {done.request_id: done.ids for done in ends(settle(engine)) if done.index == 2}
+    assert together == alone
+    assert len(moved) == 2
+    engine.scheduler.check()
+
+
 # ---- endings ---------------------------------------------------------------------------------------------------------
 
 
