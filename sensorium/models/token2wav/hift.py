@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sensorium.errors import CheckpointError
+from sensorium.kernels.snake import snake
 from sensorium.models.token2wav.config import HOP, MELS, RATE
 from sensorium.models.token2wav.weights import Weights
 
@@ -91,14 +92,9 @@ class ResBlock:
         for pair in self._pairs:
             y = x
             for (alpha, share), conv, dilation in pair:
-                wave = torch.sin(alpha * y)
-                y = torch.addcmul(y, wave * share, wave)
                 reach = (self._taps - 1) * dilation
-                y = (
-                    conv(y, reach, 0, dilation=dilation)
-                    if self._causal
-                    else conv(y, reach // 2, reach // 2, 1, dilation)
-                )
+                pad = 0 if self._causal else reach // 2
+                y = conv(snake(y, alpha, share, reach if self._causal else 0), pad, pad, 1, dilation)
             x = x + y
         return x
 
@@ -159,7 +155,8 @@ class Hift:
             if i == last:
                 x = F.pad(x, (1, 0), mode="reflect")
             x = x + self._source_blocks[i](self._down(i, spectrum))
-            x = torch.stack([block(x) for block in self._blocks[i]]).mean(0)
+            first, *others = (block(x) for block in self._blocks[i])
+            x = sum(others, first) / len(self._blocks[i])
         left, right = (6, 0) if self.causal else (3, 3)
         x = self._post(F.leaky_relu(x), left, right)
         return self.from_spectrum(x[:, :BINS].exp(), x[:, BINS:].sin()).clamp(-_LIMIT, _LIMIT)
