@@ -152,11 +152,17 @@ class EngineConfig:
     init_vision: bool = True
     init_audio: bool = True
     init_tts: bool = False
-    """Load the speech LM too. Only the Python API of MiniCPM speaks yet."""
+    """Load the speech LM too, and the codec that makes sound of its codes."""
     speech_slots: int = 8
-    """Sessions that may hold a turn of speech at once, each with its own KV cache of the speech LM; with init_tts."""
+    """Sessions and requests that may speak at once, each with its own KV cache of the speech LM; with init_tts."""
     speech_len: int | None = None
     """Rows of that cache, about 30 a second of a turn; None is the speech LM's own limit."""
+    codec: str = "auto"
+    """The codec's folder. auto is assets/token2wav of the checkpoint where there is one; none loads none: speech then
+    ends in codes."""
+    codec_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Keys: n_timesteps (10), dtype (float32, float16, bfloat16), trimming (reference, voice, packed), graphs, and what
+    memory is kept ready for: voices (4) of voice_s (10) seconds."""
     trust_remote_code: bool = False
     """Accepted because callers of other engines pass it. Nothing that comes with a checkpoint is ever executed."""
     media_threads: int = 0
@@ -181,6 +187,10 @@ class EngineConfig:
         if self.max_model_len is not None and self.max_model_len != FIT and self.max_model_len < 1:
             raise ConfigError("max_model_len must be at least 1, or auto", param="max_model_len")
         _check_media_counts(self.limit_mm_per_prompt)
+        if unknown := [name for name in self.codec_config if name not in _CODEC_KEYS]:
+            raise ConfigError(
+                f"codec_config has no {unknown[0]!r}; known: {', '.join(_CODEC_KEYS)}", param="codec_config"
+            )
         if self.encoder_cache_bytes is not None and self.encoder_cache_tokens is not None:
             raise ConfigError("encoder_cache_bytes and encoder_cache_tokens exclude each other; give one")
         if not self.enable_chunked_prefill and self.long_prefill_token_threshold:
@@ -341,6 +351,7 @@ _SERVER_RANGES: dict[str, Range] = {
     "sse_keep_alive_interval": (0, None),
     "max_realtime_sessions": (0, None),
 }
+_CODEC_KEYS = ("n_timesteps", "dtype", "trimming", "graphs", "voices", "voice_s")
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
 
 

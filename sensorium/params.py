@@ -330,3 +330,61 @@ def _depth(value: Any) -> int:
                 inner.extend(item)
         level, depth = inner, depth + bool(inner)
     return depth
+
+
+# ---- speech -------------------------------------------------------------------------------------------------------
+
+SpeechRule = Literal["chat", "half_duplex", "duplex"]
+SPEECH_RULES: tuple[SpeechRule, ...] = ("chat", "half_duplex", "duplex")
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechSampling:
+    """How codes are drawn: MiniCPM's TTSSamplingParams without those of its fields that do nothing.
+
+    top_p and top_k of None are off. Raises RequestError for a value out of range.
+    """
+
+    temperature: float = 0.8
+    top_p: float | None = 0.85
+    top_k: int | None = 25
+    repetition_penalty: float = 1.05
+    greedy: bool = False
+    """Take the likeliest code after all filters, in place of a draw."""
+    seed: int | None = None
+    """Of the slot's generator; None takes one that was never used."""
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("temperature", self.temperature > 0, "above 0"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not good:
+                raise RequestError(f"speech {name} must be {wanted}, not {getattr(self, name)}", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechOptions:
+    """How text is spoken while it is generated.
+
+    voice: one of the client's voices; None makes no sound and tells codes. rule: half_duplex speaks groups of ten
+    tokens as they come, chat the whole text once it is there, duplex what one unit of a session says. sampling: None is
+    the checkpoint's. codes: tell codes beside the sound, as Codes events. spoken_prompt: of a request, so many ids at
+    the end of the prompt are spoken, and the answer is not. eager: of duplex, short pieces in every unit, not only in a
+    turn's first.
+    """
+
+    voice: str | None = "default"
+    rule: SpeechRule = "half_duplex"
+    sampling: SpeechSampling | None = None
+    codes: bool = False
+    spoken_prompt: int = 0
+    eager: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in SPEECH_RULES:
+            raise RequestError(f"no speech rule {self.rule!r}; known: {', '.join(SPEECH_RULES)}", param="rule")
+        if self.spoken_prompt < 0:
+            raise RequestError(f"spoken_prompt must be at least 0, not {self.spoken_prompt}", param="spoken_prompt")

@@ -15,6 +15,9 @@ from sensorium.inline import Pieces
 from sensorium.params import BeamSearchParams as BeamSearchParams
 from sensorium.params import PoolingParams as PoolingParams
 from sensorium.params import SamplingParams as SamplingParams
+from sensorium.params import SpeechOptions as SpeechOptions
+from sensorium.params import SpeechRule as SpeechRule
+from sensorium.params import SpeechSampling as SpeechSampling
 from sensorium.params import StructuredOutputs as StructuredOutputs
 
 if TYPE_CHECKING:
@@ -200,6 +203,8 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     pooling: PoolingParams | None = None
+    speech: SpeechOptions | None = None
+    """Speak the answer too. Finished then comes behind the last Sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +324,7 @@ class UnitDone:
 
     hidden: float32 [len(ids), E], the final-norm hidden state of each id, for sessions opened with return_hidden.
     num_tokens: rows that the session holds now. interrupted: a barge-in ended it; the last id may have no hidden state.
+    speaks: its words are spoken: there are Sounds of its index, before or behind this, the last one with `ended`.
     """
 
     request_id: str
@@ -331,6 +337,7 @@ class UnitDone:
     num_tokens: int
     interrupted: bool = False
     hidden: np.ndarray | None = None
+    speaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +377,27 @@ class CallFailed:
     param: str | None = None
 
 
+SOUND_RATE = 24_000
+"""Samples a second of every Sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """The next sound of what is said: 16-bit little-endian samples, mono, SOUND_RATE.
+
+    index: the call of a speech, the unit of a session, 0 of a request. ended, with the last one, whose pcm may be
+    empty: all is said, a limit of codes was reached, a barge-in or an abort cut it, or it failed (code, message).
+    """
+
+    request_id: str
+    index: int
+    turn: int
+    pcm: bytes
+    ended: Literal["eos", "length", "cut", "failed"] | None = None
+    code: str = ""
+    message: str = ""
+
+
 Event = (
     TextDelta
     | PromptScored
@@ -380,6 +408,7 @@ Event = (
     | UnitFailed
     | Codes
     | CallFailed
+    | Sound
     | Finished
     | Failed
 )
@@ -443,11 +472,14 @@ class Splice:
 class Outcome:
     """What a policy says at the end of a unit. info: plain values for UnitDone.
 
-    splices: one after another, and after closing ids that are computed at once.
+    splices: one after another, and after closing ids that are computed at once. speech: what becomes of the words of a
+    session that speaks. more: they are spoken, and the turn goes on. end: they end it. stop: the same, where a limit
+    cut the text off. drop: the turn is over without them. None: nothing is spoken, and an open turn stays open.
     """
 
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     splices: tuple[Splice, ...] = ()
+    speech: Literal["more", "end", "stop", "drop"] | None = None
 
 
 # ---- one step, from scheduler to model ----------------------------------------------------------------------------

@@ -60,12 +60,14 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "init_vision": _flag("load the vision tower"),
         "init_audio": _flag("load the audio tower"),
         "init_tts": _flag(
-            "load the speech LM too; only the Python API of MiniCPM speaks yet",
+            "load the speech LM and the codec too",
             "--init-tts",
             "--speech-output",
         ),
-        "speech_slots": _flag("sessions that may hold a turn of speech at once, with --init-tts"),
+        "speech_slots": _flag("sessions and requests that may speak at once, with --init-tts"),
         "speech_len": _flag("rows of the speech LM's cache of each; about 30 are a second of a turn"),
+        "codec": _flag("folder of the codec; auto is the checkpoint's own, none makes no sound"),
+        "codec_config": _flag("JSON: n_timesteps, dtype, trimming, graphs, voices, voice_s"),
     },
     CACHE: {
         "block_size": _flag("tokens in one block of the KV cache"),

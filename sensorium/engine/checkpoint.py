@@ -21,6 +21,7 @@ Progress = Callable[[str, float], None]
 """Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
 _WEIGHTS = ("*.safetensors",)
 _TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
+_SPEECH = ("assets/token2wav/*", "assets/*.wav")
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
@@ -29,7 +30,8 @@ _TOKENIZER = (
 
 def open_checkpoint(config: EngineConfig) -> tuple[Path, dict[str, Any]]:
     """The folder of config.model, downloaded if need be, and its config.json with the overrides of config."""
-    folder = resolve_folder(config.model, config.revision, config)
+    speaks = config.init_tts and config.codec == "auto"
+    folder = resolve_folder(config.model, config.revision, config, _TEXTS + _WEIGHTS + (_SPEECH if speaks else ()))
     hf_config = _merge(read_config(folder), config.hf_overrides)
     return folder, _with_context(hf_config, config.max_model_len)
 

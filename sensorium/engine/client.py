@@ -33,21 +33,19 @@ from sensorium.engine.protocol import (
     ForgetMedia,
     ForgetPrefixes,
     OpenSession,
-    OpenSpeech,
     RefuseWaiting,
 )
 from sensorium.engine.request_log import describe
 from sensorium.engine.session_client import Session, SessionPlaces, plain
-from sensorium.engine.speech_client import Speech
-from sensorium.engine.speech_rules import RULES, RuleName, SpeechSampling
-from sensorium.engine.stream import Stream, hand_out
+from sensorium.engine.speech_client import SpeechPlaces, check_spoken
+from sensorium.engine.speech_door import SpeechDoor
+from sensorium.engine.stream import Stream, hand_out, running_loop
 from sensorium.errors import (
     BusyError,
     EngineDeadError,
     OverloadedError,
     RequestError,
     ShuttingDownError,
-    UnsupportedError,
 )
 from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
@@ -62,6 +60,7 @@ from sensorium.types import (
     Prompt,
     Request,
     SamplingParams,
+    SpeechOptions,
     StructuredOutputs,
 )
 
@@ -76,7 +75,7 @@ _SESSION_LEN = 8192
 _LINKS = {"thread": "thread_link:ThreadLink", "process": "process_link:ProcessLink"}
 
 
-class EngineClient:
+class EngineClient(SpeechDoor):
     """Loads a model and serves requests from any thread or event loop. Use as a context manager, or call close()."""
 
     def __init__(
@@ -91,7 +90,7 @@ class EngineClient:
         self.config = config or EngineConfig()
         self.supervision = supervision or Supervision()
         self._streams: dict[str, Stream] = {}
-        self._speeches: set[str] = set()
+        self._others: set[str] = set()
         self._unstarted: dict[str, int] = {}
         self._seeds = random.Random(self.config.seed)
         self._lock = threading.Lock()
@@ -111,6 +110,7 @@ class EngineClient:
         self._places = SessionPlaces(
             self.config.max_sessions, self.facts.plan.kv_tokens, self.config.block_size, self.max_model_len
         )
+        self._speech = SpeechPlaces(self.facts)
         self._grammars = GrammarChecker(self.tokenizer, self.config.structured_outputs_config)
         self._preparer = Preparer(self.processor, self.modalities, self.config)
 
@@ -183,8 +183,9 @@ class EngineClient:
         priority: int = 0,
         pooling: PoolingParams | None = None,
         limit_logprobs: bool = True,
+        speech: SpeechOptions | None = None,
     ) -> Stream:
-        """Queue a generation, or with `pooling` an embedding. limit_logprobs: see Admission.
+        """Queue a generation, or with `pooling` an embedding. limit_logprobs: see Admission. speech: speak the answer.
 
         Refuses before queueing, with ContextLengthError, RequestError, OverloadedError or EngineDeadError. Structured
         output that cannot be compiled ends in a Failed with status 400; acheck_structured() finds out before.
@@ -194,7 +195,7 @@ class EngineClient:
         else:
             self._admission.check(prompt, sampling, priority, limit_logprobs=limit_logprobs)
         request_id = request_id or f"request-{next(self._ids)}"
-        stream = Stream(request_id, self._send_abort, _running_loop())
+        stream = Stream(request_id, self._send_abort, running_loop())
         request = Request(
             request_id,
             prompt,
@@ -203,7 +204,11 @@ class EngineClient:
             priority=priority,
             arrival_s=time.monotonic(),
             pooling=pooling,
+            speech=speech,
         )
+        if speech is not None:
+            check_spoken(request)
+            self._speech.check(speech)
         self._refuse_if_ending()
         if self.config.enable_log_requests:
             log.info("Received request %s: %s", request_id, describe(request))
@@ -211,6 +216,8 @@ class EngineClient:
             if request_id in self._streams:
                 raise RequestError(f"request id {request_id!r} is in use", param="request_id")
             self.refuse_if_full(len(prompt.ids))
+            if speech is not None:
+                self._speech.take(request_id)
             self._streams[request_id] = stream
             self._unstarted[request_id] = len(prompt.ids)
         try:
@@ -233,29 +240,40 @@ class EngineClient:
         return_hidden: bool = False,
         session_id: str | None = None,
         namespace: str = "",
+        speech: SpeechOptions | None = None,
     ) -> Session:
         """Open a session that begins with a prompt, which may be empty. Returns at once; see Session.opened.
 
         policy, options: what decides in it, "turn" or one of the model's, with its options as plain values. max_len:
         most tokens it holds at once, pinned while it is open; by default 8192 or the context. max_units: most units
-        appended and not read to their end. return_hidden: hidden states with every UnitDone. Raises BusyError where
-        this engine holds no more sessions, RequestError, or EngineDeadError.
+        appended and not read to their end. return_hidden: hidden states with every UnitDone. speech: speak what the
+        units say. Raises BusyError where this engine holds no more sessions, RequestError, or EngineDeadError.
         """
         max_len = min(_SESSION_LEN, self.max_model_len) if max_len is None else max_len
         sampling = sampling or self.default_sampling
         self._admission.check_session(prompt, sampling, max_len, max_units)
+        if speech is not None:
+            self._speech.check(speech)
         self._refuse_if_ending()
         session_id = session_id or f"session-{next(self._ids)}"
         now = time.monotonic()
         request = Request(session_id, prompt, self._bounded(sampling), namespace=namespace, arrival_s=now)
-        message = OpenSession(request, policy, plain(options or {}), max_len, max_units, now + 1.0, return_hidden)
+        message = OpenSession(
+            request, policy, plain(options or {}), max_len, max_units, now + 1.0, return_hidden, speech
+        )
         session = Session(
-            session_id, self._link.send, self._send_abort, _running_loop(), max_units, self._admission.check_unit
+            session_id, self._link.send, self._send_abort, running_loop(), max_units, self._admission.check_unit
         )
         with self._lock:
             if session_id in self._streams:
                 raise RequestError(f"session id {session_id!r} is in use", param="session_id")
             self._places.take(session_id, max_len)
+            try:
+                if speech is not None:
+                    self._speech.take(session_id)
+            except BusyError:
+                self._places.give_back(session_id)
+                raise
             self._streams[session_id] = session
         try:
             self._link.send(message)
@@ -264,39 +282,6 @@ class EngineClient:
                 self._forget(session_id)
             raise
         return session
-
-    def open_speech(
-        self, rule: RuleName, sampling: SpeechSampling | None = None, *, speech_id: str | None = None
-    ) -> Speech:
-        """Open a speech: a slot of the speech LM for calls under one rule. Returns at once.
-
-        sampling: None is the checkpoint's. Raises UnsupportedError where no speech LM is loaded, BusyError when all
-        speech_slots are taken, RequestError, or EngineDeadError.
-        """
-        if not self.facts.speech_slots:
-            raise UnsupportedError("this engine has no speech LM; load a model that speaks, with init_tts")
-        if rule not in RULES:
-            raise RequestError(f"no speech rule {rule!r}; known: {', '.join(RULES)}", param="rule")
-        self._refuse_if_ending()
-        speech_id = speech_id or f"speech-{next(self._ids)}"
-        speech = Speech(speech_id, self._link.send, self._send_abort, _running_loop())
-        with self._lock:
-            if speech_id in self._streams:
-                raise RequestError(f"speech id {speech_id!r} is in use", param="speech_id")
-            if len(self._speeches) >= self.facts.speech_slots:
-                raise BusyError(
-                    f"{len(self._speeches)} speeches are open, as many as speech_slots allows; try again later",
-                    reason="speech",
-                )
-            self._speeches.add(speech_id)
-            self._streams[speech_id] = speech
-        try:
-            self._link.send(OpenSpeech(speech_id, rule, sampling))
-        except BaseException:
-            with self._lock:
-                self._forget(speech_id)
-            raise
-        return speech
 
     def check_structured(self, wanted: StructuredOutputs) -> None:
         """RequestError if no grammar comes of it within 2 s and 256 MiB. Blocks for so long at most, usually 1 ms."""
@@ -338,7 +323,8 @@ class EngineClient:
     def _forget(self, request_id: str) -> Stream | None:
         self._unstarted.pop(request_id, None)
         self._places.give_back(request_id)
-        self._speeches.discard(request_id)
+        self._speech.give_back(request_id)
+        self._others.discard(request_id)
         return self._streams.pop(request_id, None)
 
     def _deliver(self, events: list[Event]) -> None:
@@ -390,7 +376,7 @@ class EngineClient:
     @property
     def num_requests(self) -> int:
         """Requests accepted and not ended."""
-        return len(self._streams) - len(self._places) - len(self._speeches)
+        return len(self._streams) - len(self._places) - len(self._others)
 
     @property
     def num_sessions(self) -> int:
@@ -461,13 +447,6 @@ class EngineClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _connect(kind: Kind, *args: Any) -> Link:

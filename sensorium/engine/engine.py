@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from sensorium.engine.answers import Answers
+from sensorium.engine.codec import CodecStage
 from sensorium.engine.compiling import Compiling
 from sensorium.engine.counters import Counters, UnitCounters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
 from sensorium.engine.protocol import (
     Abort,
+    AddVoice,
     Control,
     EngineStats,
     ForgetMedia,
@@ -23,6 +27,7 @@ from sensorium.engine.protocol import (
     OpenSession,
     OpenSpeech,
     RefuseWaiting,
+    RemoveVoice,
     SessionControl,
     SpeechControl,
 )
@@ -32,8 +37,11 @@ from sensorium.engine.sampler import NOT_A_NUMBER, Sampled, SampleState, Unsampl
 from sensorium.engine.scheduler import Batch, Scheduler, Work
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.engine.sessions import Sessions
+from sensorium.engine.speakers import Speakers
 from sensorium.engine.speech import SpeechStage
 from sensorium.engine.speech_calls import SpeechCalls
+from sensorium.engine.voices import VoiceMade, Voices
+from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
 from sensorium.types import (
     Decision,
@@ -74,26 +82,38 @@ class Engine:
         grammars: GrammarCompiler,
         clock: Callable[[], float] = time.monotonic,
         speech: SpeechStage | None = None,
+        codec: CodecStage | None = None,
+        voices: Mapping[str, Any] | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.clock = clock
-        self.inbox: deque[Request | Control] = deque()
+        self.inbox: deque[Request | Control | VoiceMade] = deque()
+        self.wake: Callable[[], None] = lambda: None
+        """Called when something has come into the inbox from a thread of the engine's own."""
         self.stats = EngineStats()
-        self.speech = speech
-        self._calls = SpeechCalls(speech, lambda: self.clock())
+        self.speech, self.codec = speech, codec
+        self.voices = Voices(codec, voices or {}, self._put)
+        self.speakers = Speakers(speech, codec, self.voices)
+        self._calls = SpeechCalls(self.speakers, lambda: self.clock())
+        self._answers = Answers(self.speakers, runner.readout, tokenizer)
+        self._spoken_end = _spoken_end(runner, tokenizer)
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
-        self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock())
+        self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock(), self.speakers)
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
         self._counters = self._count()
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox) or self.scheduler.has_work or bool(self._compiling) or self._calls.has_work
+        return bool(self.inbox) or self.scheduler.has_work or bool(self._compiling) or self.speakers.has_work
+
+    def _put(self, message: VoiceMade) -> None:
+        self.inbox.append(message)
+        self.wake()
 
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
@@ -121,10 +141,14 @@ class Engine:
         self._advance(batch, tokens, events)
         self.sessions.move_rows()
         laps.lap("advance")
-        if self._calls.has_work:
+        if self.speakers.has_codes:
             with self.runner.passes.time("speech"):
-                self._calls.step(events)
+                self.speakers.speak(events)
         laps.lap("speech")
+        self.speakers.sound(events, idle=not (batch.works or self.inbox or self.scheduler.has_work))
+        self._answers.release(events)
+        self.sessions.release(events)
+        laps.lap("codec")
         self._counters.step(sum(work.count for work in batch.works))
         self._update_stats()
         laps.lap("count")
@@ -145,6 +169,8 @@ class Engine:
             return []
         if not all(states[work.seq.id].takes_likeliest for work in batch.works):
             return []
+        if self._answers and any(self.runner.readout.speaks(work.seq.id) for work in batch.works):
+            return []
         return [
             work
             for work in self.scheduler.follow(batch)
@@ -160,7 +186,9 @@ class Engine:
         failed += [Failed(session_id, code, message, status) for session_id in opening]
         failed += [Failed(m.speech_id, code, message, status) for m in self.inbox if isinstance(m, OpenSpeech)]
         failed += self.sessions.fail_all(message, code, status)
-        failed += self._calls.fail_all(message, code, status)
+        failed += [Failed(m.request_id, code, message, status) for m in self.inbox if isinstance(m, AddVoice)]
+        for part in (self._calls, self._answers, self.voices):
+            failed += part.fail_all(message, code, status)
         self.inbox.clear()
         for seq in list(self._sequences.values()):
             self._remove(seq)
@@ -169,7 +197,7 @@ class Engine:
     # ---- control and new requests ----------------------------------------------------------------------------------
 
     def _drain_inbox(self, events: list[Event]) -> None:
-        messages: list[Request | Control] = []
+        messages: list[Request | Control | VoiceMade] = []
         while self.inbox:
             messages.append(self.inbox.popleft())
         aborted = {message.request_id for message in messages if isinstance(message, Abort)}
@@ -184,6 +212,8 @@ class Engine:
                 self.sessions.take(message, events)
             elif isinstance(message, SpeechControl):
                 self._calls.take(message, events)
+            elif isinstance(message, AddVoice | RemoveVoice | VoiceMade):
+                self.voices.take(message, events)
             elif isinstance(message, Request) and message.id in aborted:
                 self._abandon(message, events)
             elif isinstance(message, Request) and message.sampling.structured_outputs is not None:
@@ -198,6 +228,10 @@ class Engine:
                 self.sessions.finish(seq_id, "abort", events)
             elif seq_id in self._calls:
                 self._calls.finish(seq_id, events)
+            elif seq_id in self._answers:
+                self._answers.abort(seq_id, events)
+            elif seq_id in self.voices:
+                self.voices.finish(seq_id, events)
             elif (request := self._compiling.discard(seq_id)) is not None:
                 self._abandon(request, events)
 
@@ -211,7 +245,7 @@ class Engine:
         """Let requests enter whose grammar is ready. Waits a moment if there is nothing else to do."""
         if not self._compiling:
             return
-        for request, result in self._compiling.take(wait=not (self.scheduler.has_work or self._calls.has_work)):
+        for request, result in self._compiling.take(wait=not (self.scheduler.has_work or self.speakers.has_work)):
             if isinstance(result, Matcher):
                 self._enter(request, result, events)
             else:
@@ -227,6 +261,8 @@ class Engine:
         """Take a request; one that cannot be taken fails alone."""
         try:
             self._add(request, matcher=matcher)
+        except SensoriumError as error:
+            events.append(Failed(request.id, error.code, error.message, error.status, error.param))
         except Exception as error:
             log.exception("a request could not be taken")
             events.append(Failed(request.id, "engine_error", _explain(error)))
@@ -236,9 +272,14 @@ class Engine:
         room = self.max_model_len - seq.prompt_len
         sampling = request.sampling
         eos: frozenset[int] = frozenset() if sampling.ignore_eos else frozenset(self.tokenizer.eos_ids)
+        if request.speech is not None and not sampling.ignore_eos:
+            eos |= self._spoken_end
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         output = _Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
-        self.runner.readout.open(seq, self._state(request, matcher))
+        state = self._state(request, matcher)
+        if request.speech is not None:
+            self._answers.open(request)
+        self.runner.readout.open(seq, state)
         # Nothing below fails: a request is known everywhere or nowhere.
         self._outputs[seq.id], self._sequences[seq.id] = output, seq
         self.scheduler.add(seq)
@@ -335,7 +376,7 @@ class Engine:
         may_stop = seq.num_generated >= sampling.min_tokens
         if may_stop and (token in output.eos_ids or token in sampling.stop_token_ids):
             reason, text = "stop", ""
-            is_own_end = token in self.tokenizer.eos_ids and not sampling.ignore_eos
+            is_own_end = token in output.eos_ids
             stop_reason = None if is_own_end else token
             if sampling.include_stop_str_in_output and stop_reason is not None:
                 text, _ = output.detokenizer.feed(token, may_stop=False)
@@ -348,6 +389,8 @@ class Engine:
         if reason is not None and not isinstance(stop_reason, str):
             text += output.detokenizer.finish()
         events.append(TextDelta(seq.id, text, (token,), (logprob,) if logprob is not None else ()))
+        if seq.request.speech is not None:
+            self._answers.told(seq, reason, events)
         if reason is not None:
             self._finish(seq, reason, stop_reason, events)
 
@@ -363,7 +406,11 @@ class Engine:
             preemptions=seq.num_preemptions,
         )
         self._remove(seq)
-        events.append(Finished(seq.id, reason, usage, timings, stop_reason))
+        finished = Finished(seq.id, reason, usage, timings, stop_reason)
+        if seq.id in self._answers:
+            self._answers.hold(finished, events)
+        else:
+            events.append(finished)
 
     def _fail(
         self, seq: Sequence, message: str, events: list[Event], code: str = "engine_error", status: int = 500
@@ -372,7 +419,10 @@ class Engine:
             self.sessions.fail(seq.id, message, events, code, status)
         elif seq.id in self._sequences:
             self._remove(seq)
-            events.append(Failed(seq.id, code, message, status))
+            failed = Failed(seq.id, code, message, status)
+            if seq.id in self._answers:
+                self._answers.fail(failed, events)
+            events.append(failed)
 
     def _remove(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)
@@ -398,6 +448,13 @@ class Engine:
         self.stats = self._counters.snapshot(
             self.scheduler, len(self.inbox), len(compiling), compiling.seconds, self.sessions.num_waiting
         )
+
+
+def _spoken_end(runner: Runner, tokenizer: Tokenizer) -> frozenset[int]:
+    """The token that ends a spoken answer, where the family has one."""
+    name = getattr(runner.model, "spoken_end", None)
+    ids = tokenizer.encode(name, allow_special=True) if name is not None else []
+    return frozenset(ids) if len(ids) == 1 else frozenset()
 
 
 def _explain(error: Exception) -> str:

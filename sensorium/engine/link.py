@@ -41,7 +41,7 @@ class Supervision:
 
 
 class Link(Protocol):
-    """One engine. Every Request, OpenSession and OpenSpeech sent ends in exactly one Finished or Failed in any case."""
+    """One engine. Every Request, OpenSession, OpenSpeech and AddVoice sent ends in exactly one Finished or Failed."""
 
     @property
     def facts(self) -> EngineFacts: ...

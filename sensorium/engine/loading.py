@@ -9,12 +9,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from sensorium.config import FIT, EngineConfig
 from sensorium.engine.blocks import BlockPool
 from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
+from sensorium.engine.codec import CodecStage
 from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
@@ -33,7 +36,7 @@ from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor, SpeechModel
-from sensorium.models.build import load_model
+from sensorium.models.build import load_codec, load_model
 from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,8 @@ class Loaded:
             plan=self.plan,
             default_sampling=self.default_sampling,
             speech_slots=self.engine.speech.num_free if self.engine.speech is not None else 0,
+            can_sound=self.engine.codec is not None,
+            voices=self.engine.voices.names,
             pooler=self.pooler,
             seconds=self.seconds,
             kernels={"paged attention": paged_attention(self.device, self.dtype).name},
@@ -122,16 +127,17 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     model = load_model(folder, hf_config, config, device, dtype, lambda done, total, _: report("weights", done / total))
     longest = longest_context(config, model)
     check_budget(config, longest)
+    codec, voices = open_codec(folder, config, model, device)
     largest = largest_media(processor, model.modalities, config, longest)
     tune(model, device, dtype, config.block_size)
     seconds["weights"] = time.perf_counter() - started
 
     started = time.perf_counter()
     samples = sample_media(processor, model.modalities, config, longest) if device.type == "cuda" else None
-    plan = plan_memory(model, config, device, dtype, largest, samples)
+    plan = plan_memory(model, config, device, dtype, largest, samples, codec_bytes(codec, config, device))
     check_sizes(largest, config, longest, plan.encoder_cache // (model.hidden_size * dtype.itemsize))
     pooler = read_pooler(folder, hf_config, config)
-    engine = build_engine(model, processor, config, device, dtype, plan, pooler)
+    engine = build_engine(model, processor, config, device, dtype, plan, pooler, codec, voices)
     if not config.enforce_eager:
         engine.runner.record_graphs(config.max_num_seqs + config.max_sessions, engine.max_model_len)
         if engine.speech is not None:
@@ -186,6 +192,38 @@ def encoder_cache_bytes(config: EngineConfig, row_bytes: int, largest: int = 0) 
     return (max(_ENCODER_CACHE_ROWS, largest) if rows is None else rows) * row_bytes
 
 
+def open_codec(
+    folder: Path, config: EngineConfig, model: Model, device: torch.device
+) -> tuple[CodecStage | None, Mapping[str, Any]]:
+    """The codec with the memory that its streams need, and its voices; nothing where the model does not speak."""
+    speech = model.speech
+    found = load_codec(folder, config, device) if speech is not None else None
+    if speech is None or found is None:
+        return None, {}
+    codec, voices = found
+    if codec.num_codes < speech.eos_code:
+        raise CheckpointError(
+            f"the codec knows {codec.num_codes} codes, and the speech LM makes {speech.eos_code}; they belong to "
+            "different checkpoints",
+            param="codec",
+        )
+    stage = CodecStage(codec, device, int(config.codec_config.get("voices", 4)))
+    if device.type == "cuda":
+        stage.reserve(config.speech_slots, _voice_s(config))
+    return stage, voices
+
+
+def _voice_s(config: EngineConfig) -> float:
+    return float(config.codec_config.get("voice_s", 10.0))
+
+
+def codec_bytes(codec: CodecStage | None, config: EngineConfig, device: torch.device) -> int:
+    """What the codec needs on a GPU while it computes, beside its state."""
+    if codec is None or device.type != "cuda":
+        return 0
+    return _peak(device, lambda: codec.rehearse(config.speech_slots, _voice_s(config)))
+
+
 def speech_bytes(config: EngineConfig, model: Model, dtype: torch.dtype) -> int:
     """The KV caches of the speech slots; the speech LM's weights are the model's."""
     if model.speech is None:
@@ -206,10 +244,12 @@ def plan_memory(
     dtype: torch.dtype,
     largest: Mapping[Modality, Prompt] | None = None,
     samples: Mapping[Modality, Prompt] | None = None,
+    codec: int = 0,
 ) -> MemoryPlan:
     """Split the device's memory. On a GPU the share `gpu_memory_utilization` counts all memory in use, ours or not.
 
-    largest, samples: see largest_media and sample_media; without them no room is planned for encoders.
+    largest, samples: see largest_media and sample_media; without them no room is planned for encoders. codec: see
+    codec_bytes.
     """
     longest = longest_context(config, model)
     media = {modality: largest_item(prompt).rows for modality, prompt in (largest or {}).items()}
@@ -217,7 +257,7 @@ def plan_memory(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # pyright: ignore
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     encoder_cache = encoder_cache_bytes(config, model.hidden_size * dtype.itemsize, fitting)
-    speech, streams = speech_bytes(config, model, dtype), stream_bytes(config, model)
+    speech, streams = speech_bytes(config, model, dtype) + codec, stream_bytes(config, model)
     activations = encoders = 0
     if config.kv_cache_bytes is not None:
         kv = config.kv_cache_bytes
@@ -320,6 +360,8 @@ def build_engine(
     dtype: torch.dtype,
     plan: MemoryPlan,
     pooler: PoolerConfig | None = None,
+    codec: CodecStage | None = None,
+    voices: Mapping[str, Any] | None = None,
 ) -> Engine:
     num_blocks = plan.kv_tokens // config.block_size
     readout = Readout(model, Pooler(pooler) if pooler is not None else None, config.logprobs_mode)
@@ -341,7 +383,9 @@ def build_engine(
     speech = None
     if model.speech is not None:
         speech = SpeechStage(model.speech, config.speech_slots, max_len=config.speech_len, block_size=config.block_size)
-    engine = Engine(runner, scheduler, processor.tokenizer, longest, grammars, speech=speech)
+    engine = Engine(
+        runner, scheduler, processor.tokenizer, longest, grammars, speech=speech, codec=codec, voices=voices
+    )
     engine.sessions.policies |= own_policies(config)
     if config.max_sessions and (reserve := getattr(model, "reserve_streams", None)) is not None:
         reserve(config.max_sessions)

@@ -28,6 +28,7 @@ class EngineLoop:
         self._wake = threading.Event()
         self._closing = False
         self._progress_s = time.monotonic()
+        engine.wake = self._wake.set
         self._thread = threading.Thread(target=self._run, name="sensorium-engine", daemon=True)
         self._thread.start()
 

@@ -25,6 +25,7 @@ from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoin
 from sensorium.engine.link import Deliver, LinkState, Supervision
 from sensorium.engine.protocol import (
     Abort,
+    AddVoice,
     AppendUnit,
     Control,
     EngineFacts,
@@ -32,6 +33,7 @@ from sensorium.engine.protocol import (
     OpenSession,
     OpenSpeech,
     RefuseWaiting,
+    RemoveVoice,
 )
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
@@ -65,6 +67,7 @@ class _Flight:
     request: Request | None
     fingerprint: int | None
     aborted: bool = False
+    voice: AddVoice | None = None
 
 
 class _Process:
@@ -119,6 +122,8 @@ class ProcessLink:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._flights: dict[str, _Flight] = {}
+        self._voices: dict[str, AddVoice] = {}
+        """Those that an engine which starts again has to make again."""
         self._deaths: dict[int, float] = {}
         self._quarantined: dict[int, float] = {}
         self._busy_since = self._pulse_s = time.monotonic()
@@ -176,6 +181,10 @@ class ProcessLink:
                 self._accept_resident(message.request.id)
             elif isinstance(message, OpenSpeech):
                 self._accept_resident(message.speech_id)
+            elif isinstance(message, AddVoice):
+                self._accept_resident(message.request_id, message)
+            elif isinstance(message, RemoveVoice):
+                self._voices.pop(message.name, None)
             if self.state == "ready" and self._process is not None:
                 self._process.outbox.put([message])
         if done:
@@ -202,11 +211,11 @@ class ProcessLink:
             self._busy_since = time.monotonic()
         self._flights[request.id] = _Flight(request, fingerprint)
 
-    def _accept_resident(self, name: str) -> None:
-        """A session, or a speech, lives as long as the process that it was opened in."""
+    def _accept_resident(self, name: str, voice: AddVoice | None = None) -> None:
+        """A session, a speech, or the making of a voice lives as long as the process that it was begun in."""
         if self.state != "ready":
             raise EngineDeadError(self.reason)
-        self._flights[name] = _Flight(None, None)
+        self._flights[name] = _Flight(None, None, voice=voice)
 
     def _end_aborted(self) -> list[Event]:
         """End the aborted requests of which no engine knows."""
@@ -325,7 +334,7 @@ class ProcessLink:
             self._busy_since = self._pulse_s = time.monotonic()
             self._pulse = Pulse(EngineStats(), 0.0)
             waiting = [flight.request for flight in self._flights.values() if flight.request is not None]
-            process.outbox.put(waiting)
+            process.outbox.put([*self._voices.values(), *waiting])
             self.state, self.reason = "ready", ""
         if self._first.done():
             log.warning("the engine is back (process %d); %d requests were waiting", process.pid, len(waiting))
@@ -343,6 +352,8 @@ class ProcessLink:
                 known.append(event)
                 if isinstance(event, Finished | Failed):
                     del self._flights[event.request_id]
+                if flight.voice is not None and isinstance(event, Finished) and event.reason == "stop":
+                    self._voices[flight.voice.name] = flight.voice
         self._deliver(known)
 
     def _bury(self, cause: str, delay: float, was_ready: bool) -> None:

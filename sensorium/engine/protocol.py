@@ -10,8 +10,7 @@ import numpy as np
 
 from sensorium.engine.histogram import Buckets
 from sensorium.engine.pooler_config import PoolerConfig
-from sensorium.engine.speech_rules import RuleName, SpeechSampling
-from sensorium.types import Request, SamplingParams, Unit
+from sensorium.types import Request, SamplingParams, SpeechOptions, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class OpenSession:
     max_units: int
     deadline_s: float
     return_hidden: bool = False
+    speech: SpeechOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,15 @@ class CloseSession:
     session_id: str
 
 
-SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession
+@dataclass(frozen=True, slots=True)
+class ChangeVoice:
+    """Control message: a session speaks with another voice, or with none."""
+
+    session_id: str
+    voice: str | None
+
+
+SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession | ChangeVoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +110,7 @@ class OpenSpeech:
     """Control message: a slot of the speech LM, for calls under one rule. Abort closes it."""
 
     speech_id: str
-    rule: RuleName
-    sampling: SpeechSampling | None
+    options: SpeechOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,8 +133,26 @@ class Hush:
     speech_id: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AddVoice:
+    """Control message: make a voice of a recording, float32 [S] or [S, channels]. Ends in Finished or Failed."""
+
+    request_id: str
+    name: str
+    samples: np.ndarray
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveVoice:
+    """Control message: nobody new speaks with a voice."""
+
+    name: str
+
+
 SpeechControl = OpenSpeech | Say | Hush
-Control = Abort | RefuseWaiting | ForgetPrefixes | ForgetMedia | SessionControl | SpeechControl
+VoiceControl = AddVoice | RemoveVoice
+Control = Abort | RefuseWaiting | ForgetPrefixes | ForgetMedia | SessionControl | SpeechControl | VoiceControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +217,7 @@ class MemoryPlan:
     largest: Mapping[str, int] = field(default_factory=dict[str, int])
     """Modality -> embeddings of the largest item that settings and context admit."""
     speech: int = 0
-    """KV caches of the speech LM's slots; its weights are among `weights`."""
+    """KV caches of the speech LM's slots, whose weights are among `weights`, and what the codec computes in."""
     streams: int = 0
     """What encoders remember of the live sound of sessions."""
 
@@ -215,7 +240,11 @@ class EngineFacts:
     plan: MemoryPlan
     default_sampling: SamplingParams
     speech_slots: int = 0
-    """Speeches that may be open at once; 0 where no speech LM is loaded."""
+    """Who may speak at once; 0 where no speech LM is loaded."""
+    can_sound: bool = False
+    """Whether there is a codec."""
+    voices: tuple[str, ...] = ()
+    """Those that are there from the start."""
     pooler: PoolerConfig | None = None
     """How embeddings are made; None for an engine that generates."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -44,6 +44,10 @@ class Readout:
         self._mode: LogprobsMode = mode
         self._scores: dict[str, _Scores] = {}
         self._pools: dict[str, Pool] = {}
+        self._spoken: dict[str, list[torch.Tensor]] = {}
+        """Of sequences that speak: hidden rows [E] that nobody has taken yet."""
+        self._recites: set[str] = set()
+        """Those that speak their prompts, which are not computed yet."""
 
     def open(self, seq: Sequence, state: SampleState) -> None:
         """Called once for every sequence, before its first step."""
@@ -54,15 +58,30 @@ class Readout:
         elif state.params.prompt_logprobs is not None:
             self._scores[seq.id] = _Scores()
             seq.needs_every_row = True
+        if (speech := seq.request.speech) is not None:
+            self._spoken[seq.id] = []
+            if speech.spoken_prompt:
+                self._recites.add(seq.id)
+                seq.needs_every_row = True
 
     def forget(self, seq_id: str) -> None:
-        for kept in (self.states, self._scores, self._pools):
+        for kept in (self.states, self._scores, self._pools, self._spoken):
             kept.pop(seq_id, None)
+        self._recites.discard(seq_id)
+
+    def speaks(self, seq_id: str) -> bool:
+        """Whether the sequence's hidden rows are wanted."""
+        return seq_id in self._spoken
+
+    def take_spoken(self, seq_id: str) -> list[torch.Tensor]:
+        """Final-norm hidden states [E] of generated tokens, in order, each once; or those of the prompt's end."""
+        rows, self._spoken[seq_id] = self._spoken[seq_id], []
+        return rows
 
     @property
     def is_observing(self) -> bool:
         """Whether some sequence needs more of a step's rows than those that tokens are chosen from."""
-        return bool(self._scores or self._pools)
+        return bool(self._scores or self._pools or self._recites)
 
     def observe(self, works: Seq[Work], hidden: torch.Tensor) -> None:
         """Take what is accumulated from all rows [N of all works, E] of a step."""
@@ -74,6 +93,20 @@ class Readout:
                 pool.add(rows, work.start)
             elif (scores := self._scores.get(work.seq.id)) is not None:
                 self._score(work, rows, scores)
+            if work.seq.id in self._recites:
+                self._recite(work, rows)
+
+    def _recite(self, work: Work, rows: torch.Tensor) -> None:
+        """Keep the rows of the prompt's end, which is spoken."""
+        seq, kept = work.seq, self._spoken[work.seq.id]
+        assert seq.request.speech is not None
+        first = seq.prompt_len - seq.request.speech.spoken_prompt
+        start = max(work.start, first)
+        del kept[start - first :]  # a preempted prompt is computed again from its beginning
+        kept += rows[start - work.start : max(seq.prompt_len, start) - work.start].clone().unbind()
+        if work.start + work.count >= seq.prompt_len:
+            self._recites.discard(seq.id)
+            seq.needs_every_row = seq.id in self._scores
 
     def choose(
         self, seqs: Seq[Sequence], logits: torch.Tensor, hidden: torch.Tensor, likeliest: torch.Tensor | None = None
@@ -84,6 +117,10 @@ class Readout:
         """
         if self.deciders and (rows := [row for row, seq in enumerate(seqs) if seq.resident]):
             return self._choose_apart(seqs, rows, logits, hidden, likeliest)
+        for row, seq in enumerate(seqs) if self._spoken else ():
+            speech = seq.request.speech
+            if speech is not None and seq.num_generated and not speech.spoken_prompt:
+                self._spoken[seq.id].append(hidden[row].clone())
         states = [self.states[seq.id] for seq in seqs]
         if likeliest is not None and all(state.takes_likeliest for state in states):
             results = [state.take(token) for state, token in zip(states, likeliest.tolist(), strict=True)]
@@ -105,7 +142,7 @@ class Readout:
         if others := [row for row, seq in enumerate(seqs) if not seq.resident]:
             apart, ours = upload(others, logits.device), upload(rows, logits.device)
             part = None if likeliest is None else likeliest[apart]
-            chosen |= self.choose([seqs[row] for row in others], logits[apart], hidden, part)
+            chosen |= self.choose([seqs[row] for row in others], logits[apart], hidden[apart], part)
             logits, hidden = logits[ours], hidden[ours]
         return chosen | dict(zip(ids, self.deciders.decide(ids, logits, hidden), strict=True))
 

@@ -16,7 +16,7 @@ from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.resident import Resident
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.base import SessionPolicy
-from sensorium.types import Decision, Splice, TextDelta, Unit, UnitDone, UnitFailed, UnitPart, UnitTimings
+from sensorium.types import Decision, Outcome, Splice, TextDelta, Unit, UnitDone, UnitFailed, UnitPart, UnitTimings
 
 _MOST_ENDS = 64
 OPENING = -1
@@ -124,7 +124,17 @@ class Session:
         seq = self.seq
         return self.unit is not None and self.unit.deciding is None and seq.computed == len(seq.ids) and not seq.holes
 
-    def end(self, *, defer: bool) -> tuple[Unit, Mapping[str, Any]]:
+    @property
+    def is_over(self) -> bool:
+        """Whether a session that is to be closed has done all its units."""
+        return self.is_closing and self.is_open and self.unit is None and not self.queued
+
+    @property
+    def said(self) -> list[int]:
+        """What was said in the unit so far."""
+        return self._said
+
+    def end(self, *, defer: bool) -> tuple[Unit, Outcome]:
         """Close the unit: the sequence rests; what the policy says of it. What it changes is in `splices`.
 
         defer: what is not computed yet waits for the next unit.
@@ -139,7 +149,7 @@ class Session:
             del self.ends[next(iter(self.ends))]
         # What is computed between units must not come before the units that others wait for.
         seq.deadline_s = unit.deadline_s + max(unit.deadline_s - unit.arrival_s, 0.0)
-        return unit, outcome.info
+        return unit, outcome
 
     def drop(self) -> tuple[Unit, int, int]:
         """Take the unit back: it, the rows that were known before it, and the unit before it."""

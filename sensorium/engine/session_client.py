@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
+from sensorium.engine.fed_stream import FedStream, failure
 from sensorium.engine.protocol import (
     AppendUnit,
     BargeIn,
+    ChangeVoice,
     CloseSession,
     PauseSession,
     RewindSession,
     SessionControl,
 )
-from sensorium.engine.stream import Stream
-from sensorium.errors import BusyError, EngineError, OverloadedError, RequestError, SensoriumError
-from sensorium.types import CallFailed, Event, Failed, Finished, Prompt, SessionOpened, Unit, UnitDone, UnitFailed
+from sensorium.errors import BusyError, EngineError, RequestError
+from sensorium.types import Event, Failed, Prompt, SessionOpened, Unit, UnitDone, UnitFailed
 
 
-class Session(Stream):
+class Session(FedStream):
     """The events of one session, to exactly one Finished or Failed, and the door for its units.
 
     The first event is SessionOpened, unless the session fails before. Every unit ends in exactly one UnitDone or
-    UnitFailed; so do those that are still there when the session ends. Made inside a running event loop it belongs to
-    that loop, and events are read there; what is sent may be sent from anywhere.
+    UnitFailed; so do those that are still there when the session ends. `room` says how many may be appended now.
     """
+
+    word, items, full = "session", "units", "units"
 
     def __init__(
         self,
@@ -41,23 +42,17 @@ class Session(Stream):
         max_units: int,
         check: Callable[[Prompt], None],
     ) -> None:
-        super().__init__(session_id, abort, loop)
-        self.max_units = max_units
+        super().__init__(session_id, send, abort, loop, max_units)
         self.turn = 0
         """What is said now. Events of earlier turns may still come: their `turn` tells."""
-        self._send, self._check = send, check
-        self._lock = threading.Lock()
-        self._indexes = itertools.count()
-        self._open: set[int] = set()
-        self._num_unread = 0
-        self._ended = False
+        self._check = check
 
     # ---- in --------------------------------------------------------------------------------------------------------
 
     @property
-    def room(self) -> int:
-        """Units that may be appended now: those appended and not read to their end count up to `max_units`."""
-        return self.max_units - self._num_unread
+    def max_units(self) -> int:
+        """Most units that are appended and not read to their end."""
+        return self._most
 
     def append(
         self,
@@ -79,24 +74,15 @@ class Session(Stream):
         self._check(prompt)
         options = plain(options or {})
         now = time.monotonic()
-        with self._lock:
-            if self._ended:
-                raise EngineError(f"session {self.request_id!r} has ended")
-            if self._num_unread >= self.max_units:
-                raise OverloadedError(
-                    f"session {self.request_id!r} is {self._num_unread} units behind; read their ends first",
-                    reason="units",
-                )
-            index = next(self._indexes)
-            self._open.add(index)
-            self._num_unread += 1
-            # Under the lock, so that units arrive in the order of their numbers.
-            deadline_s = now + 1.0 if deadline_s is None else deadline_s
-            self._send(AppendUnit(self.request_id, Unit(index, prompt, now, deadline_s, deciding, options)))
-        return index
+        deadline_s = now + 1.0 if deadline_s is None else deadline_s
+        unit = Unit(0, prompt, now, deadline_s, deciding, options)
+        return self._feed(lambda index: AppendUnit(self.request_id, replace(unit, index=index)))
 
     def barge_in(self, options: Mapping[str, Any] | None = None) -> int:
-        """End what is being said; the number of the turn that begins. The unit that runs ends early, others go on."""
+        """End what is being said; the number of the turn that begins. The unit that runs ends early, others go on.
+
+        Sound of it ends with "cut", and no more of an older turn comes from the engine.
+        """
         options = plain(options or {})
         with self._lock:
             self.turn += 1
@@ -110,8 +96,12 @@ class Session(Stream):
         """
         self._send(RewindSession(self.request_id, index))
 
+    def change_voice(self, voice: str | None) -> None:
+        """Speak with another voice of the client from now on; what is being said is cut. None: codes only."""
+        self._send(ChangeVoice(self.request_id, voice))
+
     def pause(self) -> None:
-        """Compute nothing from the next step on; rows are kept and units may wait."""
+        """Compute nothing from the next step on; rows are kept and units may wait. What was said is still spoken."""
         self._send(PauseSession(self.request_id, True))
 
     def resume(self) -> None:
@@ -136,39 +126,20 @@ class Session(Stream):
         for event in self:
             if (done := self._awaited(event, index)) is not None:
                 return done
-        raise EngineError(f"session {self.request_id!r} has ended")
+        raise self._over()
 
     async def arun(self, prompt: Prompt, **how: Any) -> UnitDone:
         index = self.append(prompt, **how)
         async for event in self:
             if (done := self._awaited(event, index)) is not None:
                 return done
-        raise EngineError(f"session {self.request_id!r} has ended")
+        raise self._over()
 
-    def put(self, event: Event) -> None:
-        if isinstance(event, UnitDone | UnitFailed):
-            with self._lock:
-                self._open.discard(event.index)
-        elif isinstance(event, Finished | Failed):
-            for ended in self._end(event):
-                super().put(ended)
-        super().put(event)
+    def _ends(self, event: Event) -> int | None:
+        return event.index if isinstance(event, UnitDone | UnitFailed) else None
 
-    def _end(self, event: Finished | Failed) -> list[UnitFailed]:
-        """The units that end with the session."""
-        with self._lock:
-            self._ended = True
-            left, self._open = sorted(self._open), set()
-        code, message, status = "session_closed", f"session {self.request_id!r} was closed", 409
-        if isinstance(event, Failed):
-            code, message, status = event.code, event.message, event.status
-        return [UnitFailed(self.request_id, index, event.turn, code, message, status) for index in left]
-
-    def _read(self, event: Event) -> Event:
-        if isinstance(event, UnitDone | UnitFailed):
-            with self._lock:
-                self._num_unread -= 1
-        return super()._read(event)
+    def _lost(self, number: int, code: str, message: str, status: int, turn: int) -> Event:
+        return UnitFailed(self.request_id, number, turn, code, message, status)
 
     def _opened(self, event: Event) -> SessionOpened:
         if isinstance(event, Failed):
@@ -181,13 +152,6 @@ class Session(Stream):
         if isinstance(event, UnitFailed) and event.index == index:
             raise failure(event)
         return event if isinstance(event, UnitDone) and event.index == index else None
-
-
-def failure(event: Failed | UnitFailed | CallFailed) -> SensoriumError:
-    """What an event says, to be raised."""
-    error = EngineError(event.message)
-    error.code, error.status = event.code, event.status
-    return error
 
 
 def plain(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sensorium.engine.answers import Spoken
 from sensorium.engine.counters import UnitCounters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.protocol import (
     AppendUnit,
     BargeIn,
+    ChangeVoice,
     CloseSession,
     OpenSession,
     PauseSession,
@@ -29,6 +31,8 @@ from sensorium.engine.runner import Runner
 from sensorium.engine.sampler import Unsampled
 from sensorium.engine.scheduler import Scheduler, Work
 from sensorium.engine.session import Rewind, Session
+from sensorium.engine.session_voice import SessionVoice
+from sensorium.engine.speakers import Speakers
 from sensorium.engine.turn_policy import TurnPolicy
 from sensorium.errors import OverloadedError, RequestError, SensoriumError
 from sensorium.models.base import SessionPolicy, Tokenizer
@@ -51,7 +55,14 @@ log = logging.getLogger(__name__)
 class Sessions:
     """Belongs to the engine's thread. Events of a call are appended to the list that it is given."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        clock: Callable[[], float],
+        speakers: Speakers,
+    ) -> None:
         self._scheduler, self._runner, self._tokenizer, self._clock = scheduler, runner, tokenizer, clock
         self._deciders = runner.readout.deciders
         self.policies: dict[str, Any] = {"turn": TurnPolicy} | dict(getattr(runner.model, "session_policies", {}))
@@ -60,6 +71,8 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._moves: dict[str, RowMoves] = {}
         """Of sessions that changed, not carried out yet."""
+        self._speakers = speakers
+        self._voices: dict[str, SessionVoice] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -93,6 +106,8 @@ class Sessions:
                 session.queued.append(Rewind(message.index))
             elif isinstance(message, PauseSession):
                 session.seq.is_paused = message.paused
+            elif isinstance(message, ChangeVoice):
+                self._voice_of(session).change(message.voice, events)
             elif isinstance(message, CloseSession):
                 session.is_closing, session.seq.is_paused = True, False
             elif message.turn > session.turn:
@@ -108,6 +123,9 @@ class Sessions:
             seq = Resident(request, message.max_len, message.deadline_s)
             detokenizer = Detokenizer(self._tokenizer, request.sampling)
             session = Session(seq, policy, detokenizer, message.max_units, message.return_hidden)
+            if message.speech is not None:
+                own = Spoken(self._tokenizer) if message.policy == "turn" else None
+                self._voices[request.id] = SessionVoice(self._speakers, request.id, message.speech, own)
         except SensoriumError as error:
             events.append(Failed(request.id, error.code, error.message, error.status, error.param))
             return
@@ -145,14 +163,25 @@ class Sessions:
         while session.is_ready and session.queued:
             item = session.queued.popleft()
             if isinstance(item, Rewind):
-                self._rewind(session, item.index)
+                self._rewind(session, item.index, events)
                 continue
             try:
                 session.begin(item)
             except RequestError as error:
                 self._unit_failed(session, item, error.code, error.message, error.status, events)
-        if session.is_closing and session.is_open and session.unit is None and not session.queued:
+        if session.is_over and session.seq.id not in self._voices:
             self.finish(session.seq.id, "stop", events)
+
+    def release(self, events: list[Event]) -> None:
+        """End the sessions that are over and have said all."""
+        quiet = [name for name, voice in self._voices.items() if voice.is_quiet and self._sessions[name].is_over]
+        for name in quiet:
+            self.finish(name, "stop", events)
+
+    def _voice_of(self, session: Session) -> SessionVoice:
+        if (voice := self._voices.get(session.seq.id)) is None:
+            raise RequestError("voice: the session was opened without speech", param="voice")
+        return voice
 
     def _barge_in(self, session: Session, message: BargeIn, events: list[Event]) -> None:
         self.counted.barge_ins += 1
@@ -160,12 +189,16 @@ class Sessions:
             session.seq.ids.extend(session.policy.interrupt(message.options))
         if session.unit is not None:
             self._end(session, events, defer=True, interrupted=True)
+        if (voice := self._voices.get(session.seq.id)) is not None:
+            voice.cut(events)
         session.turn = message.turn
         session.detokenizer = Detokenizer(self._tokenizer, session.seq.request.sampling)
 
-    def _rewind(self, session: Session, index: int) -> None:
+    def _rewind(self, session: Session, index: int, events: list[Event]) -> None:
         self._splice(session, Splice(session.end_of(index), None))
         session.rewound(index)
+        if (voice := self._voices.get(session.seq.id)) is not None:
+            voice.cut(events)
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
@@ -193,6 +226,8 @@ class Sessions:
         delta = session.follow(decision, now)
         if delta is not None:
             events.append(delta)
+            if (voice := self._voices.get(session.seq.id)) is not None:
+                voice.goes_on(session, self._deciders.rows(session.seq.id, voice.num_seen), events)
         if decision.flush and session.return_hidden:
             rows = self._deciders.rows(session.seq.id, session.num_told)
             events.append(session.part(self._host(rows)))
@@ -201,8 +236,13 @@ class Sessions:
             self._begin(session, events)
 
     def _end(self, session: Session, events: list[Event], *, defer: bool, interrupted: bool = False) -> None:
-        unit, info = session.end(defer=defer)
+        unit, outcome = session.end(defer=defer)
+        info = outcome.info
         done = session.done(unit, info, self._clock(), interrupted=interrupted)
+        if (voice := self._voices.get(session.seq.id)) is not None:
+            speech = None if interrupted else outcome.speech
+            rows = self._deciders.rows(session.seq.id, voice.num_seen)
+            done = replace(done, speaks=voice.unit_over(done, rows, speech, events))
         if defer or session.is_computed:
             self._change(session)
         if session.return_hidden:
@@ -274,7 +314,7 @@ class Sessions:
         events.append(session.failed(unit, code, message, status))
 
     def finish(self, session_id: str, reason: FinishReason, events: list[Event]) -> None:
-        session = self._remove(session_id)
+        session = self._remove(session_id, events)
         seq, now = session.seq, self._clock()
         arrival = seq.request.arrival_s
         usage = Usage(session.num_rows, session.num_said, seq.cached)
@@ -283,7 +323,7 @@ class Sessions:
     def fail(
         self, session_id: str, message: str, events: list[Event], code: str = "engine_error", status: int = 500
     ) -> None:
-        session = self._remove(session_id)
+        session = self._remove(session_id, events)
         events.append(Failed(session_id, code, message, status, turn=session.turn))
 
     def _fail_with(self, session: Session, error: Exception, events: list[Event]) -> None:
@@ -301,7 +341,9 @@ class Sessions:
             self.fail(session_id, message, events, code, status)
         return events
 
-    def _remove(self, session_id: str) -> Session:
+    def _remove(self, session_id: str, events: list[Event]) -> Session:
+        if (voice := self._voices.pop(session_id, None)) is not None:
+            voice.close(events)
         session = self._sessions.pop(session_id)
         if session_id in self._moves:
             self.move_rows()  # while the blocks are its own

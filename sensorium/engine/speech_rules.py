@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sensorium.errors import RequestError, SensoriumError
+from sensorium.errors import SensoriumError
+from sensorium.params import SpeechRule as RuleName
+from sensorium.params import SpeechSampling as SpeechSampling
 
 if TYPE_CHECKING:
     import torch
 
-RuleName = Literal["chat", "half_duplex", "duplex"]
 PENALTY_WINDOW = 16
 """Codes that the repetition penalty looks back on."""
 MIN_KEPT = 3
@@ -45,33 +46,6 @@ RULES: Mapping[RuleName, Rule] = {
     "half_duplex": Rule("turn", "last", True, True, 0, 500),
     "duplex": Rule("call", "never", False, False, 26, 26),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechSampling:
-    """How codes are drawn: MiniCPM's TTSSamplingParams without those of its fields that do nothing.
-
-    top_p and top_k of None are off. Raises RequestError for a value out of range.
-    """
-
-    temperature: float = 0.8
-    top_p: float | None = 0.85
-    top_k: int | None = 25
-    repetition_penalty: float = 1.05
-    greedy: bool = False
-    """Take the likeliest code after all filters, in place of a draw."""
-    seed: int | None = None
-    """Of the slot's generator; None takes one that was never used."""
-
-    def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-        ):
-            if not good:
-                raise RequestError(f"speech {name} must be {wanted}, not {getattr(self, name)}", param=name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -74,3 +74,11 @@ def hand_out(pairs: Iterable[tuple[Stream, Event]]) -> None:
 def _put_all(pairs: list[tuple[Stream, Event]]) -> None:
     for stream, event in pairs:
         stream.put(event)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that this is called in."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

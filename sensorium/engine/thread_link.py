@@ -10,7 +10,7 @@ from sensorium.engine.checkpoint import Progress
 from sensorium.engine.link import Deliver, LinkState, Supervision
 from sensorium.engine.loading import load
 from sensorium.engine.loop import EngineLoop
-from sensorium.engine.protocol import Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
+from sensorium.engine.protocol import AddVoice, Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
 from sensorium.errors import EngineDeadError
 from sensorium.types import Request
 
@@ -41,7 +41,7 @@ class ThreadLink:
         with self._lock:  # nothing may enter the inbox once it has been emptied for good
             if self.state == "ready":
                 self._loop.put(message)
-            elif isinstance(message, Request | OpenSession | OpenSpeech):
+            elif isinstance(message, Request | OpenSession | OpenSpeech | AddVoice):
                 raise EngineDeadError(self.reason)
 
     def kill(self) -> None:

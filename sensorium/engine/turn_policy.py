@@ -65,7 +65,7 @@ class TurnPolicy:
         return Decision((token,), end=True) if token in self._ends else Decision((token,), collect=True)
 
     def end(self, length: int) -> Outcome:
-        return Outcome({"reason": self._reason})
+        return Outcome({"reason": self._reason}, speech="end" if self._reason == "stop" else "stop")
 
     def interrupt(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         _refuse(options)

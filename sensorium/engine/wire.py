@@ -22,8 +22,10 @@ import numpy as np
 from sensorium.config import EngineConfig
 from sensorium.engine.protocol import (
     Abort,
+    AddVoice,
     AppendUnit,
     BargeIn,
+    ChangeVoice,
     CloseSession,
     EngineFacts,
     EngineStats,
@@ -34,6 +36,7 @@ from sensorium.engine.protocol import (
     OpenSpeech,
     PauseSession,
     RefuseWaiting,
+    RemoveVoice,
     RewindSession,
     Say,
 )
@@ -46,6 +49,7 @@ from sensorium.types import (
     PromptScored,
     Request,
     SessionOpened,
+    Sound,
     TextDelta,
     UnitDone,
     UnitFailed,
@@ -99,11 +103,11 @@ class LogLine:
 
 TYPES: tuple[type, ...] = (
     *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, ForgetMedia),
-    *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession),
-    *(OpenSpeech, Say, Hush),
+    *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession, ChangeVoice),
+    *(OpenSpeech, Say, Hush, AddVoice, RemoveVoice),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
     *(TextDelta, PromptScored, Pooled, SessionOpened, UnitPart, UnitDone, UnitFailed),
-    *(Codes, CallFailed, Finished, Failed),
+    *(Codes, CallFailed, Sound, Finished, Failed),
 )
 _NUMBERS: dict[type, int] = {kind: number for number, kind in enumerate(TYPES)}
 _HEAD = struct.Struct("<IQ")

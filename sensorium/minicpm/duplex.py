@@ -16,18 +16,18 @@ import numpy as np
 from PIL import Image
 
 from sensorium.engine.session_client import Session
+from sensorium.engine.speech_chunks import Chunks
 from sensorium.engine.speech_rules import SpeechSampling
 from sensorium.errors import RequestError
 from sensorium.media import audio, image
 from sensorium.minicpm.duplex_options import DuplexOptions, Left, left
 from sensorium.minicpm.generation import draw_seed
-from sensorium.minicpm.speaker import Speaker
+from sensorium.minicpm.speaker import Speaker, unit_wave
 from sensorium.minicpm.utils import load_audio
-from sensorium.models.minicpm_codes import RATE, TurnSpeech, unit_wave
 from sensorium.models.minicpm_duplex import MAX_CHARS, read_session, read_unit
 from sensorium.models.minicpm_duplex_record import SessionRecord
 from sensorium.models.minicpm_units import MadeUnit, Rows, SessionPrompts
-from sensorium.types import Media, Prompt, SamplingParams, Span, UnitDone
+from sensorium.types import SOUND_RATE, Media, Prompt, SamplingParams, Span, UnitDone
 
 if TYPE_CHECKING:
     from sensorium.minicpm.omni import MiniCPMO
@@ -84,7 +84,7 @@ class Duplex:
         return Speaker(self.model, "duplex", sampling, None if voice is None else self.model.read_voice(voice))
 
     def _clear(self) -> None:
-        self._speech = TurnSpeech(eager=self.options.demo)
+        self._speech = Chunks("duplex", eager=self.options.demo)
         self._record = SessionRecord(lambda ids: self.model.tokenizer.decode(list(ids)))
         self._transcript: list[int] = []
         self._pending: list[MadeUnit] = []
@@ -269,10 +269,9 @@ class Duplex:
         """Codes and sound of a unit, and when the codes were there."""
         assert done.hidden is not None
         ends = bool(done.info["end_of_turn"])
-        least, most = self._speech.bounds(end_of_turn=ends)
-        codes = speaker.codes(done.ids, done.hidden, last=ends, min_new=least, max_new=most)
+        codes = speaker.codes(done.ids, done.hidden, last=ends)
         spoken = time.perf_counter()
-        blocks = self._speech.take(len(done.ids) + 1, codes, end_of_turn=ends)
+        blocks = self._speech.take(codes, over=True, ends=ends)
         if not speaker.has_voice and not self._warned:
             log.warning("there is no voice (prompt_wav_path), so no sound is made")
             self._warned = True
@@ -282,7 +281,7 @@ class Duplex:
         return {
             "is_listen": True,
             "text": "",
-            "audio_waveform": np.zeros(RATE, dtype=np.float32),
+            "audio_waveform": np.zeros(SOUND_RATE, dtype=np.float32),
             "end_of_turn": end_of_turn,
             "current_time": self._num_units,
             **dict.fromkeys(("cost_llm", "cost_tts_prep", "cost_tts", "cost_token2wav"), 0.0),

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sensorium.engine.session_client import Session, failure
+from sensorium.engine.fed_stream import failure
+from sensorium.engine.session_client import Session
+from sensorium.engine.speech_chunks import BLOCK, Chunks
 from sensorium.engine.speech_rules import SpeechSampling
 from sensorium.errors import EngineError, RequestError, SensoriumError, UnsupportedError
 from sensorium.minicpm.generation import draw_seed
@@ -22,7 +24,6 @@ from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.speaker import Speaker
 from sensorium.minicpm.speech import read_sampling
 from sensorium.minicpm.tokenizer import check_processor
-from sensorium.models.minicpm_codes import BLOCK, CodeBuffer
 from sensorium.models.minicpm_half_duplex import Groups, read_reply
 from sensorium.models.minicpm_live_mel import FIRST_SAMPLES, LiveMel
 from sensorium.models.minicpm_units import Rows, SessionPrompts
@@ -296,7 +297,7 @@ class Simplex:
     def _sounds(self, done: UnitDone, sampling: SpeechSampling) -> Iterator[tuple[torch.Tensor, str]]:
         """Group by group: text to codes, codes to blocks, blocks to sound."""
         assert done.hidden is not None
-        pieces, buffer, groups = _Pieces(self.model.tokenizer.processor.tokenizer), CodeBuffer(), Groups[int]()
+        pieces, buffer, groups = _Pieces(self.model.tokenizer.processor.tokenizer), Chunks("half_duplex"), Groups[int]()
         complete = groups.push(range(len(done.ids)))
         last, text = groups.finish(), ""
         speaker = Speaker(self.model, "half_duplex", sampling, self._voice)
@@ -306,7 +307,7 @@ class Simplex:
                 ids = [done.ids[row] for row in rows]
                 codes = speaker.codes(ids, done.hidden[rows], last=is_last and bool(done.info["finished"]))
                 text += pieces.push(ids) + (pieces.finish() if is_last else "")
-                for wave in speaker.sound(buffer.reply(codes, last=is_last)):
+                for wave in speaker.sound(buffer.take(codes, over=True, ends=is_last)):
                     yield torch.from_numpy(wave)[None], text
                     text = ""
         finally:

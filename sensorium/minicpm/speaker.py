@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sensorium.engine.speech_chunks import Block
 from sensorium.engine.speech_rules import RuleName, SpeechSampling
-from sensorium.models.minicpm_codes import Block
 from sensorium.models.token2wav import VocoderStream, Voice
+from sensorium.types import SOUND_RATE
 
 if TYPE_CHECKING:
     from sensorium.minicpm.omni import MiniCPMO
@@ -69,3 +70,12 @@ class Speaker:
         """Give the place back."""
         self._speech.close()
         list(self._speech)
+
+
+def unit_wave(waves: Sequence[np.ndarray], *, end_of_turn: bool) -> np.ndarray | None:
+    """Waves [n] float32 of a unit's blocks, joined; within a turn silence in front makes up a whole second."""
+    if not waves:
+        return None
+    wave = np.concatenate(waves).astype(np.float32, copy=False)
+    missing = SOUND_RATE - len(wave)
+    return wave if end_of_turn or missing <= 0 else np.pad(wave, (missing, 0))

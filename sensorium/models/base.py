@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import numpy as np
 
 from sensorium.types import (
     ChatOptions,
@@ -24,6 +26,8 @@ from sensorium.types import (
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -147,12 +151,73 @@ class SpeechModel(Protocol):
     def fuse(self, fused_class: Any) -> None: ...
 
 
+class Event(Protocol):
+    """Something that the device has yet to reach, as torch.cuda.Event."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+
+Slices = Generator["Event | None", None, T]
+"""Work in slices: yields None, or an event that the next slice needs; returns what came of it."""
+
+
+class Codec(Protocol):
+    """What makes sound of codes in a reference voice, for many streams at once.
+
+    Voices and streams are its own objects. `voice` may be called from any thread; it does not hold up the others.
+    """
+
+    @property
+    def num_codes(self) -> int: ...
+    @property
+    def can_clone(self) -> bool:
+        """Whether `voice` works: recordings need packages that need not be there."""
+        ...
+
+    def voice(self, samples: np.ndarray, rate: int) -> Any:
+        """A voice of a recording, [S] or [S, channels] floats. Raises MediaError, UnsupportedError."""
+        ...
+
+    def reserve(self, streams: int, voices: int, voice_s: float) -> None:
+        """Take the memory for so many streams and voices now."""
+        ...
+
+    def rehearse(self, streams: int, voice_s: float) -> None:
+        """Speak a piece with so many streams, for what that needs."""
+        ...
+
+    def prepare(self, voice: Any) -> Slices[None]:
+        """Make what streams of a voice begin with; `release` forgets it."""
+        ...
+
+    def is_prepared(self, voice: Any) -> bool: ...
+
+    def release(self, voice: Any) -> None: ...
+
+    def open(self, voice: Any) -> Any:
+        """A stream. Its state goes when nobody refers to it any more."""
+        ...
+
+    def pieces(self, works: Sequence[tuple[Any, Sequence[int], bool]]) -> Slices[list[np.ndarray]]:
+        """The next codes of each stream, and whether they are its last -> float32 [S] each.
+
+        Unless last, the final codes are only looked at. Pieces of equal length are one batch.
+        """
+        ...
+
+    def pcm(self, sound: np.ndarray) -> bytes:
+        """[S] float32 as 16-bit little-endian samples."""
+        ...
+
+
 class Model(Protocol):
     """Weights and forward pass of one family, written for one device.
 
-    Optional: `session_policies`, a mapping of names to SessionPolicy classes, and, where encoders keep state for
-    MediaItem.stream, `drop_stream(session_id)`, called when a session ends, `stream_bytes`, what one stream takes, and
-    `reserve_streams(count)`, called once before the first.
+    Optional: `session_policies`, a mapping of names to SessionPolicy classes; `spoken_end`, the control token that ends
+    a spoken answer; and, where encoders keep state for MediaItem.stream, `drop_stream(session_id)`, called when a
+    session ends, `stream_bytes`, what one stream takes, and `reserve_streams(count)`, called once before the first.
     """
 
     modalities: tuple[Modality, ...]

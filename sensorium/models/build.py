@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,20 @@ from typing import Any
 import torch
 
 from sensorium.config import EngineConfig
+from sensorium.errors import CheckpointError, ConfigError, MediaError, UnsupportedError
 from sensorium.kernels import select
+from sensorium.media.wav import read_wav
 from sensorium.models import loader
-from sensorium.models.base import Model
+from sensorium.models.base import Codec, Model
 from sensorium.models.registry import family_module, find_family
+from sensorium.models.token2wav import Token2Wav, Voice, VoicePrompt
+from sensorium.models.token2wav.prompt import SPEAKER_FILE, TOKENIZER_FILE
+
+log = logging.getLogger(__name__)
+_CODEC = Path("assets") / "token2wav"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_REFERENCE = Path("assets") / "HT_ref_audio.wav"
+"""The recording that the released checkpoint's examples speak in."""
 
 
 def load_model(
@@ -50,3 +61,54 @@ def _parse(hf_config: Mapping[str, Any], config: EngineConfig) -> tuple[Any, Any
         init_tts=config.init_tts,
     )
     return family_module(model_module).Model, parsed
+
+
+def load_codec(folder: Path, config: EngineConfig, device: torch.device) -> tuple[Codec, dict[str, Any]] | None:
+    """The codec that config asks for, and the voices that lie beside it, by name; None where there is no codec.
+
+    Voices: voices/NAME.safetensors (saved VoicePrompts) and voices/NAME.wav of its folder; "default" is also the
+    checkpoint's own recording. Raises CheckpointError, ConfigError.
+    """
+    place = folder / _CODEC if config.codec == "auto" else Path(config.codec).expanduser()
+    if not config.init_tts or config.codec == "none":
+        return None
+    if config.codec == "auto" and not place.is_dir():
+        log.warning("%s has no %s: speech ends in codes, without sound", folder.name, _CODEC)
+        return None
+    settings = dict(config.codec_config)
+    name = settings.get("dtype", "float32")
+    if name not in _DTYPES:
+        raise ConfigError(
+            f"codec_config: dtype must be one of {', '.join(_DTYPES)}, not {name!r}", param="codec_config"
+        )
+    options = {key: settings[key] for key in ("n_timesteps", "trimming", "graphs") if key in settings}
+    options |= {"device": device, "dtype": _DTYPES[name]}
+    cloning = any((place / name).is_file() for name in (TOKENIZER_FILE, SPEAKER_FILE))
+    try:
+        codec = Token2Wav.load(place, **options, cloning=cloning)
+    except UnsupportedError as error:
+        log.warning("no voices can be made of recordings: %s", error)
+        codec = Token2Wav.load(place, **options, cloning=False)
+    return codec, _voices(codec, place / "voices", folder / _REFERENCE)
+
+
+def _voices(codec: Token2Wav, folder: Path, reference: Path) -> dict[str, Any]:
+    found = {path.stem: path for path in sorted(folder.glob("*.wav"))}
+    found |= {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    if reference.is_file():
+        found.setdefault("default", reference)
+    voices: dict[str, Any] = {}
+    for name, path in found.items():
+        if path.suffix == ".safetensors":
+            voices[name] = Voice(VoicePrompt.load(path))
+        elif codec.can_clone:
+            wav = read_wav(path.read_bytes())
+            if wav is None:
+                raise CheckpointError(f"{path} is not a WAV file that can be read")
+            try:
+                voices[name] = codec.voice(wav.read(0, wav.frames), wav.rate)
+            except MediaError as error:
+                raise CheckpointError(f"{path} cannot be a voice: {error}") from error
+        else:
+            log.warning("the voice %s of %s needs the extra `speech`, which is not installed", name, path.name)
+    return voices

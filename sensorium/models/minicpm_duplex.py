@@ -177,7 +177,10 @@ class DuplexPolicy:
             "said": tuple(words.said),
             "window": self.window.stats(),
         }
-        return Outcome(info, (splice,) if splice is not None else ())
+        speech = "end" if words.end_of_turn else "more"
+        if words.is_listen:
+            speech = "drop" if words.speech_ends else None
+        return Outcome(info, (splice,) if splice is not None else (), speech)
 
     def interrupt(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Ends an open turn: inside a unit at once, between units with the next one, which then only listens."""

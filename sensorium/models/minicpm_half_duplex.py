@@ -131,7 +131,10 @@ class HalfDuplexPolicy:
             self._marks.clear()  # what is dropped does not come back
         self._mark()
         info = {"finished": self._is_finished, "num_rounds": len(self._rounds), "length": length - self._start}
-        return Outcome(info, (splice,) if splice is not None else ())
+        speech = None
+        if self._unit.reply:
+            speech = "end" if self._is_finished else "stop"
+        return Outcome(info, (splice,) if splice is not None else (), speech)
 
     def interrupt(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """The reply ends where it is; what closes it stands at the head of the next turn."""

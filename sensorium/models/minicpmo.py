@@ -49,6 +49,7 @@ _LIVE_KEYS = (256, 768)
 
 class Model(TextModel):
     session_policies: ClassVar[dict[str, type]] = {"duplex": DuplexPolicy, "half_duplex": HalfDuplexPolicy}
+    spoken_end = "<|tts_eos|>"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.decoder)

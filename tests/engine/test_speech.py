@@ -8,7 +8,6 @@ from speech_golden import on_device_rounds
 from speech_small import GREEDY, LLM_DIM, SESSIONS, scores_after, small_speech, work
 
 from sensorium.engine.speech import SpeechStage
-from sensorium.engine.speech_blocks import CodeBlocks
 from sensorium.engine.speech_rules import RULES, SpeechSampling, SpeechWork
 from sensorium.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from sensorium.models.minicpm_speech import SpeechLM
@@ -295,15 +294,3 @@ def test_calls_that_would_get_in_each_others_way_are_refused(speech):
 def test_sampling_values_out_of_range_are_refused_by_name(changes):
     with pytest.raises(RequestError, match=next(iter(changes))):
         SpeechSampling(**changes)
-
-
-# ---- blocks -------------------------------------------------------------------------------------------------------
-
-
-def test_codes_leave_in_blocks_of_a_second():
-    blocks = CodeBlocks()
-    assert blocks.add(list(range(18))) == []
-    assert blocks.add(list(range(18, 80))) == [list(range(i, i + 25)) for i in (0, 25, 50)]
-    assert blocks.finish() == [75, 76, 77, 78, 79]
-    assert blocks.add(list(range(25))) == [list(range(25))]
-    assert blocks.finish() == []

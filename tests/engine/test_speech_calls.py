@@ -23,9 +23,10 @@ from sensorium.engine.speech_rules import SpeechSampling, SpeechWork
 from sensorium.errors import BusyError, EngineError, OverloadedError, RequestError, UnsupportedError
 from sensorium.models import loader
 from sensorium.models.minicpmo import Config, Model
-from sensorium.types import CallFailed, Codes, Event, Failed, Finished
+from sensorium.types import CallFailed, Codes, Event, Failed, Finished, SpeechOptions
 
 WIDTH = CONFIG["hidden_size"]
+DUPLEX = SpeechOptions(None, "duplex", GREEDY)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_calls_follow_each_other_and_run_beside_requests(engine: Engine, model: 
     expected = tokens(run(engine))
     engine.inbox.append(text)
     for name, own in calls.items():
-        engine.inbox += [OpenSpeech(name, "duplex", GREEDY), *own]
+        engine.inbox += [OpenSpeech(name, DUPLEX), *own]
     events = run(engine)
     for name, own in calls.items():
         assert said(events, name) == dict(enumerate(alone(model, own)))
@@ -100,7 +101,7 @@ def test_calls_follow_each_other_and_run_beside_requests(engine: Engine, model: 
 
 def test_a_hush_ends_what_was_sent_before_it(engine: Engine, model: Model):
     calls = [say("a", i, (i + 1, 2)) for i in range(4)]
-    engine.inbox += [OpenSpeech("a", "duplex", GREEDY), *calls[:3]]
+    engine.inbox += [OpenSpeech("a", DUPLEX), *calls[:3]]
     events = engine.step()
     assert len(said(events, "a")[0]) == 8
     engine.inbox += [Hush("a"), calls[3]]
@@ -115,7 +116,7 @@ def test_a_hush_ends_what_was_sent_before_it(engine: Engine, model: Model):
 
 def test_slots_come_back_and_more_than_there_are_is_refused(engine: Engine):
     assert engine.speech is not None
-    engine.inbox += [OpenSpeech(name, "chat", None) for name in "abc"]
+    engine.inbox += [OpenSpeech(name, SpeechOptions(None, "chat")) for name in "abc"]
     (failed,) = run(engine)
     assert (failed.request_id, failed.code) == ("c", "overloaded")
     engine.inbox += [say("a", 0, (1,)), Abort("a")]
@@ -131,7 +132,7 @@ def test_slots_come_back_and_more_than_there_are_is_refused(engine: Engine):
 
 def test_a_call_that_cannot_run_fails_alone(engine: Engine, model: Model):
     good = say("a", 1, (3, 4))
-    engine.inbox += [OpenSpeech("a", "duplex", GREEDY), say("a", 0, (1, 5000)), good]
+    engine.inbox += [OpenSpeech("a", DUPLEX), say("a", 0, (1, 5000)), good]
     failed, *events = run(engine)
     assert isinstance(failed, CallFailed)
     assert (failed.call, failed.code, failed.param, failed.status) == (0, "invalid_request", "ids", 400)
@@ -139,7 +140,7 @@ def test_a_call_that_cannot_run_fails_alone(engine: Engine, model: Model):
 
 
 def test_a_step_that_breaks_ends_the_calls_in_it_and_no_more(engine: Engine, model: Model, monkeypatch):
-    engine.inbox += [OpenSpeech(name, "duplex", GREEDY) for name in "ab"]
+    engine.inbox += [OpenSpeech(name, DUPLEX) for name in "ab"]
     engine.inbox += [say("a", 0, (1,)), say("b", 0, (2,))]
     good = say("a", 1, (3, 4))
     with monkeypatch.context() as broken:

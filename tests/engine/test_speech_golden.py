@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from speech_golden import Watch, load_speech, needs_golden, on_device_rounds, read_case
 
 from sensorium.engine.speech import SpeechStage
-from sensorium.engine.speech_blocks import CodeBlocks
+from sensorium.engine.speech_chunks import Chunks
 from sensorium.engine.speech_rules import SpeechSampling, SpeechWork
 
 pytestmark = needs_golden
@@ -94,15 +93,15 @@ def test_half_duplex_attention_types(rounds, kind, monkeypatch):
 
 
 def test_half_duplex_replies(speech, rounds, monkeypatch):
-    """The code side of a session: text chunks of ten tokens in, blocks of a second out."""
+    """The code side of a session: text chunks of ten tokens in, pieces for the codec out."""
     case, tensors = read_case("half_duplex_session")
     stage = rounds(SpeechStage(speech, 1))
     slot = stage.open("half_duplex", GREEDY)
     replies = [event for event in case["events"] if event["op"] == "generate" and event["codec_calls"]]
     assert len(replies) == 2
     for number, reply in enumerate(replies):
-        blocks = CodeBlocks()
-        seconds: list[list[int]] = []
+        chunks = Chunks("half_duplex")
+        pieces: list[tuple[int, ...]] = []
         for chunk, condition in enumerate(reply["tts_conditions"]):
             # The recorded rows stand in for what the backbone, which is no part of this, would have said.
             rows = tensors[f"gen{number}_condition{chunk}"]
@@ -111,12 +110,10 @@ def test_half_duplex_replies(speech, rounds, monkeypatch):
             end = {reply["tts_eos_steps"][chunk]: speech.eos_code}
             last = condition["text_finished"]
             work = SpeechWork(slot, [0] * len(rows), torch.zeros(len(rows), 64), last, forced=end)
-            seconds += blocks.add(stage.speak([work])[0])
-        seconds.append(blocks.finish())
-        # Each call of the codec begins with the last three codes of the one before, the first with three of silence.
-        calls = [call["tokens"] for call in reply["codec_calls"]]
-        assert seconds == [tokens[3:] for tokens in calls]
-        assert all(before[-3:] == after[:3] for before, after in pairwise(calls))
+            ends = chunk + 1 == len(reply["tts_conditions"])
+            blocks = chunks.take(stage.speak([work])[0], over=True, ends=ends)
+            pieces += [block.codes for block in blocks]
+        assert pieces == [tuple(call["tokens"]) for call in reply["codec_calls"]]
         stage.reset(slot)
 
 

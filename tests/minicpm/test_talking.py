@@ -62,8 +62,8 @@ def test_a_session_speaks(speaking, voice):
     assert silent["is_listen"]
     assert not silent["audio_waveform"].any()
     # The next turn starts on an empty cache and from silence.
-    assert duplex._speech.position == 0
-    assert duplex._speech.buffer.codes == [4218] * 3
+    assert duplex._speech.is_first
+    assert duplex._speech.codes == [4218] * 3
     duplex.as_simplex()
 
 
@@ -163,13 +163,13 @@ def test_a_turn_that_is_cut_off_leaves_nothing_to_the_next(speaking, voice):
     for _ in range(3):
         duplex.streaming_prefill(second())
         duplex.streaming_generate(max_new_speak_tokens_per_chunk=4, listen_scale=0.0)
-        assert slot.position == duplex._speech.position
+        assert (slot.position == 0) == duplex._speech.is_first
         reached.append(slot.position)
     assert any(reached)
     for _ in range(2):
         duplex.streaming_prefill(second())
         assert not duplex.streaming_generate(force_listen_override=True)["audio_waveform"].any()
-    assert slot.position == duplex._speech.position == 0
-    assert duplex._speech.buffer.codes == [4218] * 3
+    assert slot.position == 0
+    assert duplex._speech.codes == [4218] * 3
     duplex.as_simplex()
     assert not speaking.client.loaded.engine.speech._slots

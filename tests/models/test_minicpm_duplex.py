@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from sensorium.engine.speech_chunks import Chunks
 from sensorium.errors import RequestError
-from sensorium.models.minicpm_codes import TurnSpeech
 from sensorium.models.minicpm_draw import Uniforms, candidates
 from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpm_duplex_record import SessionRecord
 from sensorium.models.minicpm_duplex_sampler import TextSampler, TextSampling, adjusted, decode_all
-from sensorium.types import Prompt, SamplingParams, Unit
+from sensorium.types import Outcome, Prompt, SamplingParams, Unit
 from tests.models.speech_golden import (
     DEMO,
     TRACES,
@@ -123,7 +122,7 @@ class Replay:
         self.trace, self.tokenizer = Trace(name), LittleTokenizer()
         self.policy = DuplexPolicy(self.tokenizer, SamplingParams(), self.trace.session_options)  # type: ignore[arg-type]
         self.record = SessionRecord(lambda ids: self.tokenizer.decode(ids, skip_special=False))
-        self.speech = TurnSpeech(eager=self.trace.demo)
+        self.speech, self.position = Chunks("duplex", eager=self.trace.demo), 0
         self.length = len(self.trace.opening().ids)
         self.said: list[int] = []
         self.policy.opened(self.length)
@@ -155,7 +154,7 @@ class Replay:
             self.length += len(splice.ids) - (splice.stop - splice.start)
         self.said += outcome.info["said"]
         self.check_state(unit)
-        self.check_speech(unit, outcome.info)
+        self.check_speech(unit, outcome)
         return dict(outcome.info)
 
     def check_state(self, unit: TraceUnit) -> None:
@@ -179,8 +178,8 @@ class Replay:
         assert units == stored
         assert self.policy.sampler.history == unit.state["generated_tokens_for_penalty"]
 
-    def check_speech(self, unit: TraceUnit, info: Mapping[str, Any]) -> None:
-        ids, result = self.policy.words.ids, unit.result
+    def check_speech(self, unit: TraceUnit, outcome: Outcome) -> None:
+        ids, result, info = self.policy.words.ids, unit.result, outcome.info
         for name in ("is_listen", "end_of_turn"):
             assert info[name] == result[name]
         assert len(ids) == result["n_tokens"]
@@ -188,21 +187,26 @@ class Replay:
         assert info["turn_open"] is not result["current_turn_ended"]
         tts = [op for op in unit.ops if op["op"] == "tts"]
         streamed = [(tuple(op["tokens"]), op["last_chunk"]) for op in unit.ops if op["op"] == "codec_stream"]
-        if info["speech_ends"]:
-            self.speech.reset()
         if info["is_listen"]:
             assert not tts
+            assert outcome.speech == ("drop" if info["speech_ends"] else None)
+            if info["speech_ends"]:
+                self.speech.reset()
+                self.position = 0
             return
         assert len(tts) == 1
-        bounds = self.speech.bounds(end_of_turn=info["end_of_turn"])
-        if self.speech.position == tts[0]["text_start_pos"]:
-            assert bounds == (tts[0]["min_new_tokens"], tts[0]["max_new_token"])
+        ends = outcome.speech == "end"
+        assert outcome.speech == ("end" if info["end_of_turn"] else "more")
+        if self.position == tts[0]["text_start_pos"]:
+            assert (self.position == 0) == self.speech.is_first
+            assert tts[0]["min_new_tokens"] == (0 if ends or self.speech.is_first else 26)
         else:
             assert self.trace.demo, "only where the demo carries a dropped turn's cache on, ours starts afresh"
         assert tts[0]["condition_len"] == len(ids) + 1
-        blocks = self.speech.take(len(ids) + 1, tts[0]["returned"], end_of_turn=info["end_of_turn"])
+        blocks = self.speech.take(tts[0]["returned"], over=True, ends=ends)
+        self.position = 0 if ends else self.position + len(ids) + 1 + len(tts[0]["returned"])
         assert [(block.codes, block.last) for block in blocks] == streamed
-        assert self.speech.buffer.codes == result["codec_buffer"]
+        assert self.speech.codes == result["codec_buffer"]
 
 
 @pytest.mark.parametrize("name", [*TRACES, DEMO])
@@ -247,11 +251,11 @@ class Talk:
         return decision.feed
 
     def end(self) -> dict[str, Any]:
-        outcome = self.policy.end(self.length)
-        for splice in outcome.splices:
+        self.outcome = self.policy.end(self.length)
+        for splice in self.outcome.splices:
             assert splice.stop is not None
             self.length += len(splice.ids) - (splice.stop - splice.start)
-        return dict(outcome.info)
+        return dict(self.outcome.info)
 
     def say(self, *tokens: int, **options: Any) -> dict[str, Any]:
         self.begin(decode_mode="greedy", **options)
@@ -289,16 +293,13 @@ def test_a_barge_in_between_units_makes_the_next_one_listen():
 
 def test_a_forced_listen_drops_the_speech_of_an_open_turn():
     """In the reference the next turn's speech goes on where the dropped one stopped."""
-    talk, speech = Talk(), TurnSpeech()
-    info = talk.say(499, 13, 14, 503)
-    assert speech.bounds(end_of_turn=info["end_of_turn"]) == (0, 26)
-    speech.take(3, range(25), end_of_turn=False)
-    assert speech.bounds(end_of_turn=False) == (26, 26)
-    info = talk.say(499, force_listen=True)
-    assert info["speech_ends"]
-    speech.reset()
-    assert (speech.position, speech.buffer.codes) == (0, [4218] * 3)
-    assert speech.bounds(end_of_turn=False) == (0, 26)
+    talk = Talk()
+    talk.say(499, 13, 14, 503)
+    assert talk.outcome.speech == "more"
+    assert talk.say(499, force_listen=True)["speech_ends"]
+    assert talk.outcome.speech == "drop"
+    talk.say(498)
+    assert talk.outcome.speech is None
 
 
 def test_going_back_draws_the_same_again():

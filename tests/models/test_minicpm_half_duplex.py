@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sensorium.models.minicpm_codes import CodeBuffer
+from sensorium.engine.speech_chunks import Chunks
 from sensorium.models.minicpm_half_duplex import Groups, HalfDuplexPolicy, not_spoken, terminators
 from sensorium.types import Decision, Prompt, SamplingParams, Unit
 from tests.models.speech_golden import LittleTokenizer, needs_golden, read_case
@@ -83,9 +83,9 @@ def check_speech(event: dict[str, Any], decisions: list[Decision], finished: boo
     assert conditions == [(stored["n"], stored["text_finished"]) for stored in event["tts_conditions"]]
     calls = [(tuple(call["tokens"]), call["last_chunk"]) for call in event["codec_calls"]]
     codes = [code for number, (block, _) in enumerate(calls) for code in block[3:]]
-    buffer, blocks, at = CodeBuffer(), [], 0
+    chunks, blocks, at = Chunks("half_duplex"), [], 0
     for number, count in enumerate(event["tts_eos_steps"][: len(conditions)]):
-        blocks += buffer.reply(codes[at : at + count], last=number == len(conditions) - 1)
+        blocks += chunks.take(codes[at : at + count], over=True, ends=number == len(conditions) - 1)
         at += count
     assert [(block.codes, block.last) for block in blocks] == calls
 

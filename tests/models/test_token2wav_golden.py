@@ -25,6 +25,7 @@ from sensorium.models.token2wav.features import prompt_mel, speaker_features, to
 from sensorium.models.token2wav.pcm import to_pcm16
 from sensorium.models.token2wav.resample import resample
 from sensorium.models.token2wav.s3 import S3Tokenizer
+from sensorium.models.token2wav.steps import finish
 from sensorium.models.token2wav.token2wav import Voice
 from sensorium.models.token2wav.weights import Weights
 
@@ -115,11 +116,11 @@ def test_streams(kind: str):
 def test_mel_of_streams(kind: str):
     case = f"token2wav_stream_{kind}"
     t, made = tensors(case), streaming_codec(kind).flow
-    voice = made.voice(prompt(t))
+    voice = finish(made.voice(prompt(t)))
     close(made.state.encoder_columns.data[0][voice.rows.slot[0]].T, t["setup_conformer_cnn"], MEL)
     stream = made.open(voice)
     for i, chunk in enumerate(facts(case)["chunks"]):
-        close(made.chunk([stream], [chunk["tokens"]], chunk["last_chunk"])[0].T, t[f"mel_{i}"], MEL)
+        close(finish(made.chunk([stream], [chunk["tokens"]], chunk["last_chunk"]))[0].T, t[f"mel_{i}"], MEL)
 
 
 @pytest.mark.parametrize("pieces", [(5, 11, 30, 7), (53,), (1, 2, 3, 40, 7), (16, 16, 16, 5)])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from sensorium.models.token2wav.config import MELS, FlowConfig
 from sensorium.models.token2wav.rows import KeyView
+from sensorium.models.token2wav.steps import Steps
 from sensorium.models.token2wav.weights import Weights
 
 ROWS = 2
@@ -64,10 +65,10 @@ class Estimator:
         speaker: torch.Tensor,
         known: torch.Tensor,
         past: EstimatorPast | None = None,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ) -> Steps[tuple[torch.Tensor, list[torch.Tensor]]]:
         """noise, mu, known [B, T, 80], speaker [B, 80] to (mel [B, T, 80] float32, columns for the next chunk by step).
 
-        Without a past the frames see each other and nothing else.
+        Without a past the frames see each other and nothing else. A slice is a time step.
         """
         given = self.condition(mu, speaker, known)
         x = noise.float()
@@ -77,6 +78,7 @@ class Estimator:
             columns.append(after)
             guided = (1.0 + self._cfg_rate) * velocity[:, :, 0] - self._cfg_rate * velocity[:, :, 1]
             x = x + (self.times[step + 1] - self.times[step]) * guided
+            yield None
         return x, columns
 
     def condition(self, mu: torch.Tensor, speaker: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

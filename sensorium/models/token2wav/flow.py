@@ -20,6 +20,7 @@ from sensorium.models.token2wav.flow_piece import Piece, PieceShape, is_padded, 
 from sensorium.models.token2wav.flow_state import FlowState, FlowStream, FlowVoice, Rows
 from sensorium.models.token2wav.prompt import VoicePrompt
 from sensorium.models.token2wav.rows import KeyView, RowPool
+from sensorium.models.token2wav.steps import Steps, finish
 from sensorium.models.token2wav.trimming import TAIL_FRAMES, Trimming
 from sensorium.models.token2wav.weights import Weights
 
@@ -59,7 +60,7 @@ class Flow:
         self.device, self.dtype, self.mels = weights.device, weights.dtype, MELS
         self._noise = noise.to(self.device, torch.float32).contiguous()
         self.state = FlowState(config, n_timesteps, self.device, self.dtype)
-        self._graphs = FlowGraphs(self._compute, self.state, self.device) if graphs else None
+        self._graphs = FlowGraphs(self._at_once, self.state, self.device) if graphs else None
 
     def reserve(self, streams: int, voices: int, voice_s: float) -> None:
         """Room for the state of so many streams and voices of so many seconds: it is then never copied to grow."""
@@ -85,13 +86,13 @@ class Flow:
         said = torch.tensor(codes, dtype=torch.int64)
         mu, _ = self.encoder(torch.cat((prompt.codes, said))[None].to(self.device), last=True)
         known = self.known(prompt, frames)
-        mel, _ = self.estimator.solve(self._noise[None, :frames], mu, self.speaker(prompt), known)
+        mel, _ = finish(self.estimator.solve(self._noise[None, :frames], mu, self.speaker(prompt), known))
         return mel[0, len(prompt.mel) :]
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def voice(self, prompt: VoicePrompt) -> FlowVoice:
+    def voice(self, prompt: VoicePrompt) -> Steps[FlowVoice]:
         """Runs the prompt once and keeps its state, 2n rows."""
         self.check_voice(prompt)
         state, n = self.state, len(prompt.codes)
@@ -106,13 +107,14 @@ class Flow:
         columns = torch.zeros_like(state.encoder_columns.data[0][:1])
         past = EncoderPast(self._only(state.codes, rows.codes), self._only(state.frames, rows.frames), columns)
         mu, after = self.encoder(codes, last=False, past=past)
-        slot = rows.slot[0]
+        yield None
+        slot, speaker = rows.slot[0], self.speaker(prompt)
         state.encoder_columns.data[0][slot] = after[0]
-        state.speakers.data[0][slot] = (speaker := self.speaker(prompt))[0]
+        state.speakers.data[0][slot] = speaker[0]
         blank = [torch.zeros_like(part[:, :1]) for part in state.estimator_columns.data]
         before = EstimatorPast(self._only(state.estimator, rows.estimator), blank)
         known = self.known(prompt, frames)
-        _, steps = self.estimator.solve(self._noise[None, :frames], mu, speaker, known, before)
+        _, steps = yield from self.estimator.solve(self._noise[None, :frames], mu, speaker, known, before)
         for part, made in zip(state.estimator_columns.data, steps, strict=True):
             part[:, slot] = made[:, 0]
         return voice
@@ -130,7 +132,7 @@ class Flow:
         return stream
 
     @torch.inference_mode()
-    def chunk(self, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], last: bool) -> torch.Tensor:
+    def chunk(self, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], last: bool) -> Steps[torch.Tensor]:
         """mel [B, T, 80] float32. All chunks have k codes; unless last, the final three make no sound yet."""
         for stream, given in zip(streams, codes, strict=True):
             self.check(given, stream)
@@ -142,7 +144,8 @@ class Flow:
                 mel = self._graphs.run(streams, codes, new)
             else:
                 numbers = numbers_of(shape, streams, codes, new)
-                mel = self._compute(shape, torch.from_numpy(numbers).to(self.device), is_padded(numbers, shape))
+                device_numbers = torch.from_numpy(numbers).to(self.device)
+                mel = yield from self._compute(shape, device_numbers, is_padded(numbers, shape))
         except BaseException:
             for rows in new:
                 self.state.free(rows)
@@ -151,7 +154,10 @@ class Flow:
             self.state.advance(stream, rows, self._trimming)
         return mel
 
-    def _compute(self, shape: PieceShape, numbers: torch.Tensor, padded: bool) -> torch.Tensor:
+    def _at_once(self, shape: PieceShape, numbers: torch.Tensor, padded: bool) -> torch.Tensor:
+        return finish(self._compute(shape, numbers, padded))
+
+    def _compute(self, shape: PieceShape, numbers: torch.Tensor, padded: bool) -> Steps[torch.Tensor]:
         return Piece(shape, self.encoder, self.estimator, self.state, self._noise).compute(numbers, padded)
 
     # ---- inputs -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sensorium.models.token2wav.dit import Estimator, EstimatorPast
 from sensorium.models.token2wav.encoder import Encoder, EncoderPast
 from sensorium.models.token2wav.flow_state import FlowState, FlowStream, Rows
 from sensorium.models.token2wav.rows import KeyView
+from sensorium.models.token2wav.steps import Steps
 
 _FIXED = 2
 """Numbers of a stream beside its codes and tables: its slot, and where its noise begins."""
@@ -79,8 +80,11 @@ class Piece:
         self.shape = shape
         self._encoder, self._estimator, self._state, self._noise = encoder, estimator, state, noise
 
-    def compute(self, numbers: torch.Tensor, padded: bool) -> torch.Tensor:
-        """numbers int64 [B, width], on the device, to mel [B, T, 80]. Writes the state of the streams."""
+    def compute(self, numbers: torch.Tensor, padded: bool) -> Steps[torch.Tensor]:
+        """numbers int64 [B, width], on the device, to mel [B, T, 80]. Writes the state of the streams, at the end.
+
+        Pools may grow between slices, so what they hold is looked up where it is used.
+        """
         k, state = self.shape.codes, self._state
         codes, slots, starts, *tables = numbers.split((k, 1, 1, *self.shape.lengths), 1)
         slots = slots[:, 0].contiguous()
@@ -90,15 +94,14 @@ class Piece:
                 (state.codes, state.frames, state.estimator), tables, self.shape.new, strict=True
             )
         ]
-        columns = state.encoder_columns.data[0]
-        past = EncoderPast(views[0], views[1], columns.index_select(0, slots))
+        past = EncoderPast(views[0], views[1], state.encoder_columns.data[0].index_select(0, slots))
         mu, after = self._encoder(codes, self.shape.last, past)
-        columns.index_copy_(0, slots, after)
-        steps = state.estimator_columns.data
         noise = self._noise[starts + torch.arange(mu.shape[1], device=mu.device)]
         speaker = state.speakers.data[0].index_select(0, slots)
-        before = EstimatorPast(views[2], [step.index_select(1, slots) for step in steps])
-        mel, columns_after = self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), before)
-        for step, made in zip(steps, columns_after, strict=True):
+        before = EstimatorPast(views[2], [step.index_select(1, slots) for step in state.estimator_columns.data])
+        yield None
+        mel, columns = yield from self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), before)
+        state.encoder_columns.data[0].index_copy_(0, slots, after)
+        for step, made in zip(state.estimator_columns.data, columns, strict=True):
             step.index_copy_(1, slots, made)
         return mel

@@ -14,21 +14,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.models.token2wav.assets import Parts, load_parts
-from sensorium.models.token2wav.config import LOOKAHEAD, RATE
+from sensorium.models.token2wav.config import CODES_PER_S, FRAMES_PER_CODE, LOOKAHEAD, MELS, RATE
+from sensorium.models.token2wav.flow import SILENCE_CODE
 from sensorium.models.token2wav.flow_state import FlowStream, FlowVoice
 from sensorium.models.token2wav.hift_causal import CausalState
 from sensorium.models.token2wav.hift_original import OVERLAP, FadeState
+from sensorium.models.token2wav.pcm import to_pcm16
 from sensorium.models.token2wav.prompt import VoicePrompt
+from sensorium.models.token2wav.steps import Steps, finish, to_host
 from sensorium.models.token2wav.trimming import Trimming
 
 LEAD = OVERLAP
 """Samples of silence in front of a stream, unless its first piece is its last: sound leaves that much late."""
+T = TypeVar("T")
 Work = tuple["VocoderStream", Sequence[int], bool]
 """A stream, its next codes, and whether they are its last."""
 
@@ -53,10 +58,20 @@ class Token2Wav:
     """Made by `load`; the constructor takes parts that are made already."""
 
     rate = RATE
+    pcm = staticmethod(to_pcm16)
 
     def __init__(self, parts: Parts) -> None:
         self.flow, self._whole, self._streaming, self._prompts = parts.flow, parts.whole, parts.streaming, parts.prompts
-        self._lock = threading.RLock()
+        self._lock, self._listening = threading.RLock(), threading.Lock()
+
+    @property
+    def num_codes(self) -> int:
+        return self.flow.config.vocab
+
+    @property
+    def can_clone(self) -> bool:
+        """Whether `voice` can make voices of recordings."""
+        return self._prompts is not None
 
     @classmethod
     def load(
@@ -85,11 +100,19 @@ class Token2Wav:
         """Memory for so many streams at once, before they come; what is not reserved is added as it is needed."""
         self.flow.reserve(streams, voices, voice_s)
 
+    def rehearse(self, streams: int, voice_s: float) -> None:
+        """Speak a second with so many streams, so that what it needs beside their state can be measured."""
+        n, config = max(int(voice_s * CODES_PER_S), LOOKAHEAD), self.flow.config
+        silence = torch.full((n,), SILENCE_CODE % config.vocab)
+        voice = Voice(VoicePrompt(silence, torch.ones(config.speaker), torch.zeros(FRAMES_PER_CODE * n, MELS)))
+        piece = silence[:1].tolist() * (CODES_PER_S + LOOKAHEAD)
+        self.stream([(self.open(voice), piece, False) for _ in range(streams)])
+
     def voice(self, samples: np.ndarray, rate: int) -> Voice:
         """A recording of a voice: [S] or [S, channels] floats, full scale 1. Raises MediaError if it cannot be used."""
         if self._prompts is None:
             raise UnsupportedError("the codec was loaded with cloning=False; give it saved voices", param="voice")
-        with self._lock:
+        with self._listening:  # not the lock of the streams: those go on meanwhile
             return Voice(self._prompts(samples, rate))
 
     # ---- whole utterances ---------------------------------------------------------------------------------------
@@ -103,11 +126,27 @@ class Token2Wav:
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
+    def prepare(self, voice: Voice) -> Steps[None]:
+        """Makes the state that streams of a voice begin with, in slices; without it the first `open` does."""
+        return self._in_turn(self._prepare(voice))
+
+    def _prepare(self, voice: Voice) -> Steps[None]:
+        if not self.is_prepared(voice):
+            voice.flow = yield from self.flow.voice(voice.prompt)
+
+    def is_prepared(self, voice: Voice) -> bool:
+        # A voice may come from another codec, say of other time steps: its rows are not ours.
+        return voice.flow is not None and voice.flow.state is self.flow.state
+
+    def release(self, voice: Voice) -> None:
+        """Forget that state, which goes with the last stream of the voice."""
+        with self._lock:
+            voice.flow = None
+
     def open(self, voice: Voice) -> VocoderStream:
         with self._lock:
-            # A voice may come from another codec, say of other time steps: its rows are not ours.
-            if voice.flow is None or voice.flow.state is not self.flow.state:
-                voice.flow = self.flow.voice(voice.prompt)
+            finish(self._prepare(voice))
+            assert voice.flow is not None
             return VocoderStream(voice, self.flow.open(voice.flow), self._streaming.open())
 
     def reset(self, stream: VocoderStream) -> None:
@@ -125,10 +164,24 @@ class Token2Wav:
         last, a stream that has ended or occurs twice.
         """
         with self._lock:
-            self._check(works)
-            return self._stream(works)
+            return finish(self._stream(works))
 
-    def _stream(self, works: Sequence[Work]) -> list[np.ndarray]:
+    def pieces(self, works: Sequence[Work]) -> Steps[list[np.ndarray]]:
+        """As `stream`, in slices; until it is over, its streams take part in nothing else."""
+        return self._in_turn(self._stream(works))
+
+    def _in_turn(self, steps: Steps[T]) -> Steps[T]:
+        """Slices between which other callers come to their turn."""
+        while True:
+            with self._lock:
+                try:
+                    wait = next(steps)
+                except StopIteration as end:
+                    return end.value
+            yield wait
+
+    def _stream(self, works: Sequence[Work]) -> Steps[list[np.ndarray]]:
+        self._check(works)
         sounds: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(works)
         groups: dict[tuple[int, bool], list[int]] = {}
         for i, (_, codes, last) in enumerate(works):
@@ -136,13 +189,14 @@ class Token2Wav:
         for (length, last), members in groups.items():
             mels = torch.empty(len(members), 0, self.flow.mels, device=self.flow.device)
             if length:
-                mels = self.flow.chunk([works[i][0].flow for i in members], [works[i][1] for i in members], last)
-            self._vocode(works, members, mels, last, sounds)
+                streams = [works[i][0].flow for i in members]
+                mels = yield from self.flow.chunk(streams, [works[i][1] for i in members], last)
+            yield from self._vocode(works, members, mels, last, sounds)
         return sounds
 
     def _vocode(
         self, works: Sequence[Work], members: list[int], mels: torch.Tensor, last: bool, sounds: list[np.ndarray]
-    ) -> None:
+    ) -> Steps[None]:
         """mels [members, M, 80]; streams that have just begun keep less of the past than others."""
         shapes: dict[tuple[int, ...], list[int]] = {}
         for at, i in enumerate(members):
@@ -154,7 +208,7 @@ class Token2Wav:
                     stream.ended = True
                 continue
             part = mels if len(same) == len(members) else mels[torch.tensor(same, device=mels.device)]
-            sound = self._streaming.stream([stream.vocoder for stream in streams], part, last).cpu().numpy()
+            sound = yield from to_host(self._streaming.stream([one.vocoder for one in streams], part, last))
             for at, stream, piece in zip(same, streams, sound, strict=True):
                 sounds[members[at]] = self._led(stream, piece, last)
 
