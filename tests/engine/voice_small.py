@@ -28,7 +28,7 @@ FLAT = {"temperature": 8.0, "top_p": None, "top_k": None}
 STEPS = 2
 
 
-def small_model() -> Model:
+def small_model(device: str = "cpu") -> Model:
     """It speaks every token, up to its context."""
     speech = SPEECH | {"llm_dim": WIDTH, "num_text_tokens": CONFIG["vocab_size"], "max_position_embeddings": 1024}
     # Few codes, so that the end is drawn soon.
@@ -36,25 +36,29 @@ def small_model() -> Model:
     parsed = Config.from_hf(CONFIG | {"tts_config": speech}, init_vision=False, init_audio=False, init_tts=True)
     made = loader.build(Model, parsed, "cpu", torch.float32)
     loader.init_random_(made, seed=3, std=0.2)
-    return made
+    if device == "cpu":
+        return made
+    moved = loader.build(Model, parsed, device, torch.float32)
+    moved.load_state_dict(made.state_dict())
+    return moved
 
 
-def small_codec(kind: Any = "causal") -> Token2Wav:
-    return Token2Wav(random_parts(SMALL, kind, STEPS))
+def small_codec(kind: Any = "causal", *, device: str = "cpu", graphs: bool = False) -> Token2Wav:
+    return Token2Wav(random_parts(SMALL, kind, STEPS, device, graphs=graphs))
 
 
 def voice(name: str) -> Voice:
     return Voice(random_voice(SMALL, 0.6 if name == "default" else 1.0, seed=len(name)))
 
 
-def speaking_engine(model: Model, codec: Token2Wav | None, *, blocks: int = 512) -> Engine:
+def speaking_engine(model: Model, codec: Token2Wav | None, *, blocks: int = 512, device: str = "cpu") -> Engine:
     config = EngineConfig(speech_slots=4)
     plan = MemoryPlan(0, 0, 0, 0, blocks * config.block_size)
-    cpu = torch.device("cpu")
-    stage = None if codec is None else CodecStage(codec, cpu)
+    place = torch.device(device)
+    stage = None if codec is None else CodecStage(codec, place)
     voices = {} if codec is None else {name: voice(name) for name in ("default", "other")}
     processor: Any = OnlyTokenizer()
-    made = build_engine(model, processor, config, cpu, torch.float32, plan, codec=stage, voices=voices)
+    made = build_engine(model, processor, config, place, torch.float32, plan, codec=stage, voices=voices)
     made.clock = ManualClock()
     return made
 
