@@ -143,7 +143,7 @@ class MiniCPMO(Talking):
         self._codec = None
         codec = self.codec
         # One place for speech is what this object uses; an engine that runs without it starts anew.
-        self.configure(init_tts=True, speech_slots=1)
+        self.configure(init_tts=True, speech_slots=1, codec="none")
         return codec
 
     @property
