@@ -297,6 +297,10 @@ class ServerConfig:
     """Largest file that may be transcribed."""
     max_realtime_sessions: int = 64
     """WebSockets of /v1/realtime at once; more are refused."""
+    live_max_len: int = 8192
+    """Tokens that a live session holds at most, or the model's context; each keeps so many of the KV cache."""
+    max_live_queue: int = 32
+    """Live sessions that may wait for a place; more are refused."""
     otlp_traces_endpoint: str | None = None
     """URL that spans are sent to by OTLP over HTTP; needs the extra `tracing`."""
     enable_per_request_metrics: bool = False
@@ -350,6 +354,8 @@ _SERVER_RANGES: dict[str, Range] = {
     "engine_hang_s": (0, None),
     "sse_keep_alive_interval": (0, None),
     "max_realtime_sessions": (0, None),
+    "live_max_len": (512, None),
+    "max_live_queue": (0, None),
 }
 _CODEC_KEYS = ("n_timesteps", "dtype", "trimming", "graphs", "voices", "voice_s")
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sensorium.errors import RequestError, UnsupportedError
 
@@ -388,3 +388,57 @@ class SpeechOptions:
             raise RequestError(f"no speech rule {self.rule!r}; known: {', '.join(SPEECH_RULES)}", param="rule")
         if self.spoken_prompt < 0:
             raise RequestError(f"spoken_prompt must be at least 0, not {self.spoken_prompt}", param="spoken_prompt")
+
+
+# ---- live sessions ------------------------------------------------------------------------------------------------
+
+Window = Literal["slide", "context", "off"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings:
+    """How a live session listens and speaks. None is the model's own value.
+
+    window: when the context is full, forget the oldest units, keep their words as text, or end. listen_bias multiplies
+    the odds of listening; max_tokens counts those of a unit.
+    """
+
+    instructions: str | None = None
+    window: Window = "slide"
+    force_listen_units: int = 3
+    """Units at the start in which the model only listens."""
+    listen_bias: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.instructions is not None and len(self.instructions) > MAX_INSTRUCTIONS:
+            raise RequestError(f"instructions: at most {MAX_INSTRUCTIONS} characters", param="instructions")
+        if self.window not in get_args(Window):
+            raise RequestError(f"window: {self.window!r} is none of {', '.join(get_args(Window))}", param="window")
+        for name, (low, high, kinds) in _LIVE_RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                wanted = "a whole number" if kinds is int else "a number"
+                raise RequestError(f"{name} must be {wanted} from {low:g} to {high:g}, not {value!r}", param=name)
+
+
+MAX_INSTRUCTIONS = 16_384
+_LIVE_RANGES: dict[str, tuple[float, float, Any]] = {
+    "force_listen_units": (0, 3600, int),
+    "listen_bias": (0, 1e6, (int, float)),
+    "temperature": (_COOLEST, 10, (int, float)),
+    "top_k": (0, 1 << 20, int),
+    "top_p": (0, 1, (int, float)),
+    "repetition_penalty": (0.1, 10, (int, float)),
+    "length_penalty": (0.1, 10, (int, float)),
+    "max_tokens": (2, 256, int),
+    "seed": (0, _INT64 - 1, int),
+}

@@ -166,6 +166,8 @@ SERVER: dict[str, dict[str, Flag]] = {
         "dev_mode": _flag("routes for developers: /server_info, /reset_prefix_cache and the like"),
         "enable_responses_store": _flag("keep answers of /v1/responses in memory"),
         "max_realtime_sessions": _flag("most WebSockets of /v1/realtime at once"),
+        "live_max_len": _flag("tokens that a live session holds at most; each keeps so many of the KV cache"),
+        "max_live_queue": _flag("live sessions that may wait for one of the --max-sessions places"),
         "max_audio_filesize_mb": _flag("largest file that may be transcribed, in MiB"),
     },
     LOGS: {

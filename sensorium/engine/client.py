@@ -47,7 +47,7 @@ from sensorium.errors import (
     RequestError,
     ShuttingDownError,
 )
-from sensorium.models.base import Processor, Tokenizer
+from sensorium.models.base import LivePrompts, Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
     Clip,
@@ -57,6 +57,7 @@ from sensorium.types import (
     MediaRef,
     Message,
     PoolingParams,
+    Prepared,
     Prompt,
     Request,
     SamplingParams,
@@ -142,6 +143,17 @@ class EngineClient(SpeechDoor):
     async def aprepare_speech(self, recording: MediaRef, instruction: str, hint: str = "") -> list[Clip]:
         """A recording cut into clips with the question what is said; see Preparer.speech."""
         return await self._aprepare(self._preparer.speech, recording, instruction, hint)
+
+    async def aprepare_media(self, media: Sequence[MediaRef], options: ChatOptions | None = None) -> list[Prepared]:
+        """Media on their own, for prompts that a family makes unit by unit; see live()."""
+        return await asyncio.wrap_future(self._prepare(self._preparer.media, media, options or ChatOptions()))
+
+    def live(self, session_id: str) -> LivePrompts:
+        """Makes the prompts of a live session. Raises UnsupportedError where the model holds none."""
+        make = getattr(self.processor, "live", None)
+        if make is None:
+            raise UnsupportedError("this model holds no live sessions")
+        return make(session_id)
 
     async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
         self.refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload

@@ -120,6 +120,10 @@ class Preparer:
         options = self._with_defaults(options)
         return self._start(media, options, lambda ready: self._processor.raw(text, ready, options))
 
+    def media(self, refs: Sequence[MediaRef], options: ChatOptions) -> Future[list[Prepared]]:
+        """Files alone, in their order, for prompts that are made elsewhere. None is kept: no frame comes twice."""
+        return asyncio.run_coroutine_threadsafe(self._media(refs, options), self._running_loop())
+
     def speech(self, recording: MediaRef, instruction: str, hint: str = "") -> Future[list[Clip]]:
         """A recording in clips that a model hears at once, cut where it is quiet.
 
@@ -207,6 +211,13 @@ class Preparer:
             )
         ready = [replace(found[key], part=part.part) for key, part in zip(identities, parts, strict=True)]
         return await asyncio.get_running_loop().run_in_executor(self._threads, finish, ready)
+
+    async def _media(self, refs: Sequence[MediaRef], options: ChatOptions) -> list[Prepared]:
+        self._check(refs)
+        return await _together([self._counted(self._file, ref, options) for ref in refs])
+
+    async def _file(self, ref: MediaRef, options: ChatOptions) -> Prepared:
+        return await self._pool.prepare(replace(ref, options=self._io_options(ref, options)), options.media_kwargs)
 
     async def _speech(self, recording: MediaRef, instruction: str, hint: str) -> list[Clip]:
         self._check([recording])

@@ -12,6 +12,7 @@ from sensorium.types import (
     ChatOptions,
     Decision,
     Embeds,
+    LiveSettings,
     Media,
     MediaItem,
     Message,
@@ -25,6 +26,7 @@ from sensorium.types import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 T = TypeVar("T")
@@ -53,7 +55,8 @@ class Processor(Protocol):
 
     Optional, for a family that can be told to write down speech: `speech_instructions`, a mapping from "transcribe",
     "translate", or one of them with a language ("transcribe:zh"), to the user message that asks for it, in which
-    {audio} stands for the recording, and `speech_clip_s`, the seconds of speech that it hears at once.
+    {audio} stands for the recording, and `speech_clip_s`, the seconds of speech that it hears at once. For a family
+    that holds live sessions: `live(stream)`, the LivePrompts of a session whose id is `stream`.
     """
 
     tokenizer: Tokenizer
@@ -86,6 +89,38 @@ class Processor(Protocol):
         self, text: str | Sequence[int], media: Sequence[Media | Embeds | Prepared], options: ChatOptions
     ) -> Prompt:
         """A prompt written by the caller, control tokens and media placeholders included (offline use)."""
+        ...
+
+
+class LivePrompts(Protocol):
+    """Makes the prompts of one live session, in the order of its units. numpy only; one thread at a time.
+
+    The policy tells of every unit, in UnitDone.info: is_listen, whether nothing was said in it, and turn_open, whether
+    what is being said goes on in the next one.
+    """
+
+    policy: str
+    """The name of the session policy that decides."""
+
+    def opening(
+        self, settings: LiveSettings, max_len: int, reference: Media | None = None
+    ) -> tuple[Prompt, Mapping[str, Any]]:
+        """What the session begins with, and the policy's options. max_len: rows that it may hold.
+
+        reference: a recording of the voice that it speaks in, for the model to hear.
+        """
+        ...
+
+    def frame_options(self, max_slices: int) -> Mapping[str, Any]:
+        """ChatOptions.media_kwargs to prepare pictures of units with. max_slices: see ../docs/duplex-protocol.md."""
+        ...
+
+    def unit(self, samples: np.ndarray, frames: Sequence[Prepared], texts: Sequence[str]) -> tuple[Prompt, int]:
+        """A second of sound [16000] float32, pictures and typed words; and the row that decides."""
+        ...
+
+    def unit_options(self, settings: LiveSettings, *, force_listen: bool) -> Mapping[str, Any]:
+        """The policy's options for a unit."""
         ...
 
 

@@ -15,10 +15,12 @@ from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.models.chat_template import ChatTemplate, StandIns, arranged, check_role, check_unfinished
 from sensorium.models.generic import HasModality, with_own_placeholders
 from sensorium.models.minicpm_assembly import Assembly, Marks
+from sensorium.models.minicpm_live import MiniCPMLive
 from sensorium.models.minicpm_mel import RATE, largest_sound
 from sensorium.models.minicpm_pieces import Picture, PieceCutter, Settings, Variant
 from sensorium.models.minicpm_slices import SlicePlan
 from sensorium.models.minicpm_sound import Sound
+from sensorium.models.minicpm_units import SessionPrompts
 from sensorium.models.tokenizer import Tokenizer, read_json
 from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt, Span
 
@@ -75,6 +77,12 @@ class Processor:
             self.scales_on_device,
         )
         return Prepared(media.modality, tuple(cutter.cut(media)), media.part)
+
+    def live(self, stream: str) -> MiniCPMLive:
+        """Raises UnsupportedError for a model that was not made for live sessions."""
+        if not self._hears or self.variant.version < (4, 5) or "<|listen|>" not in self.tokenizer.control_ids:
+            raise UnsupportedError("this model holds no live sessions; MiniCPM-o 4.5 with its audio tower does")
+        return MiniCPMLive(SessionPrompts(self, stream))
 
     def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:
         """A strip of slices, one such frame, or silence."""

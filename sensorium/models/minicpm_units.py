@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from sensorium.models.minicpm_duplex_tokens import DuplexTokens
 from sensorium.models.minicpm_live_mel import LiveChunk, LiveSound
 from sensorium.models.minicpm_pieces import Picture
 from sensorium.models.minicpm_pixels import picture_arrays
-from sensorium.models.minicpm_processor import Processor
 from sensorium.models.minicpm_sound import Sound, recording
 from sensorium.types import Media, MediaItem, Prompt, Span
+
+if TYPE_CHECKING:
+    from sensorium.models.minicpm_processor import Processor
 
 
 @dataclass(slots=True)
@@ -94,7 +97,10 @@ class SessionPrompts:
 
         Raises before anything of the session has changed. `missing` says whether there is enough sound.
         """
-        pictures = self._pictures(frames, max_slice_nums)
+        return self.unit_of(sound, self._pictures(frames, max_slice_nums), texts)
+
+    def unit_of(self, sound: np.ndarray | None, pictures: Sequence[Picture], texts: Sequence[str] = ()) -> MadeUnit:
+        """As `unit`, with pictures that are prepared already."""
         if sound is not None and (missing := self.sound.missing(len(sound))) > 0:
             raise MediaError(f"the unit's sound lacks {missing} samples", param="audio_waveform")
         written = [self.processor.tokenizer.encode(text) for text in texts]
@@ -107,7 +113,7 @@ class SessionPrompts:
         deciding = len(rows.ids) - 1
         for ids in written:
             rows.add(ids)
-        if sound is None and not frames:
+        if sound is None and not pictures:
             deciding = len(rows.ids) - 1
         return MadeUnit(rows.prompt(), deciding)
 

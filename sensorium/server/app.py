@@ -22,6 +22,9 @@ from sensorium.server.exchange import Desk, Exchanges
 from sensorium.server.gate import Checked, Doorstep, Gate
 from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
+from sensorium.server.live.clock import Clock
+from sensorium.server.live.duplex import duplex_routes
+from sensorium.server.live.service import LiveService
 from sensorium.server.messages_api import messages_routes
 from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
@@ -38,8 +41,10 @@ if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
 
 
-def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig) -> Starlette:
-    """The ASGI application for an engine, or for one that is still loading."""
+def build_app(
+    engine: EngineClient | Future[EngineClient], config: ServerConfig, clock: Clock | None = None
+) -> Starlette:
+    """The ASGI application for an engine, or for one that is still loading. clock: of live sessions."""
     served = Served(engine if isinstance(engine, Future) else _ready(engine), config)
 
     def current() -> tuple[str, EngineClient] | None:
@@ -48,6 +53,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
 
     tracer = Tracer(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
     metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
+    live = LiveService(served, config, metrics.live, clock)
     page = page_routes()
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
@@ -62,6 +68,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
     routes = [
         *doors,
         *realtime_routes(served, config, metrics),
+        *duplex_routes(served, live),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),
@@ -84,6 +91,7 @@ def build_app(engine: EngineClient | Future[EngineClient], config: ServerConfig)
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
     app.state.served = served
+    app.state.live = live
     app.state.tracer = tracer
     app.state.doorstep = Doorstep(gate, guard, desk)
     app.router.redirect_slashes = False

@@ -15,7 +15,8 @@ from sensorium.errors import AuthenticationError
 from sensorium.server.errors import HttpError
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
-KEY_SUBPROTOCOL = "openai-insecure-api-key."
+KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "auth.")
+"""What a browser puts before its key in the list of subprotocols: OpenAI's clients, and those of /v1/duplex."""
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -88,8 +89,10 @@ def _presented(scope: Scope) -> list[bytes]:
     of a browser, which sends no such headers, a subprotocol."""
     values = _values(scope, b"authorization")
     if not values and scope["type"] == "websocket":
-        offered = [name for name in scope["subprotocols"] if name.startswith(KEY_SUBPROTOCOL)]
-        return [f"Bearer {name.removeprefix(KEY_SUBPROTOCOL)}".encode("latin-1", "replace") for name in offered]
+        offered = [
+            name.removeprefix(p) for name in scope["subprotocols"] for p in KEY_SUBPROTOCOLS if name.startswith(p)
+        ]
+        return [f"Bearer {key}".encode("latin-1", "replace") for key in offered]
     if not values and is_anthropic(scope["path"]):
         return [b"Bearer " + key for key in _values(scope, b"x-api-key")]
     return values

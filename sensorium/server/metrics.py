@@ -18,6 +18,7 @@ from sensorium.engine.histogram import Histogram
 from sensorium.errors import ConfigError
 from sensorium.server.families import Families, compatible, own
 from sensorium.server.lag import BOUNDS_S, LoopLag
+from sensorium.server.live.metrics import LiveMetrics
 from sensorium.types import Finished
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Metrics(Collector):
         self.lag = LoopLag()
         self.realtime_sessions = 0
         """Open now; see realtime."""
+        self.live = LiveMetrics()
         self._finished: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._rejected: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -184,6 +186,7 @@ class Metrics(Collector):
         yield from own(make, client, stats, media)
         yield make.counter("request_errors", "HTTP requests that ended in an error", _one_label(self._errors), "code")
         yield make.gauge("realtime_sessions", "Open realtime sessions", self.realtime_sessions)
+        yield from self.live.collect(make)
         text = "How late the event loop of the server is"
         yield make.histogram("event_loop_lag_seconds", text, BOUNDS_S, self.lag.histogram.freeze())
 

@@ -30,8 +30,10 @@ from sensorium.errors import EngineDeadError, SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
 from sensorium.server.heap import settle
+from sensorium.server.live.service import LiveService
 from sensorium.server.protocol import BoundedProtocol
 from sensorium.server.served import Served
+from sensorium.server.socket_protocol import BoundedWebSocket
 from sensorium.server.tracing import Tracer
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
     settings = uvicorn.Config(
         app,
         http=protocol,
-        ws="websockets-sansio",
+        ws=BoundedWebSocket,
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
         lifespan="off",
@@ -107,7 +109,8 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
         ssl_cert_reqs=ssl.CERT_NONE if config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
         timeout_graceful_shutdown=FLUSH_S,
     )
-    return DrainingServer(settings, served, config.drain_s, tracer)
+    live = None if state is None else state.live
+    return DrainingServer(settings, served, config.drain_s, tracer, live)
 
 
 def run_server(
@@ -183,9 +186,15 @@ class DrainingServer(uvicorn.Server):
     """uvicorn that drains: asked to stop it still answers, with 503, until what runs is finished or drain_s is over."""
 
     def __init__(
-        self, settings: uvicorn.Config, served: Served | None, drain_s: float, tracer: Tracer | None = None
+        self,
+        settings: uvicorn.Config,
+        served: Served | None,
+        drain_s: float,
+        tracer: Tracer | None = None,
+        live: LiveService | None = None,
     ) -> None:
         super().__init__(settings)
+        self._live = live
         self._tracer = tracer
         self._served = served
         self._drain_s = drain_s
@@ -227,7 +236,9 @@ class DrainingServer(uvicorn.Server):
         if client is None:
             return True
         client.drain()
-        if client.num_requests == 0:
+        if self._live is not None:
+            self._live.drain()
+        if client.num_requests == 0 and (self._live is None or self._live.is_idle):
             return True
         if client.is_alive and time.monotonic() - self._asked_s < self._drain_s:
             return False

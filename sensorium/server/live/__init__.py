@@ -1,0 +1,1 @@
+"""Live sessions over sockets: one service, and doors that translate it."""

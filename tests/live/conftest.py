@@ -1,0 +1,36 @@
+"""A tiny full-duplex model, and a server whose clock only tests move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live.tools import LiveServer, serve_live
+
+from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
+
+
+@pytest.fixture(scope="session")
+def engine(golden_tiny: Path | None) -> Iterator[EngineClient]:
+    if golden_tiny is None:
+        pytest.skip("the random checkpoint of the reference data is not there")
+    config = EngineConfig(
+        model=str(golden_tiny), max_model_len=2048, max_num_seqs=8, kv_cache_bytes=64 << 20, max_sessions=4
+    )
+    with EngineClient(config) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def server(engine: EngineClient) -> Iterator[LiveServer]:
+    with serve_live(engine, served_model_name="tiny", max_live_queue=4) as server:
+        yield server
+
+
+@pytest.fixture
+def live(server: LiveServer) -> Iterator[LiveServer]:
+    """All places are free again after each test: nobody comes back to what it has left."""
+    yield server
+    assert server.empty()
