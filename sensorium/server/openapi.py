@@ -98,6 +98,7 @@ def describe_api() -> dict[str, Any]:
     plain = {"426": _response("The request asks for no WebSocket", known[ErrorBody])}
     opened = {"101": {"description": "A WebSocket"}, **plain, **{status: failures[status] for status in _SIMPLE}}
     paths["/v1/realtime"] = {"get": {"summary": "Realtime events; see docs/realtime.md", "responses": opened}}
+    paths["/v1/duplex"] = {"get": {"summary": "Full duplex; see docs/duplex-protocol.md", "responses": opened}}
     paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
     cancelled = {"200": _response("The answer", known[Response]), **failures}
     cancel = {"summary": "Stop an answer in the background", "responses": cancelled}

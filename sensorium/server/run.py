@@ -199,6 +199,7 @@ class DrainingServer(uvicorn.Server):
         self._served = served
         self._drain_s = drain_s
         self._asked_s: float | None = None
+        self._cut_s: float | None = None
         self.num_cut = 0
         """Requests that were running when drain_s was over."""
         self.failure = ""
@@ -238,10 +239,13 @@ class DrainingServer(uvicorn.Server):
         client.drain()
         if self._live is not None:
             self._live.drain()
-        if client.num_requests == 0 and (self._live is None or self._live.is_idle):
+        if self._cut_s is None and client.num_requests == 0 and (self._live is None or self._live.is_idle):
             return True
-        if client.is_alive and time.monotonic() - self._asked_s < self._drain_s:
+        if client.is_alive and self._cut_s is None and time.monotonic() - self._asked_s < self._drain_s:
             return False
-        self.num_cut = client.cut()
-        log.warning("%d requests are cut off", self.num_cut)
-        return True
+        if self._cut_s is None:
+            self._cut_s = time.monotonic()
+            self.num_cut = client.cut()
+            log.warning("%d requests are cut off", self.num_cut)
+        # Those in the middle of a session are told, if they still read.
+        return self._live is None or self._live.is_idle or time.monotonic() - self._cut_s > FLUSH_S

@@ -308,5 +308,4 @@ def test_opening_and_closing_leaves_nothing(live: LiveServer):
                 vanish(client)
         assert live.empty()
     assert live.service.num_sockets == 0
-    assert not live.service._open
-    assert not live.service._tokens
+    assert live.service.is_idle

@@ -56,7 +56,6 @@ class LiveService:
         self._max_queue = config.max_live_queue
         self._queue: deque[LiveSession] = deque()
         self._open: dict[str, LiveSession] = {}
-        self._tokens: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._estimate = Estimate()
@@ -121,13 +120,13 @@ class LiveService:
 
     def token(self, session: LiveSession) -> str:
         """A new token to take the session up with; the one before is void."""
-        token = self._tokens[session.id] = secrets.token_urlsafe(24)
-        return token
+        session.token = secrets.token_urlsafe(24)
+        return session.token
 
     def take_up(self, session_id: str, token: str, key: str) -> LiveSession:
         """An open session of the same key. Raises NotFoundError, which does not say why."""
         session = self._open.get(session_id)
-        known = self._tokens.get(session_id, "")
+        known = session.token if session is not None else ""
         is_right = hmac.compare_digest(known.encode(), token.encode("utf-8", "replace")) and bool(known)
         if session is None or session.is_over or not is_right or session.options.key != key:
             error = NotFoundError("there is no such session, or the token is not its latest one", param="session")
@@ -193,7 +192,6 @@ class LiveService:
             await session.run()
         finally:
             del self._open[session.id]
-            self._tokens.pop(session.id, None)
             self.metrics.open = len(self._open)
             self._estimate.learn(session.usage.seconds)
             self._advance()

@@ -84,6 +84,8 @@ class LiveSession:
         self.limits = limits
         self.opened_s: float | None = None
         """When it got its place."""
+        self.token = ""
+        """What it may be taken up with; see LiveService.token."""
         self._opening = opening
         self._clock = clock
         self._metrics = metrics
@@ -142,8 +144,7 @@ class LiveSession:
                 self._room.set()
                 if isinstance(event, UnitFailed) and event.code == ContextLengthError.code:
                     self._end_if_full()
-                if self._is_draining and self._narrator.is_quiet:
-                    self.end("shutting_down")
+                self._end_if_drained()
         except SensoriumError as failed:
             error = failed
         except Exception:
@@ -183,9 +184,12 @@ class LiveSession:
             self.end("context_full")
 
     def drain(self) -> None:
-        """The server ends: finish what is being said, and then tell. Nothing is heard any more."""
+        """The server ends: go on until what is being said is finished, and then tell."""
         self._is_draining = True
-        if self._narrator.is_quiet:
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if self._is_draining and self._narrator.is_quiet:
             self.end("shutting_down")
 
     def tick(self, now_s: float) -> None:
@@ -207,7 +211,7 @@ class LiveSession:
     @property
     def is_open(self) -> bool:
         """Whether what is sent is heard."""
-        ending = self._is_draining or self._is_finishing or self._reason is not None or self._closed is not None
+        ending = self._is_finishing or self._reason is not None or self._closed is not None
         return self.opened_s is not None and not ending
 
     @property
@@ -273,6 +277,7 @@ class LiveSession:
         if self._engine is not None and self.is_open:
             self._engine.barge_in()
             self._narrator.interrupt()
+            self._end_if_drained()
 
     def mute(self, on: bool) -> None:
         """What is heard meanwhile counts as silence."""

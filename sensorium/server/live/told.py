@@ -59,8 +59,8 @@ class Narrator:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is being said and no unit runs."""
-        return self._turn is None and not self._handed and not self._ended
+        """Whether nothing is being said."""
+        return self._turn is None and not self._ended
 
     def handed(self, unit: Handed) -> None:
         self._handed.append(unit)
