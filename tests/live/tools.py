@@ -111,7 +111,7 @@ class Client:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def next(self) -> dict[str, Any]:
-        data = self.socket.recv(timeout=20)
+        data = self.socket.recv(timeout=120)
         if isinstance(data, bytes):
             kind, flags, stream, sequence, position = HEADER.unpack_from(data)
             assert (kind, stream) == (1, 0)
