@@ -13,7 +13,6 @@ import numpy as np
 
 from sensorium.inline import Pieces
 from sensorium.params import BeamSearchParams as BeamSearchParams
-from sensorium.params import LiveSettings as LiveSettings
 from sensorium.params import PoolingParams as PoolingParams
 from sensorium.params import SamplingParams as SamplingParams
 from sensorium.params import SpeechOptions as SpeechOptions

@@ -46,6 +46,7 @@ from sensorium.errors import (
     OverloadedError,
     RequestError,
     ShuttingDownError,
+    UnsupportedError,
 )
 from sensorium.models.base import LivePrompts, Processor, Tokenizer
 from sensorium.types import (

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from sensorium.params import LiveSettings
 from sensorium.types import (
     ChatOptions,
     Decision,
     Embeds,
-    LiveSettings,
     Media,
     MediaItem,
     Message,

@@ -9,7 +9,8 @@ import numpy as np
 
 from sensorium.errors import ContextLengthError
 from sensorium.models.minicpm_units import SessionPrompts
-from sensorium.types import LiveSettings, Media, Prepared, Prompt
+from sensorium.params import LiveSettings
+from sensorium.types import Media, Prepared, Prompt
 
 INSTRUCTIONS = "Streaming Omni Conversation."
 MIN_LEN = 256

@@ -8,11 +8,11 @@ from live.tools import noise
 
 from sensorium.errors import OverloadedError
 from sensorium.models.minicpm_processor import Processor
+from sensorium.params import LiveSettings
 from sensorium.server.live.events import Late
 from sensorium.server.live.service import Estimate
 from sensorium.server.live.sound import Incoming
 from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
-from sensorium.types import LiveSettings
 
 
 def unit(name: str, *, silent: bool = False, frames: int = 0) -> LiveUnit:

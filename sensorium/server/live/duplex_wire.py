@@ -11,9 +11,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sensorium.errors import RequestError, UnsupportedError
+from sensorium.params import LiveSettings
 from sensorium.server.live.events import UnitOver, UnitTimes, Usage
 from sensorium.server.live.session import LiveOptions
-from sensorium.types import LiveSettings
 
 HEADER = struct.Struct("<BBHIQ")
 SOUND, JPEG, WEBP, OPUS, PNG = 1, 2, 3, 4, 5

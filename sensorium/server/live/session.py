@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium.errors import ContextLengthError, EngineDeadError, RequestError, SensoriumError
+from sensorium.params import LiveSettings
 from sensorium.server.live.clock import Clock
 from sensorium.server.live.events import Closed, Event, Muted, Opened, Paused, Reason, Usage, Wrong
 from sensorium.server.live.metrics import LiveMetrics
 from sensorium.server.live.told import Handed, Narrator
 from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
-from sensorium.types import ChatOptions, LiveSettings, MediaRef, Prepared, Prompt, UnitFailed
+from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, UnitFailed
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
