@@ -48,7 +48,8 @@ from sensorium.errors import (
     ShuttingDownError,
     UnsupportedError,
 )
-from sensorium.models.base import LivePrompts, Processor, Tokenizer
+from sensorium.models.base import LivePrompts as LivePrompts
+from sensorium.models.base import Processor, Tokenizer
 from sensorium.types import (
     ChatOptions,
     Clip,

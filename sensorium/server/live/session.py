@@ -21,9 +21,8 @@ from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
 from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, UnitFailed
 
 if TYPE_CHECKING:
-    from sensorium.engine.client import EngineClient
+    from sensorium.engine.client import EngineClient, LivePrompts
     from sensorium.engine.session_client import Session
-    from sensorium.models.base import LivePrompts
 
 log = logging.getLogger(__name__)
 MAX_TEXT = 4096
