@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,6 +30,24 @@ HELD_OUT_MALE = ("m3", "edward", "Michael")
 HELD_OUT_FEMALE = ("f4", "linda")
 ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-scotland", "en-029", "en-gb-x-rp")
 _RATE_PARAMETER, _PITCH, _RANGE, _GAP = 1, 3, 4, 7
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h."""
+
+    _fields_: ClassVar = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+_WORD_EVENT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +89,53 @@ class Espeak:
             raise RuntimeError(f"espeak-ng did not start from {home}")
         self.rate = rate
         self._parts: list[np.ndarray] = []
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._words: list[tuple[int, int]] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
         self._callback = kind(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
         self._voice = ""
 
-    def _receive(self, samples, count: int, _events) -> int:
+    def _receive(self, samples, count: int, events) -> int:
         if samples and count > 0:
             self._parts.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        at = 0
+        while events[at].type:
+            character = events[at].text_position - 1
+            # Some events come twice, or name no place in the text.
+            if events[at].type == _WORD_EVENT and character > (self._words[-1][0] if self._words else -1):
+                self._words.append((character, events[at].sample))
+            at += 1
         return 0
 
     def speak(self, text: str, voice: Voice) -> np.ndarray:
         """int16 [S] at 16 kHz, without the silence at its ends."""
+        samples, _ = self.speak_timed(text, voice)
+        return resample(samples.astype(np.float32), self.rate)
+
+    def speak_timed(self, text: str, voice: Voice) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """int16 [S] at `rate` without the silence at its ends; (character, sample) at which words begin."""
         name = voice.accent + (f"+{voice.variant}" if voice.variant else "")
         if name != self._voice and self._library.espeak_SetVoiceByName(name.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {name}")
         self._voice = name
         for parameter, value in ((_RATE_PARAMETER, voice.speed), (_PITCH, voice.pitch), (_RANGE, voice.span)):
             self._library.espeak_SetParameter(parameter, value, 0)
-        self._parts = []
+        self._parts, self._words = [], []
         data = text.encode() + b"\0"
         self._library.espeak_Synth(data, len(data), 0, 1, 0, 1, None, None)
         self._library.espeak_Synchronize()
         samples = np.concatenate(self._parts) if self._parts else np.zeros(1, np.int16)
         loud = np.flatnonzero(np.abs(samples) > 250)
-        samples = samples[loud[0] : loud[-1] + 1] if len(loud) else samples
-        return resample(samples.astype(np.float32), self.rate)
+        first, last = (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, len(samples))
+        return samples[first:last], [(character, max(0, sample - first)) for character, sample in self._words]
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """float32 [S] at `rate` -> int16 at 16 kHz, by a windowed sinc (low-pass below 8 kHz)."""
+def resample(samples: np.ndarray, rate: int, to: int = RATE) -> np.ndarray:
+    """float32 [S] at `rate` -> int16 at `to`, by a windowed sinc."""
     from scipy.signal import resample_poly
 
-    divisor = np.gcd(rate, RATE)
-    out = resample_poly(samples, RATE // divisor, rate // divisor)
+    divisor = np.gcd(rate, to)
+    out = resample_poly(samples, to // divisor, rate // divisor)
     return np.clip(np.round(out), -32768, 32767).astype(np.int16)
 
 

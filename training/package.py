@@ -18,6 +18,7 @@ from training.conversation import Heard, Shown
 from training.espeak import Espeak
 from training.families import LONG, SHORT, Source
 from training.lexicon import CLEAR
+from training.speech_config import tts_config
 from training.views import MAX_SLICES, SIDE
 
 VOCABULARY = 1536
@@ -135,7 +136,8 @@ def model_config(vocabulary: int, ids: dict[str, int]) -> dict:
         "listen_speak_type": "asr",
         "init_vision": True,
         "init_audio": True,
-        "init_tts": False,
+        "init_tts": True,
+        "tts_config": tts_config(vocabulary, ids),
         "torch_dtype": "bfloat16",
     }
 
