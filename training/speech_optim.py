@@ -118,12 +118,7 @@ class Part:
             self._once()
             return True
         if self._graph is None:
-            try:
-                self._record()
-            except RuntimeError as error:
-                print(f"{self.name}: no graph ({str(error)[:300]})", flush=True)
-                self._wants_graph = False
-                return True
+            self._record()
         with torch.cuda.stream(self._stream):
             self.optimiser.rate.copy_(self._rates[slot], non_blocking=True)
             self._graph.replay()

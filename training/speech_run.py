@@ -45,7 +45,7 @@ class Sizes:
     book: int
 
 
-FULL = Sizes(1500, 24, 160, 32, 64, 48, 64)
+FULL = Sizes(1500, 24, 160, 32, 64, 24, 64)
 SMALL = Sizes(3, 1, 6, 1, 2, 2, 4)
 
 
@@ -109,7 +109,10 @@ class Trainer:
         }
 
     def save(self, out: Path) -> None:
+        """The code book, and the parts that are in training."""
         for name, module in self._saved().items():
+            if name not in ("book", *self.args.parts.split(",")):
+                continue
             state = module.state_dict() if isinstance(module, nn.Module) else module
             # Each file must stay below 16 MiB to come back.
             kept = {k: v.detach().bfloat16() if name == "speech" else v.detach().clone() for k, v in state.items()}
@@ -133,15 +136,16 @@ class Trainer:
             )
         if "vocoder" in names:
             rule = GraphOptimiser(self.vocoder.items(), lambda n: True, 0.0)
-            trust, judge = self.trust, self.judge
+            trust, judge = self.trust, self.judge if "judge" in names else None
             found.append(
                 Part(
                     "vocoder", lambda: vocoder_loss(self.vocoder, self.tape, s.vocoder, judge, trust), rule, 2e-3, graph
                 )
             )
-            rule = GraphOptimiser(judge.named_parameters(), lambda n: True, 0.0)
+        if "judge" in names:
+            rule = GraphOptimiser(self.judge.named_parameters(), lambda n: True, 0.0)
             found.append(
-                Part("judge", lambda: judge_loss(self.vocoder, self.tape, s.vocoder, judge), rule, 6e-4, graph)
+                Part("judge", lambda: judge_loss(self.vocoder, self.tape, s.vocoder, self.judge), rule, 6e-4, graph)
             )
         return found
 
@@ -170,7 +174,7 @@ class Trainer:
             now = time.time()
             if now - reported > self.args.every:
                 reported = now
-                self.trust.fill_(0.3 * min(1.0, max(0.0, (share - 0.3) / 0.1)))
+                self.trust.fill_(0.1 * min(1.0, max(0.0, (share - 0.3) / 0.1)))
                 self.report(parts, now - begin)
             if out is not None and now - saved > 60:
                 saved = now
@@ -210,7 +214,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1, help="stop each part after so many steps")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, help="folder with book.pt, speech.pt, flow.pt, vocoder.pt, or some")
-    parser.add_argument("--parts", default="speech,flow,vocoder")
+    parser.add_argument("--parts", default="speech,flow,vocoder,judge")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=20261121)
