@@ -17,6 +17,9 @@ from sensorium.engine.client import EngineClient
 from sensorium.server.app import build_app
 from sensorium.server.run import bind, http_server
 
+ANSWER_S = 120
+"""Longer than a server gives any medium: what takes too long there is answered, and not given up here."""
+
 
 @dataclass(frozen=True)
 class Live:
@@ -30,7 +33,7 @@ class Live:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
