@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class Exchange:
         self.start = time.monotonic()
         given = self.headers.get("x-request-id", "")
         is_given = _REQUEST_ID.fullmatch(given) is not None
-        self.id = given if is_given else uuid.uuid4().hex
+        self.id = given if is_given else os.urandom(16).hex()
         length = self.headers.get("content-length", "0")
         self._body_pending = length != "0" or "transfer-encoding" in self.headers
         self._has_small_body = int(length) <= SMALL_BODY and "transfer-encoding" not in self.headers

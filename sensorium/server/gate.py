@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,9 +57,11 @@ class Doorstep:
         """The answer, already counted and logged; None where there is none yet. received: bytes of the body."""
         try:
             self._gate.check(scope)
-            return None
-        except OverloadedError as error:
-            full = error
+        except OverloadedError as full:
+            return self._refused(scope, received, full)
+        return None
+
+    def _refused(self, scope: Scope, received: int, full: OverloadedError) -> Refusal | None:
         try:
             self._guard.check(scope)
         except SensoriumError:
@@ -73,4 +74,4 @@ class Doorstep:
         exchange.status, exchange.sent = refusal.status, len(refusal.content)
         exchange.count()
         self._desk.record(exchange, [])
-        return replace(refusal, headers=[*refusal.headers, *exchange.extra_headers])
+        return Refusal(refusal.status, [*refusal.headers, *exchange.extra_headers], refusal.content)

@@ -21,6 +21,7 @@ class Served:
 
     def __init__(self, engine: Future[EngineClient], config: ServerConfig) -> None:
         self._engine = engine
+        self._loaded: EngineClient | None = None
         self._config = config
         names = config.served_model_name
         self._names = (names,) if isinstance(names, str) else names or ()
@@ -32,8 +33,10 @@ class Served:
     @property
     def loaded(self) -> EngineClient | None:
         """The engine in whatever state, once it has been loaded."""
-        failed = self._engine.done() and (self._engine.cancelled() or self._engine.exception() is not None)
-        return self._engine.result() if self._engine.done() and not failed else None
+        if self._loaded is None and self._engine.done():
+            failed = self._engine.cancelled() or self._engine.exception() is not None
+            self._loaded = None if failed else self._engine.result()
+        return self._loaded
 
     def client(self) -> EngineClient:
         """The engine. Raises EngineDeadError while there is none."""
