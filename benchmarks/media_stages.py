@@ -42,8 +42,8 @@ from sensorium.media import wire
 from sensorium.media.decode import decode
 from sensorium.media.image import from_array
 from sensorium.models import loader
-from sensorium.models.minicpm_pixels import picture_arrays, slice_patches
-from sensorium.models.minicpm_slices import plan_slices, scaled
+from sensorium.models.minicpm_pixels import slice_patches
+from sensorium.models.minicpm_slices import picture_arrays, plan_slices, scaled
 from sensorium.models.minicpmo import Config, Model
 from sensorium.models.parts.siglip import patch_inputs
 from sensorium.models.parts.upload import upload

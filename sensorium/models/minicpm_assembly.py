@@ -11,7 +11,7 @@ import numpy as np
 from sensorium.errors import RequestError
 from sensorium.models.minicpm_mel import RATE
 from sensorium.models.minicpm_pieces import Picture, Variant
-from sensorium.models.minicpm_pixels import picture_arrays
+from sensorium.models.minicpm_slices import picture_arrays
 from sensorium.models.minicpm_sound import PREPROCESSING, Sound, recording, recording_key
 from sensorium.models.tokenizer import Tokenizer
 from sensorium.types import MediaItem, Prompt, Span

@@ -1,8 +1,8 @@
 """From the pixels of pictures to the patches that the tower reads, on the model's device.
 
-An item's arrays are its sources, "source.0" [H, W, 3] uint8 and so on, and "cuts" int32 [C, 5]: of which source, scaled
-to which width and height, how many columns and rows of slices are made. The slices of all cuts, in order, are the
-item's slices. Pictures that the processor has scaled, and those that have the right size, are only cut.
+An item's arrays (see picture_arrays) are sources and cuts: of which source, scaled to which width and height, how many
+columns and rows of slices are made. The slices of all cuts, in order, are the item's slices. Pictures that the
+processor has scaled, and those that have the right size, are only cut.
 """
 
 from __future__ import annotations
@@ -13,25 +13,9 @@ import numpy as np
 import torch
 
 from sensorium.kernels.resample import resize
-from sensorium.models.minicpm_slices import PATCH, SlicePlan
+from sensorium.models.minicpm_slices import PATCH
 from sensorium.models.parts.upload import upload
 from sensorium.types import MediaItem
-
-Cut = tuple[int, int, int, int, int]
-
-
-def picture_arrays(pictures: Sequence[tuple[SlicePlan, Sequence[np.ndarray]]]) -> dict[str, np.ndarray]:
-    """What an item holds of pictures: each with its plan and either its own pixels or its scaled ones (see scaled)."""
-    arrays: dict[str, np.ndarray] = {}
-    cuts: list[Cut] = []
-    for plan, sources in pictures:
-        first = len(arrays)
-        arrays |= {f"source.{first + i}": pixels for i, pixels in enumerate(sources)}
-        cuts.append((first, *plan.overview, 1, 1))
-        if plan.grid and plan.refined:
-            cuts.append((first + len(sources) - 1, *plan.refined, *plan.grid))
-    arrays["cuts"] = np.array(cuts, dtype=np.int32)
-    return arrays
 
 
 def slice_sizes(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

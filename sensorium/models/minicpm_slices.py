@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,3 +88,20 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if size[1] != height:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def picture_arrays(pictures: Sequence[tuple[SlicePlan, Sequence[np.ndarray]]]) -> dict[str, np.ndarray]:
+    """What an item holds of pictures: each with its plan and either its own pixels or its scaled ones (see scaled).
+
+    Sources, "source.0" [H, W, 3] uint8 and so on, and "cuts" int32 [C, 5]: source, width, height, columns, rows.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    cuts: list[tuple[int, ...]] = []
+    for plan, sources in pictures:
+        first = len(arrays)
+        arrays |= {f"source.{first + i}": pixels for i, pixels in enumerate(sources)}
+        cuts.append((first, *plan.overview, 1, 1))
+        if plan.grid and plan.refined:
+            cuts.append((first + len(sources) - 1, *plan.refined, *plan.grid))
+    arrays["cuts"] = np.array(cuts, dtype=np.int32)
+    return arrays

@@ -16,7 +16,7 @@ from sensorium.errors import MediaError, RequestError, UnsupportedError
 from sensorium.models.minicpm_duplex_tokens import DuplexTokens
 from sensorium.models.minicpm_live_mel import LiveChunk, LiveSound
 from sensorium.models.minicpm_pieces import Picture
-from sensorium.models.minicpm_pixels import picture_arrays
+from sensorium.models.minicpm_slices import picture_arrays
 from sensorium.models.minicpm_sound import Sound, recording
 from sensorium.types import Media, MediaItem, Prompt, Span
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from sensorium.kernels.reference import PackedPlan, PagedPlan
 from sensorium.models import loader
 from sensorium.models.minicpm_mel import log_mel, split_clips
-from sensorium.models.minicpm_pixels import picture_arrays, slice_patches
-from sensorium.models.minicpm_slices import plan_slices, scaled
+from sensorium.models.minicpm_pixels import slice_patches
+from sensorium.models.minicpm_slices import picture_arrays, plan_slices, scaled
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import MediaItem, ModelInputs
 

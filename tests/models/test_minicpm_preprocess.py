@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from sensorium.models.minicpm_mel import log_mel, mel_filters, mel_frames, pooled_rows, split_clips, total_rows
-from sensorium.models.minicpm_pixels import picture_arrays, slice_patches, slice_sizes
-from sensorium.models.minicpm_slices import SlicePlan, plan_slices, scaled
+from sensorium.models.minicpm_pixels import slice_patches, slice_sizes
+from sensorium.models.minicpm_slices import SlicePlan, picture_arrays, plan_slices, scaled
 from sensorium.types import MediaItem
 
 
