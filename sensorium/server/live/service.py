@@ -6,7 +6,8 @@ import asyncio
 import hmac
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from sensorium.config import ServerConfig
 from sensorium.errors import BusyError, NotFoundError, OverloadedError, SensoriumError, ShuttingDownError
@@ -15,7 +16,12 @@ from sensorium.server.live.events import Queued
 from sensorium.server.live.metrics import LiveMetrics
 from sensorium.server.live.session import Limits, LiveOptions, LiveSession, Opening
 from sensorium.server.served import Served
+from sensorium.types import SpeechOptions, SpeechSampling
 
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient
+
+DEFAULT_VOICE = "default"
 TICK_S = 1.0
 TOLD_S = 3.0
 """How often those who wait are told their place."""
@@ -77,8 +83,9 @@ class LiveService:
     async def open(self, options: LiveOptions) -> LiveSession:
         """A session, which may have to wait: its events say so. Close it with end().
 
-        Raises what is wrong with the options, UnsupportedError for a model that holds no sessions, OverloadedError
-        where the queue is full too, and EngineDeadError.
+        A model that does not speak answers in text, whatever is asked for. Raises what is wrong with the options,
+        UnsupportedError for a model that holds no sessions, OverloadedError where the queue is full too, and
+        EngineDeadError.
         """
         client = self._served.client()
         session_id = f"live_{secrets.token_hex(12)}"
@@ -89,7 +96,7 @@ class LiveService:
             raise ShuttingDownError("the server is shutting down")
         if len(self._queue) >= max(self._max_queue, 1):
             raise self._full()
-        opening = Opening(prompts, prompt, dict(policy), max_len)
+        opening = Opening(prompts, prompt, dict(policy), max_len, _speech(client, options))
         session = LiveSession(session_id, options, opening, self.limits, self.clock, self.metrics)
         self._queue.append(session)
         try:
@@ -219,3 +226,18 @@ class LiveService:
             if self._queue and now - self._told_s >= TOLD_S:
                 self._tell_places()
         self._ticking = None
+
+
+def _speech(client: EngineClient, options: LiveOptions) -> SpeechOptions | None:
+    """How a session speaks, if it does. Raises NotFoundError for a voice that is not there."""
+    voices = client.voices
+    if not options.sound or not client.can_sound or not (voices or options.voice):
+        return None
+    voice = options.voice or (DEFAULT_VOICE if DEFAULT_VOICE in voices else voices[0])
+    if voice not in voices:
+        known = ", ".join(voices[:20])
+        raise NotFoundError(f"voice: there is no {voice[:100]!r}; there are: {known}", param="voice")
+    sampling = None
+    if options.settings.seed is not None:
+        sampling = replace(SpeechSampling(), seed=options.settings.seed)
+    return SpeechOptions(voice, "duplex", sampling)

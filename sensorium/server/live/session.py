@@ -18,7 +18,7 @@ from sensorium.server.live.events import Closed, Event, Muted, Opened, Paused, R
 from sensorium.server.live.metrics import LiveMetrics
 from sensorium.server.live.told import Handed, Narrator
 from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
-from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, UnitFailed
+from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, SpeechOptions, UnitFailed
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient, LivePrompts
@@ -65,6 +65,7 @@ class Opening:
     prompt: Prompt
     policy: dict[str, Any]
     max_len: int
+    speech: SpeechOptions | None = None
 
 
 class LiveSession:
@@ -124,6 +125,7 @@ class LiveSession:
             max_units=IN_ENGINE,
             session_id=self.id,
             namespace=self.options.key,
+            speech=opening.speech,
         )
         self._client = client
         self.opened_s = self._clock.now()
@@ -137,7 +139,7 @@ class LiveSession:
             await self._engine.aopened()
             now = self._clock.now()
             self._started_s = self._heard_s = now
-            self._tell(Opened(speech=False))
+            self._tell(Opened(speech=self._opening.speech is not None))
             feeder = asyncio.create_task(self._feed())
             async for event in self._engine:
                 error = self._narrator.take(event, self._engine.turn) or error

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sensorium.engine.session_client import failure
+from sensorium.engine.fed_stream import failure
 from sensorium.errors import EngineError, SensoriumError
 from sensorium.server.live import events
 from sensorium.server.live.clock import Clock
-from sensorium.server.live.events import TurnEnded, TurnStarted, UnitOver, UnitTimes, Wrong
+from sensorium.server.live.events import SoundDelta, TurnEnded, TurnStarted, UnitOver, UnitTimes, Wrong
 from sensorium.server.live.metrics import LiveMetrics
-from sensorium.types import Event, Failed, TextDelta, UnitDone, UnitFailed
+from sensorium.types import Event, Failed, Sound, TextDelta, UnitDone, UnitFailed
 
 LATE_S = 1.0
 """After its last sample; a unit that is over later is late."""
@@ -38,8 +38,9 @@ class _Ended:
     done: UnitDone
     turn: int | None
     text_end: bool
-    decided_s: float
+    said_s: float
     is_sounding: bool
+    sounded_s: float | None = None
 
 
 class Narrator:
@@ -53,7 +54,13 @@ class Narrator:
         self._handed: deque[Handed] = deque()
         self._ended: deque[_Ended] = deque()
         self._turn: int | None = None
+        """What words belong to. Sound of the turn before may still be on its way."""
         self._num_turns = 0
+        self._num_cancelled = 0
+        """All turns up to this one are over, whatever still comes of them."""
+        self._early: list[Sound] = []
+        """Of the unit that runs."""
+        self._begun_s: float | None = None
         self._interrupted_s: float | None = None
         self.units = self.late = self.spoken_units = self.spoken_samples = 0
 
@@ -68,12 +75,7 @@ class Narrator:
     def interrupt(self) -> None:
         """What is said now belongs to no turn any more."""
         self._interrupted_s = self._clock.now()
-        if self._turn is not None:
-            turn, self._turn = self._turn, None
-            self._tell(TurnEnded(turn, cancelled=True))
-        for unit in self._ended:
-            unit.is_sounding = False
-        self._flush()
+        self._cancel()
         if not self._handed:
             self._silenced()
 
@@ -83,6 +85,9 @@ class Narrator:
             case TextDelta():
                 if event.turn == engine_turn:
                     self._say(event.text)
+            case Sound():
+                if event.turn == engine_turn:
+                    self._sound(event)
             case UnitDone():
                 self._over(event, engine_turn)
             case UnitFailed():
@@ -105,25 +110,63 @@ class Narrator:
         if self._turn is None:
             self._num_turns += 1
             self._turn = self._num_turns
+            self._begun_s = self._handed[0].heard_s if self._handed else None
             self._tell(TurnStarted(self._turn))
         return self._turn
 
     def _over(self, done: UnitDone, engine_turn: int) -> None:
         if not self._handed or self._handed[0].index != done.index:
             raise EngineError(f"unit {done.index} ended out of its order")
-        handed = self._handed.popleft()
         is_old = done.turn < engine_turn
         speaks = not done.info["is_listen"]
         if speaks and not is_old:
             self._begun()
-        goes_on = bool(done.info["turn_open"]) and not is_old
-        turn, text_end = self._turn, self._turn is not None and not goes_on
+        handed, turn = self._handed.popleft(), self._turn
+        text_end = turn is not None and (is_old or not done.info["turn_open"])
         if is_old:
             self._silenced()
-        self._ended.append(_Ended(handed, done, turn, text_end, self._clock.now(), is_sounding=False))
-        if text_end and turn is not None and not speaks:
+        sounds = done.speaks and speaks and not is_old
+        self._ended.append(_Ended(handed, done, turn, text_end and speaks, self._clock.now(), sounds))
+        if text_end and not speaks:
             # It was made to listen: what it had begun to say is not finished.
+            self._cancel()
+        elif text_end:
             self._turn = None
+        early, self._early = self._early, []
+        for event in early:
+            self._sound(event)
+        self._flush()
+
+    def _sound(self, event: Sound) -> None:
+        if any(handed.index == event.index for handed in self._handed):
+            self._early.append(event)
+            return
+        unit = next((one for one in self._ended if one.done.index == event.index and one.is_sounding), None)
+        if unit is None or unit.turn is None or unit.turn <= self._num_cancelled:
+            return
+        if event.ended == "failed":
+            self._tell(Wrong(failure(event)))
+        is_last = event.ended is not None and unit.text_end
+        if event.pcm or is_last:
+            if self._begun_s is not None and event.pcm:
+                self._metrics.first_audio(self._clock.now() - self._begun_s)
+                self._begun_s = None
+            self.spoken_samples += len(event.pcm) // 2
+            self._tell(SoundDelta(event.index, unit.turn, event.pcm, is_last))
+        if event.ended is not None:
+            unit.is_sounding, unit.sounded_s = False, self._clock.now()
+            self._flush()
+
+    def _cancel(self) -> None:
+        """End every turn that is not over, in its order; no sound of them is told from now on."""
+        turns = [unit.turn for unit in self._ended if unit.text_end and unit.turn is not None]
+        if self._turn is not None:
+            turns.append(self._turn)
+        self._turn, self._num_cancelled = None, self._num_turns
+        for unit in self._ended:
+            unit.is_sounding = False
+            unit.text_end = False
+        for turn in turns:
             self._tell(TurnEnded(turn, cancelled=True))
         self._flush()
 
@@ -138,8 +181,7 @@ class Narrator:
         while self._ended and not self._ended[0].is_sounding:
             unit = self._ended.popleft()
             self._tell(self._unit_over(unit))
-            if unit.text_end and unit.turn is not None and unit.turn == self._turn:
-                self._turn = None
+            if unit.text_end and unit.turn is not None:
                 self._tell(TurnEnded(unit.turn))
 
     def _unit_over(self, unit: _Ended) -> UnitOver:
@@ -151,7 +193,7 @@ class Narrator:
             encode=handed.encode_s,
             prefill=decided - timings.queue_s,
             decode=timings.total_s - decided,
-            speech=None,
+            speech=None if unit.sounded_s is None else unit.sounded_s - unit.said_s,
             total=now - handed.heard_s,
         )
         behind = max(times.total - LATE_S, 0.0)
@@ -165,7 +207,7 @@ class Narrator:
             "speak" if speaks else "listen",
             unit.turn if speaks else None,
             done.text if speaks else "",
-            unit.text_end and speaks,
+            unit.text_end,
             handed.start,
             handed.end,
             times,

@@ -1,0 +1,97 @@
+"""Sessions that speak, on the tiny checkpoint with a codec: sound, turns, interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from live.tools import SPEAKS, LiveServer, duplex, noise, serve_live
+from minicpm.speaking import speaking_checkpoint
+
+from sensorium.bench.codec import SMALL, random_voice
+from sensorium.config import EngineConfig
+from sensorium.engine.client import EngineClient
+
+
+@pytest.fixture(scope="module")
+def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("speaking") / "model"
+    made = speaking_checkpoint(golden / "minicpmo45" / "tiny", folder)
+    (made / "assets" / "token2wav" / "voices").mkdir()
+    random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / "anna.safetensors")
+    config = EngineConfig(
+        model=str(made), init_tts=True, codec_config={"n_timesteps": 1}, speech_slots=2, max_model_len=1024,
+        kv_cache_bytes=64 << 20, max_sessions=2,
+    )  # fmt: skip
+    with EngineClient(config) as client, serve_live(client) as server:
+        yield server
+
+
+@pytest.fixture
+def live(server: LiveServer) -> Iterator[LiveServer]:
+    yield server
+    assert server.empty()
+
+
+def sounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == "sound"]
+
+
+@pytest.mark.parametrize("rate", [24_000, 16_000])
+def test_a_turn_is_heard(live: LiveServer, rate: int):
+    with duplex(live) as client:
+        ready = client.start(**SPEAKS, audio={"in": 16_000, "out": rate}, voice="anna")
+        assert ready["capabilities"]["speech"] is True
+        assert ready["audio"]["out"] == rate
+        units = [client.second(n) for n in range(5)]
+        client.say("stop")
+        usage = client.until("bye")["usage"]
+    heard = sounds(client.events)
+    assert heard
+    assert all(unit["ms"]["speech"] is not None for unit in units if unit["decision"] == "speak")
+    place = 0
+    for number, event in enumerate(heard):
+        assert (event["sequence"], event["position"]) == (number, place)
+        place += len(event["pcm"]) // 2
+    assert usage["out_samples"] == place == units[-1]["out_samples"]
+    assert np.frombuffer(b"".join(event["pcm"] for event in heard), "<i2").any()
+    last = next(event for event in reversed(client.events) if event["type"] == "unit")
+    assert client.events.index(heard[-1]) < client.events.index(last), "a unit is over when its sound is"
+
+
+def test_no_sound_of_a_turn_follows_its_end(live: LiveServer):
+    with duplex(live) as client:
+        client.start(**SPEAKS)
+        cancelled = 0
+        for n in range(8):
+            client.sound(noise(n))
+            client.until("turn", event="start") if n == 0 else None
+            if n % 2:
+                client.say("interrupt")
+            client.until("unit")
+        client.say("stop")
+        client.until("bye")
+    turn, is_open = 0, False
+    for event in client.events:
+        if event["type"] == "turn":
+            is_open = event["event"] == "start"
+            cancelled += event["event"] == "cancelled"
+            turn = event["id"]
+        elif event["type"] == "sound":
+            assert is_open, f"sound after turn {turn} was over"
+    assert cancelled
+
+
+def test_text_is_enough_for_who_asks_for_no_sound(live: LiveServer):
+    with duplex(live) as client:
+        ready = client.start(**SPEAKS, audio={"in": 16_000, "out": None})
+        assert (ready["audio"]["out"], ready["capabilities"]["speech"]) == (None, False)
+        assert client.second()["decision"] == "speak"
+        assert not sounds(client.events)
+    with duplex(live) as client:
+        client.say("start", voice="nobody")
+        error = client.next()
+        assert (error["code"], error["param"]) == ("not_found", "voice")
