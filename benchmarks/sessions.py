@@ -1,15 +1,15 @@
 """How many full-duplex sessions one device holds: units against the clock, with random weights.
 
     python3 benchmarks/sessions.py [--size full] [--sessions 1,8,32,64,100,150,200] [--text-tokens 4] [--seconds 8]
-                                   [--json FILE] [--plot FILE]
+                                   [--timesteps 10] [--codec-dtype float16] [--json FILE] [--plot FILE]
     python3 benchmarks/sessions.py --draw FILE --plot FILE
 
 Each session brings a second of 16 kHz sound and a 448 x 448 JPEG every second and says --text-tokens tokens and a
 second of speech in every unit (sensorium.bench.scripted decides; all that a session computes is computed). Open loop:
 units come by the clock, phases spread evenly, whether earlier ones are done or not. The time of a unit is from the end
-of its second to the end of its speech, media preparation included; it is late above 1 s. The engine is a process of its
-own on a GPU, as behind a server; this process is all the callers. Prints JSON lines, then a table; with OUT set, files
-are written there too. --size tiny is for a CPU.
+of its second to the last of its sound, media preparation included; it is late above 1 s. The engine is a process of its
+own, as behind a server; this process is all the callers. Prints JSON lines, then a table; with OUT set, the results are
+written there too. --size tiny is for a CPU.
 """
 
 from __future__ import annotations
@@ -35,50 +35,41 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+from gpu_check import FULL as BACKBONE
 from PIL import Image
+from speech_stage import RELEASED
 
-from sensorium.bench import synthetic
+from sensorium.bench import codec, synthetic
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import resolve_folder
 from sensorium.engine.client import EngineClient
 from sensorium.engine.protocol import EngineStats
 from sensorium.engine.session_client import Session
-from sensorium.engine.speech_client import Speech
-from sensorium.engine.speech_rules import RULES, SpeechSampling
 from sensorium.errors import SensoriumError
 from sensorium.media.image import from_array
 from sensorium.models.minicpm_units import MadeUnit, SessionPrompts
-from sensorium.types import CallFailed, Codes, Failed, Prompt, SamplingParams, UnitDone, UnitFailed
+from sensorium.types import (
+    SOUND_RATE,
+    Codes,
+    Failed,
+    Prompt,
+    SamplingParams,
+    SessionOpened,
+    Sound,
+    SpeechOptions,
+    SpeechSampling,
+    UnitDone,
+    UnitFailed,
+)
 
 RATE, SIDE = 16_000, 448
-CODES = 25
 PICTURES = 12
 """JPEGs that frames are made of; each frame differs from all others in some pixels, so none is found in a cache."""
 WARM_UP = 2
 """Units of every session before those that count."""
 DRAIN_S = 20.0
 
-# MiniCPM-o 4.5's sizes.
-FULL: dict[str, Any] = {
-    "model_type": "minicpmo", "architectures": ["MiniCPMO"], "version": "4.5", "hidden_size": 4096,
-    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "intermediate_size": 12288, "vocab_size": 151748, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000,
-    "max_position_embeddings": 40960, "tie_word_embeddings": False, "attention_bias": False, "query_num": 64,
-    "drop_vision_last_layer": False, "use_image_id": True, "audio_pool_step": 5, "audio_chunk_length": 1.0,
-    "stream_input": True, "torch_dtype": "bfloat16",
-    "slice_config": {"patch_size": 14, "max_slice_nums": 9, "scale_resolution": SIDE},
-    "vision_config": {"hidden_size": 1152, "image_size": 980, "intermediate_size": 4304, "num_attention_heads": 16,
-                      "num_hidden_layers": 27, "patch_size": 14},
-    "audio_config": {"d_model": 1024, "encoder_layers": 24, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096,
-                     "num_mel_bins": 80, "max_source_positions": 1500},
-    "tts_config": {
-        "llm_dim": 4096, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 20,
-        "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 4096, "num_audio_tokens": 6562,
-        "num_text_tokens": 152064, "audio_bos_token_id": 151687, "text_eos_token_id": 151692, "projector_type": "mlp",
-        "condition_type": "hidden_text_merge", "normalize_projected_hidden": True, "attention_type": "full_attention",
-        "audio_tokenizer_type": "s3tokenizer",
-    },
-}  # fmt: skip
+FULL: dict[str, Any] = BACKBONE | {"tts_config": RELEASED}
 TINY: dict[str, Any] = FULL | {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "intermediate_size": 96, "vocab_size": 1536, "torch_dtype": "float32",
@@ -88,11 +79,11 @@ TINY: dict[str, Any] = FULL | {
                      "num_mel_bins": 80, "max_source_positions": 1500},
     "tts_config": FULL["tts_config"] | {
         "llm_dim": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "max_position_embeddings": 1024, "num_audio_tokens": 60, "num_text_tokens": 1600,
+        "num_key_value_heads": 2, "max_position_embeddings": 1024, "num_audio_tokens": 6562, "num_text_tokens": 1600,
         "audio_bos_token_id": 1500, "text_eos_token_id": 1501,
     },
 }  # fmt: skip
-SIZES = {"full": FULL, "tiny": TINY}
+SIZES = {"full": (FULL, codec.FULL), "tiny": (TINY, codec.SMALL)}
 
 
 def main() -> None:
@@ -101,7 +92,7 @@ def main() -> None:
         plot(json.loads(args.draw.read_text("utf-8")), args.plot)
         return
     with tempfile.TemporaryDirectory(prefix="sensorium-sessions-") as name:
-        write_checkpoint(Path(name), SIZES[args.size])
+        write_checkpoint(Path(name), args)
         result = measure(config_for(Path(name), args), args)
     print(table(result["runs"]))
     out = args.json or (Path(os.environ["OUT"]) / "sessions.json" if "OUT" in os.environ else None)
@@ -120,6 +111,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=400, help="tokens of each session's opening prompt")
     parser.add_argument("--window", default="1200,900", help="rows at which units leave, and down to which")
     parser.add_argument("--speech-len", type=int, default=1024, help="rows of the speech LM's cache of each session")
+    parser.add_argument("--timesteps", type=int, default=10, help="of the codec's flow; the official demo takes 5")
+    parser.add_argument("--codec-dtype", choices=("float32", "float16", "bfloat16"), default="float16")
+    parser.add_argument("--voice-s", type=float, default=5.0, help="length of the recording whose voice they speak in")
     parser.add_argument("--engine", choices=("process", "thread"), default="process")
     parser.add_argument("--threads", type=int, default=max((os.cpu_count() or 2) - 4, 2), help="that prepare media")
     parser.add_argument("--utilization", type=float, default=0.95)
@@ -133,15 +127,19 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any]) -> None:
-    """All of a checkpoint but its weights, which the engine draws."""
-    packaged = resolve_folder("")
+def write_checkpoint(folder: Path, args: argparse.Namespace) -> None:
+    """All of a checkpoint but the model's weights, which the engine draws; with a codec and a voice."""
+    packaged, (config, sizes) = resolve_folder(""), SIZES[args.size]
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         shutil.copyfile(packaged / name, folder / name)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     settings = json.loads((packaged / "preprocessor_config.json").read_text("utf-8"))
     settings |= {"scale_resolution": SIDE, "max_slice_nums": 9}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings), "utf-8")
+    assets = folder / "assets" / "token2wav"
+    codec.write_folder(assets, "causal", sizes)
+    (assets / "voices").mkdir()
+    codec.random_voice(sizes, args.voice_s).save(assets / "voices" / "default.safetensors")
 
 
 def session_len(args: argparse.Namespace) -> int:
@@ -156,6 +154,8 @@ def config_for(folder: Path, args: argparse.Namespace) -> EngineConfig:
         max_sessions=most, max_num_seqs=8, max_model_len=rows, max_num_batched_tokens=4096,
         num_gpu_blocks_override=(most + 4) * (rows // 16 + 1), gpu_memory_utilization=args.utilization,
         mm_processor_cache_gb=0.0, session_policies={"scripted": "sensorium.bench.scripted:ScriptedDuplex"},
+        codec_config={"n_timesteps": args.timesteps, "dtype": args.codec_dtype if args.size == "full" else "float32",
+                      "trimming": "voice", "graphs": args.size == "full", "voices": 1, "voice_s": args.voice_s},
     )  # fmt: skip
 
 
@@ -169,11 +169,14 @@ class Unit:
     due_s: float
     prepared_s: float = 0.0
     text_s: float = 0.0
+    sounds_s: float = 0.0
     spoken_s: float = 0.0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     ids: tuple[int, ...] = ()
     codes: list[int] = field(default_factory=list)
+    pcm: bytes = b""
+    num_samples: int = 0
     hidden: np.ndarray | None = None
     problem: str = ""
 
@@ -183,7 +186,7 @@ class Unit:
 
 
 class Caller:
-    """One session and its speech, fed by the clock."""
+    """One session, fed by the clock. Of the first one all that comes back is kept."""
 
     def __init__(
         self, client: EngineClient, pool: ThreadPoolExecutor, number: int, text_tokens: int, args: Any
@@ -196,12 +199,11 @@ class Caller:
         options = {"sliding_window_mode": "basic", "basic_window_high_tokens": high, "basic_window_low_tokens": low}
         self.session: Session = client.open_session(
             Prompt(tuple(ids)), "scripted", options, sampling=SamplingParams(seed=number), max_len=session_len(args),
-            max_units=6, return_hidden=True, session_id=self._prompts.stream,
+            max_units=6, return_hidden=not number, session_id=self._prompts.stream,
+            speech=SpeechOptions("default", "duplex", SpeechSampling(seed=number), codes=not number),
         )  # fmt: skip
-        self.speech: Speech = client.open_speech("duplex", SpeechSampling(seed=number))
         self._sent: dict[int, Unit] = {}
-        self._calls: dict[int, Unit] = {}
-        self._reading = [asyncio.ensure_future(self._read_units()), asyncio.ensure_future(self._read_codes())]
+        self._reading = asyncio.ensure_future(self._read())
         self.opened, self.done = asyncio.Event(), asyncio.Event()
         self._left = 0
 
@@ -223,11 +225,9 @@ class Caller:
                 self._end(unit, error.code)
 
     async def close(self) -> None:
-        """End both, and read what comes until then."""
-        self.session.close()
-        await asyncio.wait(self._reading[:1], timeout=5.0)
-        self.speech.close()
-        await asyncio.wait_for(asyncio.gather(*self._reading), 10.0)
+        """End the session, and read what comes until then."""
+        self.session.abort()
+        await asyncio.wait_for(self._reading, 10.0)
 
     def _end(self, unit: Unit, problem: str = "") -> None:
         unit.spoken_s, unit.problem = 0.0 if problem else time.monotonic(), problem
@@ -245,34 +245,33 @@ class Caller:
         sound = np.random.default_rng([self.number, index]).standard_normal(RATE, dtype=np.float32) * 0.1
         return self._prompts.unit(sound, [from_array(pixels)])
 
-    async def _read_units(self) -> None:
+    async def _read(self) -> None:
         async for event in self.session:
-            if isinstance(event, UnitDone):
+            if isinstance(event, SessionOpened):
+                self.opened.set()
+            elif isinstance(event, UnitDone):
                 unit = self._sent[event.index]
                 unit.text_s, unit.ids, unit.hidden = time.monotonic(), event.ids, event.hidden
                 unit.queue_s = event.timings.queue_s
                 unit.prefill_s = (event.timings.decided_s or 0.0) - unit.queue_s
-                ends = bool(event.info["end_of_turn"])
-                call = self.speech.say(event.ids, event.hidden, last=ends, min_new=RULES["duplex"].max_new)
-                self._calls[call] = unit
+                if not event.speaks:
+                    self._end(unit, "silent")
+            elif isinstance(event, Sound):
+                self._hear(self._sent[event.index], event)
+            elif isinstance(event, Codes):
+                self._sent[event.call].codes += event.codes
             elif isinstance(event, UnitFailed):
                 self._end(self._sent[event.index], event.code)
             elif isinstance(event, Failed):
                 raise RuntimeError(f"session {self.number}: {event.message}")
-            else:
-                self.opened.set()
 
-    async def _read_codes(self) -> None:
-        async for event in self.speech:
-            if isinstance(event, CallFailed):
-                self._end(self._calls.pop(event.call), event.code)
-            elif isinstance(event, Codes):
-                unit = self._calls[event.call]
-                unit.codes += event.codes
-                if event.ended is not None:
-                    self._end(self._calls.pop(event.call))
-            elif isinstance(event, Failed):
-                raise RuntimeError(f"speech {self.number}: {event.message}")
+    def _hear(self, unit: Unit, sound: Sound) -> None:
+        unit.sounds_s = unit.sounds_s or time.monotonic()
+        unit.num_samples += len(sound.pcm) // 2
+        if not self.number:
+            unit.pcm += sound.pcm
+        if sound.ended is not None and not unit.problem:
+            self._end(unit, "" if sound.ended in ("eos", "length") else sound.ended)
 
 
 _JPEGS: list[bytes] = []
@@ -353,9 +352,10 @@ def figures(units: Sequence[Unit], wanted: int, text_tokens: int, count: int) ->
         "late_share": late / wanted,
         "unit_ms": percentiles([unit.compute_s for unit in done]),
         "text_ms": percentiles([unit.text_s - unit.due_s for unit in done]),
+        "first_sound_ms": percentiles([unit.sounds_s - unit.due_s for unit in done]),
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
-        "as_scripted": sum(len(unit.ids) == text_tokens and len(unit.codes) == CODES for unit in done)
-        / max(len(done), 1),
+        "as_scripted": sum(len(unit.ids) == text_tokens for unit in done) / max(len(done), 1),
+        "sound_s_per_unit": round(sum(unit.num_samples for unit in done) / SOUND_RATE / max(len(done), 1), 4),
     }
 
 
@@ -404,7 +404,19 @@ def compare(alone: Sequence[Unit], units: Sequence[Unit]) -> dict[str, Any]:
         "same_text": all(a.ids == b.ids for a, b in pairs),
         "hidden_error": round(max(errors, default=-1.0), 5),
         "same_codes": sum(a.codes == b.codes for a, b in pairs) / max(len(pairs), 1),
+        "sound_error": sound_error(pairs),
     }
+
+
+def sound_error(pairs: Sequence[tuple[Unit, Unit]]) -> float | None:
+    """Largest difference of the sound, of full scale, up to the first unit with other codes; None where that is all."""
+    errors: list[float] = []
+    for a, b in pairs:
+        if a.codes != b.codes or len(a.pcm) != len(b.pcm):
+            break
+        first, second = (np.frombuffer(unit.pcm, np.int16).astype(np.float64) for unit in (a, b))
+        errors.append(float(np.abs(first - second).max(initial=0.0)) / 32768)
+    return round(max(errors), 5) if errors else None
 
 
 # ---- memory and machine --------------------------------------------------------------------------------------------
@@ -448,15 +460,13 @@ def report(what: str, **fields: Any) -> None:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    head = (
-        "| sessions | text tokens | p50 ms | p99 ms | late | media | queue | prefill | decode | speech | host ms/unit |"
-    )
-    lines = [head, "|" + "---|" * 11]
+    stages = list(runs[0]["stage_ms"])
+    names = ["sessions", "text tokens", "p50 ms", "p99 ms", "late", *(f"{stage} ms" for stage in stages), "host ms"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for run in runs:
-        stages = [run["stage_ms"][name].get("p50", 0.0) for name in run["stage_ms"]]
-        unit = run["unit_ms"]
+        medians, unit = [run["stage_ms"][name].get("p50") for name in stages], run["unit_ms"]
         cells = [run["sessions"], run["text_tokens"], unit.get("p50"), unit.get("p99"), f"{run['late_share']:.2%}"]
-        lines.append("| " + " | ".join(map(str, [*cells, *stages, run["host_ms_per_unit"]])) + " |")
+        lines.append("| " + " | ".join(map(str, [*cells, *medians, run["host_ms_per_unit"]])) + " |")
     return "\n".join(lines)
 
 
@@ -473,7 +483,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for name, style in (("p50", "-o"), ("p99", "--o")):
             left.plot(counts, [run["unit_ms"][name] for run in runs], style, label=f"{name}, {tokens} text tokens")
     left.axhline(1000, color="grey", linewidth=1)
-    left.set(xlabel="sessions", ylabel="ms from the end of a second to the end of its speech", yscale="log")
+    left.set(xlabel="sessions", ylabel="ms from the end of a second to the last of its sound", yscale="log")
     left.legend()
     first = min(run["text_tokens"] for run in result["runs"])
     runs = [run for run in result["runs"] if run["text_tokens"] == first and run["unit_ms"]]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sensorium.engine.speech_chunks import Block
+from sensorium.engine.stopwatch import Stopwatch, timed
 from sensorium.models.base import Codec, Event, Slices
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class CodecStage:
         self._users: Counter[int] = Counter()
         self._job: _Job | None = None
         self._was_voice = False
+        self.passes: Stopwatch | None = None
+        """What tells how long slices take, where somebody wants to know."""
 
     def reserve(self, streams: int, voice_s: float) -> None:
         """Take the memory for so many streams now."""
@@ -145,7 +148,8 @@ class CodecStage:
         if job.wait is not None:
             job.wait.synchronize()
         try:
-            job.wait = next(job.slices)
+            with timed(self.passes, "codec"):
+                job.wait = next(job.slices)
             return []
         except StopIteration as end:
             self._job = None

@@ -95,6 +95,9 @@ class Engine:
         """Called when something has come into the inbox from a thread of the engine's own."""
         self.stats = EngineStats()
         self.speech, self.codec = speech, codec
+        for stage in (speech, codec):
+            if stage is not None:
+                stage.passes = runner.passes
         self.voices = Voices(codec, voices or {}, self._put)
         self.speakers = Speakers(speech, codec, self.voices)
         self._calls = SpeechCalls(self.speakers, lambda: self.clock())
@@ -142,8 +145,7 @@ class Engine:
         self.sessions.move_rows()
         laps.lap("advance")
         if self.speakers.has_codes:
-            with self.runner.passes.time("speech"):
-                self.speakers.speak(events)
+            self.speakers.speak(events)
         laps.lap("speech")
         self.speakers.sound(events, idle=not (batch.works or self.inbox or self.scheduler.has_work))
         self._answers.release(events)

@@ -20,6 +20,7 @@ from sensorium.engine.speech_sampler import pick
 from sensorium.engine.speech_slot import Slot, call_of
 from sensorium.engine.speech_steps import Feeds, Flight, MakePlan, SpeechSteps
 from sensorium.engine.speech_window import SpeechWindow
+from sensorium.engine.stopwatch import Stopwatch, timed
 from sensorium.errors import ContextLengthError, OverloadedError, RequestError
 from sensorium.kernels.reference import TablePlan
 from sensorium.kernels.select import paged_attention
@@ -66,6 +67,8 @@ class SpeechStage:
         """Whether rounds go on between calls of `advance`, beside what else the device does."""
         self._side: torch.cuda.Stream | None = None
         self._flight: Flight | None = None
+        self.passes: Stopwatch | None = None
+        """What tells how long rounds take, where somebody wants to know."""
 
     @staticmethod
     def slot_bytes(model: SpeechModel, dtype: torch.dtype, block_size: int = 16, max_len: int | None = None) -> int:
@@ -200,7 +203,8 @@ class SpeechStage:
         """
         try:
             if not self.runs_ahead:
-                self._run(rounds)
+                with timed(self.passes, "speech"):
+                    self._run(rounds)
                 return self._tell()
             flight, self._flight = self._flight, None
             if flight is not None:
@@ -208,7 +212,7 @@ class SpeechStage:
             told = self._tell()
             if self._side is not None:
                 self._side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self._side):
+            with torch.cuda.stream(self._side), timed(self.passes, "speech"):
                 self._begin(rounds)
             return told
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -42,3 +42,8 @@ class Stopwatch:
         while self._open and self._open[0][2].query():
             label, begin, end = self._open.popleft()
             self._seconds.observe(label, begin.elapsed_time(end) / 1000)
+
+
+def timed(watch: Stopwatch | None, label: str) -> AbstractContextManager[None]:
+    """watch.time, where there is a watch."""
+    return nullcontext() if watch is None else watch.time(label)
