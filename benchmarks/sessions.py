@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -274,14 +275,10 @@ class Caller:
             self._end(unit, "" if sound.ended in ("eos", "length") else sound.ended)
 
 
-_JPEGS: list[bytes] = []
-
-
+@cache
 def _pictures() -> list[bytes]:
-    if not _JPEGS:
-        rng = np.random.default_rng(0)
-        _JPEGS.extend(synthetic.picture(rng, SIDE, SIDE) for _ in range(PICTURES))
-    return _JPEGS
+    rng = np.random.default_rng(0)
+    return [synthetic.picture(rng, SIDE, SIDE) for _ in range(PICTURES)]
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

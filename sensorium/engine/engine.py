@@ -44,6 +44,7 @@ from sensorium.engine.voices import VoiceMade, Voices
 from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
 from sensorium.types import (
+    Codes,
     Decision,
     Event,
     Failed,
@@ -52,6 +53,7 @@ from sensorium.types import (
     Pooled,
     PromptScored,
     Request,
+    Sound,
     TextDelta,
     Timings,
     Usage,
@@ -241,6 +243,8 @@ class Engine:
         """End a request that never became a sequence."""
         total_s = self.clock() - request.arrival_s
         timings = Timings(total_s, None, total_s)
+        if (speech := request.speech) is not None:
+            events.append(Sound(request.id, 0, 0, b"", "cut") if speech.voice else Codes(request.id, 0, (), "cut"))
         events.append(Finished(request.id, "abort", Usage(len(request.prompt.ids), 0), timings))
 
     def _take_compiled(self, events: list[Event]) -> None:

@@ -278,6 +278,12 @@ def test_an_aborted_answer_is_cut(engine: Engine):
     assert engine.speech.num_free == 4
 
 
+def test_an_answer_that_is_aborted_before_it_begins_ends_too(engine: Engine):
+    engine.inbox += [spoken("a"), Abort("a")]
+    sound, finished = run(engine)
+    assert (sound.ended, sound.pcm, finished.reason) == ("cut", b"", "abort")
+
+
 # ---- sessions -----------------------------------------------------------------------------------------------------
 
 
