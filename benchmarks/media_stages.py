@@ -38,6 +38,7 @@ from sensorium.engine.graphs import ShapeGraphs
 from sensorium.engine.media_options import loading_options
 from sensorium.engine.prepare import Preparer
 from sensorium.kernels import resample
+from sensorium.kernels.upload import upload_all
 from sensorium.media import wire
 from sensorium.media.decode import decode
 from sensorium.media.image import from_array
@@ -46,7 +47,6 @@ from sensorium.models.minicpm_pixels import slice_patches
 from sensorium.models.minicpm_slices import picture_arrays, plan_slices, scaled
 from sensorium.models.minicpmo import Config, Model
 from sensorium.models.parts.siglip import patch_inputs
-from sensorium.models.parts.upload import upload
 from sensorium.types import ChatOptions, Media, MediaItem, MediaRef, Message
 
 SIZES = (448, 1344)
@@ -206,7 +206,7 @@ def on_gpu(repeats: int) -> None:
     for size in SIZES:
         pixels = np.array(Image.open(io.BytesIO(picture_file(np.random.default_rng(size), size))))
         plan = plan_slices(size, size, 9)
-        there = upload([pixels], device)[0]
+        there = upload_all([pixels], device)[0]
         expected = scaled(pixels, plan)
         made = [resample.resize(there, *side) for side in (plan.overview, plan.refined) if side]
         equal = all(np.array_equal(a.cpu(), b) for a, b in zip(made, expected, strict=True))
@@ -214,7 +214,7 @@ def on_gpu(repeats: int) -> None:
         slices = slice_patches([item], device)[0]
         report(
             f"picture {size} x {size} on the device, ms", equal_to_pillow=equal,
-            upload=gpu_ms(lambda p=pixels: upload([p], device), repeats),
+            upload=gpu_ms(lambda p=pixels: upload_all([p], device), repeats),
             scale=gpu_ms(lambda t=there, p=plan: resample.resize(t, *p.overview), repeats),
             scale_by_torch=gpu_ms(lambda t=there, p=plan: resample.scale_by_torch(t, p.overview[0]), repeats),
             upload_scale_and_cut=gpu_ms(lambda i=item: slice_patches([i], device), repeats),
@@ -222,7 +222,7 @@ def on_gpu(repeats: int) -> None:
         )  # fmt: skip
     photo = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
     plan = plan_slices(4000, 3000, 9)
-    made = resample.resize(upload([photo], device)[0], *plan.overview)
+    made = resample.resize(upload_all([photo], device)[0], *plan.overview)
     report("12 megapixels, scaled", equal_to_pillow=np.array_equal(made.cpu(), scaled(photo, plan)[0]))
     towers(device, repeats)
 

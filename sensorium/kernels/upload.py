@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_ALIGNED = 16
+
 
 def upload(values: np.ndarray | Sequence[Any], device: torch.device) -> torch.Tensor:
     """A tensor of the values on the device. Copies from ordinary memory would wait for the device to come to rest."""
@@ -15,3 +17,20 @@ def upload(values: np.ndarray | Sequence[Any], device: torch.device) -> torch.Te
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def upload_all(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Each array as a tensor, all of them in one copy; for a CPU they stay where they are."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
+    starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays)]).tolist()
+    staged = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    host, parts = staged.numpy(), list(zip(starts, arrays, strict=False))
+    for start, array in parts:
+        host[start : start + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+    there = staged.to(device, non_blocking=True)
+    kinds = [torch.from_numpy(np.empty(0, array.dtype)).dtype for array in arrays]
+    return [
+        there[start : start + array.nbytes].view(kind).view(array.shape)
+        for (start, array), kind in zip(parts, kinds, strict=True)
+    ]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from sensorium.kernels.resample import resize
+from sensorium.kernels.upload import upload_all
 from sensorium.models.minicpm_slices import PATCH
-from sensorium.models.parts.upload import upload
 from sensorium.types import MediaItem
 
 
@@ -29,7 +29,9 @@ def slice_patches(items: Sequence[MediaItem], device: torch.device) -> list[list
     """Per item, per slice: uint8 [P, 588], patches row-major, each in (channel, y, x) order."""
     counts = [sum(name.startswith("source.") for name in item.arrays) for item in items]
     sources = iter(
-        upload([item.arrays[f"source.{i}"] for item, n in zip(items, counts, strict=True) for i in range(n)], device)
+        upload_all(
+            [item.arrays[f"source.{i}"] for item, n in zip(items, counts, strict=True) for i in range(n)], device
+        )
     )
     found: list[list[torch.Tensor]] = []
     for item, count in zip(items, counts, strict=True):

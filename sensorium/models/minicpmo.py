@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sensorium.errors import UnsupportedError
+from sensorium.kernels.upload import upload_all
 from sensorium.models import minicpm_speech
 from sensorium.models.minicpm_config import Config
 from sensorium.models.minicpm_duplex import DuplexPolicy
@@ -26,7 +27,6 @@ from sensorium.models.parts import decoder, siglip, whisper
 from sensorium.models.parts.decoder import TextModel
 from sensorium.models.parts.resampler import Resampler
 from sensorium.models.parts.siglip import Siglip, patch_inputs
-from sensorium.models.parts.upload import upload
 from sensorium.models.parts.whisper import AudioProjector, AudioStream, StreamMemory, Whisper, encoder_frames
 from sensorium.types import MediaItem, Modality
 
@@ -133,7 +133,7 @@ class Model(TextModel):
         if any(len(unit.patches) > 1 for unit in units):
             numbers.append(np.concatenate([unit.times for unit in units]))
             numbers.append(_group_table([len(unit.patches) for unit in units]))
-        sizes, *packing = upload(numbers, slices[0].device)
+        sizes, *packing = upload_all(numbers, slices[0].device)
         times, groups = packing or (None, None)
         pixels = pad_sequence(slices, batch_first=True) if padded else torch.stack(slices)
         x = patch_inputs(pixels, self.decoder.embedding.weight.dtype)
@@ -176,7 +176,7 @@ class Model(TextModel):
         batch = np.zeros((len(mels), mels[0].shape[0], max(lengths)), dtype=np.float32)
         for i, mel in enumerate(mels):
             batch[i, :, : lengths[i]] = mel
-        mel, frames = upload([batch, np.array(lengths)], weight.device)
+        mel, frames = upload_all([batch, np.array(lengths)], weight.device)
         out = self._embed_clips(mel.to(weight.dtype), frames, min(lengths) < max(lengths))
         return (rows[: encoder_frames(n) // self.config.audio_pool_step] for rows, n in zip(out, lengths, strict=True))
 
@@ -214,7 +214,7 @@ class Model(TextModel):
         places[0, len(items) :] = memory.num_slots
         for i, (item, stream, start) in enumerate(zip(items, streams, starts, strict=True)):
             mel[i], places[:, i] = item.arrays["mel"], (stream.slot, start)
-        x, at_rows = upload([mel, places], weight.device)
+        x, at_rows = upload_all([mel, places], weight.device)
         heard = self._embed_live(x.to(weight.dtype), at_rows, keys, before, after)
         for stream, start in zip(streams, starts, strict=True):
             stream.num_frames = start + frames
