@@ -118,8 +118,8 @@ def _make_tile(rows: int, in_half: bool = False, ahead: int = 0) -> Callable[...
 # A tile of 8 x 2 sums needs more than AVX2's 16 registers.
 _WIDE_TILES = LANES != 8
 _LINE = 64
-# Rows of a panel between the one in use and the one asked for. A row of bfloat16, 16 cycles of a tile, is a single line,
-# which a core does not foresee early enough. Of float32 it does, and asking took a third longer.
+# Rows of a panel between the one in use and the one asked for. A row of bfloat16 is a single line, 16 cycles of a tile:
+# too little for a core to foresee early enough. With float32 it does, and asking took a third longer.
 _ROWS_AHEAD = 40
 
 
