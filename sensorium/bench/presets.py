@@ -63,13 +63,14 @@ def source(preset: str, **changes: int) -> dict[str, Any]:
     }
 
 
-def write(preset: str, folder: Path, **changes: int) -> None:
-    """Text only, bfloat16, a few GB. changes: fields of config.json, such as fewer layers."""
+def write(preset: str, folder: Path, device: str = "cpu", **changes: int) -> Model:
+    """Text only, bfloat16, a few GB; returns what was written. changes: fields of config.json, such as fewer layers."""
     config = source(preset, **changes)
-    model = loader.build(Model, Config.from_hf(config), "cpu", torch.bfloat16)
+    model = loader.build(Model, Config.from_hf(config), device, torch.bfloat16)
     # Deep models of tiny weights answer every prompt alike; these spread their logits as trained ones do.
     loader.init_random_(model, seed=0, std=0.05)
     loader.save_checkpoint(model, folder)
     packaged = resolve_folder("")
     for text in _TEXTS:
         shutil.copyfile(packaged / text, folder / text)
+    return model
