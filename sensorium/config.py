@@ -301,6 +301,10 @@ class ServerConfig:
     """Tokens that a live session holds at most, or the model's context; each keeps so many of the KV cache."""
     max_live_queue: int = 32
     """Live sessions that may wait for a place; more are refused."""
+    max_voices: int = 32
+    """Recordings that clients may have uploaded as voices to speak in; one more is refused."""
+    voice_folder: Path | None = None
+    """Where they are kept; None is in memory. Other WAVE files in it are voices for everybody."""
     otlp_traces_endpoint: str | None = None
     """URL that spans are sent to by OTLP over HTTP; needs the extra `tracing`."""
     enable_per_request_metrics: bool = False
@@ -356,6 +360,7 @@ _SERVER_RANGES: dict[str, Range] = {
     "max_realtime_sessions": (0, None),
     "live_max_len": (512, None),
     "max_live_queue": (0, None),
+    "max_voices": (0, None),
 }
 _CODEC_KEYS = ("n_timesteps", "dtype", "trimming", "graphs", "voices", "voice_s")
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")

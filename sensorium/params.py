@@ -237,6 +237,22 @@ class PoolingParams:
             _count("dimensions", self.dimensions, 1, (1 << 31) - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class SpeakingPrompts:
+    """How a model was trained to be asked to speak: wordings of messages, with the template's variables for it.
+
+    read, read_as: a user message that asks to read {text} aloud, the second as {instructions} say; empty where a model
+    takes none. reader, assistant: a system message with {audio}, the recording of the voice to read or to answer in;
+    empty where a model is shown none.
+    """
+
+    read: str = "{text}"
+    read_as: str = ""
+    reader: str = ""
+    assistant: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
 # ---- one value ----------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ def test_python_snippets_compile(page):
 
 
 ALONE = ("minicpm.md", "offline.md", "sampling.md", "sessions.md", "vllm-migration.md")
-SERVED = ("README.md", "doors.md", "http-api.md", "realtime.md")
+SERVED = ("README.md", "doors.md", "http-api.md", "realtime.md", "speaking.md")
 """Run by tests/server/test_http_api_page.py."""
 LARGE = ("codec.md", "duplex.md", "speech.md")
 """Of parts whose weights are too large for tests; their own tests run what these pages show."""

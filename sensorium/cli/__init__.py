@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": ("sensorium.cli.serve", "serve a model over the OpenAI HTTP API, with a page at /"),
     "chat": ("sensorium.cli.chat", "talk to a model in the terminal, with pictures, sounds and videos"),
     "complete": ("sensorium.cli.complete", "continue one prompt in the model's own notation"),
+    "speak": ("sensorium.cli.speak", "read a text aloud into a file, in the voice of a recording"),
     "run-batch": ("sensorium.cli.run_batch", "answer the requests of an OpenAI batch file"),
     "bench": ("sensorium.cli.bench", "measure latency and throughput of a model in this process"),
     "inspect": ("sensorium.cli.inspect", "show the modules of a checkpoint and their memory, without loading it"),

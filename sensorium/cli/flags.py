@@ -168,6 +168,8 @@ SERVER: dict[str, dict[str, Flag]] = {
         "max_realtime_sessions": _flag("most WebSockets of /v1/realtime at once"),
         "live_max_len": _flag("tokens that a live session holds at most; each keeps so many of the KV cache"),
         "max_live_queue": _flag("live sessions that may wait for one of the --max-sessions places"),
+        "max_voices": _flag("recordings that clients may upload as voices"),
+        "voice_folder": _flag("folder where those are kept, and whose other WAVE files are voices for everybody"),
         "max_audio_filesize_mb": _flag("largest file that may be transcribed, in MiB"),
     },
     LOGS: {

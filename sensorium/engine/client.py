@@ -56,6 +56,7 @@ from sensorium.types import (
     Event,
     Failed,
     Finished,
+    Media,
     MediaRef,
     Message,
     PoolingParams,
@@ -156,6 +157,10 @@ class EngineClient(SpeechDoor):
         if make is None:
             raise UnsupportedError("this model holds no live sessions")
         return make(session_id)
+
+    async def adecode(self, recording: MediaRef) -> Media:
+        """The samples of a recording; see Preparer.decode."""
+        return await self._aprepare(self._preparer.decode, recording)
 
     async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
         self.refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload

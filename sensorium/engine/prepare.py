@@ -131,6 +131,11 @@ class Preparer:
         """
         return asyncio.run_coroutine_threadsafe(self._speech(recording, instruction, hint), self._running_loop())
 
+    def decode(self, recording: MediaRef) -> Future[Media]:
+        """The samples of a recording, fetched and decoded under the limits, and made into nothing else."""
+        work = self._counted(self._recording, recording, self._with_defaults(ChatOptions()))
+        return asyncio.run_coroutine_threadsafe(work, self._running_loop())
+
     def stats(self) -> MediaStats:
         fetched = self._fetcher.stats if self._fetcher else FetchStats()
         return MediaStats(

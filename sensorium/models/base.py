@@ -56,7 +56,8 @@ class Processor(Protocol):
     Optional, for a family that can be told to write down speech: `speech_instructions`, a mapping from "transcribe",
     "translate", or one of them with a language ("transcribe:zh"), to the user message that asks for it, in which
     {audio} stands for the recording, and `speech_clip_s`, the seconds of speech that it hears at once. For a family
-    that holds live sessions: `live(stream)`, the LivePrompts of a session whose id is `stream`.
+    that holds live sessions: `live(stream)`, the LivePrompts of a session whose id is `stream`. For one that speaks:
+    `speaking_prompts`, a SpeakingPrompts.
     """
 
     tokenizer: Tokenizer

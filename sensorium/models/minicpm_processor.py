@@ -22,7 +22,18 @@ from sensorium.models.minicpm_slices import SlicePlan
 from sensorium.models.minicpm_sound import Sound
 from sensorium.models.minicpm_units import SessionPrompts
 from sensorium.models.tokenizer import Tokenizer, read_json
-from sensorium.types import ChatOptions, Embeds, Media, MediaItem, Message, Modality, Prepared, Prompt, Span
+from sensorium.params import SpeakingPrompts
+from sensorium.types import (
+    ChatOptions,
+    Embeds,
+    Media,
+    MediaItem,
+    Message,
+    Modality,
+    Prepared,
+    Prompt,
+    Span,
+)
 
 _CHARS_PER_TOKEN = 8
 _WRITTEN = re.compile(r"\(<(image|audio|video)>\./</\1>\)|<(image|audio|video)>\./</\2>")
@@ -33,6 +44,15 @@ SPEECH_INSTRUCTIONS = {
     "transcribe:zh": "请仔细听这段音频片段，并将其内容逐字记录。\n{audio}",
 }
 """The wordings of MiniCPM-o's model card."""
+SPEAKING_PROMPTS = SpeakingPrompts(
+    read="Please read the text below.\n{text}",
+    read_as="{instructions}\nPlease read the text below.\n{text}",
+    reader="Clone the voice in the provided audio prompt.{audio}",
+    assistant="Clone the voice in the provided audio prompt.{audio}"
+    "As an assistant, you will speak using this voice style.",
+    template_kwargs={"use_tts_template": True},
+)
+"""The same; where the reading is to be in some manner, that is said first."""
 _PLACEHOLDERS = {name: f"(<{name}>./</{name}>)" for name in ("image", "audio", "video")}
 _OWN = {name: re.compile(rf"<{name}>\./</{name}>") for name in _PLACEHOLDERS}
 
@@ -58,6 +78,8 @@ class Processor:
         self._scale = int(preprocessor.get("scale_resolution", 448))
         self.speech_instructions = self._instructions(preprocessor)
         self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
+        given = preprocessor.get("speaking_prompts")
+        self.speaking_prompts = SPEAKING_PROMPTS if given is None else SpeakingPrompts(**given)
         self._numbered = bool(preprocessor.get("use_image_id", True))
         config_json = read_json(folder / "config.json")
         self.scales_on_device = False

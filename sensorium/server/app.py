@@ -32,9 +32,12 @@ from sensorium.server.pooling import pooling_routes
 from sensorium.server.realtime.door import realtime_routes
 from sensorium.server.responses import responses_routes
 from sensorium.server.served import Served
+from sensorium.server.speech.door import speech_routes
+from sensorium.server.speech.voice_doors import voice_routes
+from sensorium.server.speech.voices import Voices
 from sensorium.server.tokenize import tokenize_routes
 from sensorium.server.tracing import Tracer
-from sensorium.server.transcriptions import speech_routes
+from sensorium.server.transcriptions import transcription_routes
 from sensorium.server.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ def build_app(
     metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
     live = LiveService(served, config, metrics.live, clock)
     page = page_routes()
-    chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics), methods=["POST"])
+    voices = Voices(config.voice_folder, config.max_voices, served.created)
+    chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics, voices), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
     doors = [
         chat,
@@ -63,11 +67,13 @@ def build_app(
         *responses_routes(served, config, metrics),
         *messages_routes(served, config, metrics),
         *pooling_routes(served, config, metrics),
-        *speech_routes(served, config, metrics),
+        *transcription_routes(served, config, metrics),
+        *speech_routes(served, config, metrics, voices),
     ]
     routes = [
         *doors,
-        *realtime_routes(served, config, metrics),
+        *realtime_routes(served, config, metrics, voices),
+        *voice_routes(served, voices),
         *duplex_routes(served, live),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),

@@ -19,15 +19,18 @@ from sensorium.server.chat_schema import (
     Choice,
     ChunkChoice,
     Delta,
+    DeltaAudio,
     FunctionText,
+    ReplyAudio,
     ToolCall,
     ToolCallDelta,
 )
 from sensorium.server.generation import Progress, Tally
 from sensorium.server.reports import TokenBytes, report_logprobs, report_prompt_logprobs, report_timings, report_usage
 from sensorium.server.schema import ChoiceLogprobs, RequestTimings, StreamOptions, UsageReport
+from sensorium.server.speech.answers import SpokenAnswer
 from sensorium.server.sse import DONE, frame
-from sensorium.types import Prompt, PromptScored, TokenLogprob
+from sensorium.types import Finished, Prompt, PromptScored, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,16 @@ class ChatCodec:
     """One answer with its choices; see generation.Codec."""
 
     def __init__(
-        self, heading: Heading, form: AnswerForm, prompt: Prompt, tallies: Sequence[Tally], token_bytes: TokenBytes
+        self,
+        heading: Heading,
+        form: AnswerForm,
+        prompt: Prompt,
+        tallies: Sequence[Tally],
+        token_bytes: TokenBytes,
+        spoken: SpokenAnswer | None = None,
     ) -> None:
+        """spoken: the sound of the only answer, where it is heard."""
+        self._spoken = spoken
         self._heading = heading
         self._prompt = prompt
         self._tallies = tallies
@@ -101,9 +112,16 @@ class ChatCodec:
             ToolCall(id=call.id or "", function=FunctionText(name=call.name or "", arguments=call.arguments))
             for call in _joined(news.calls)
         ]
+        spoken = self._spoken
+        if spoken is not None:
+            spoken.transcript = news.content
+            spoken.keep(spoken)
         message = AssistantReply(
             role=self._heading.role,
-            content=news.content if news.content or not (calls or news.reasoning) else None,
+            content=news.content if not spoken and (news.content or not (calls or news.reasoning)) else None,
+            audio=None
+            if spoken is None
+            else ReplyAudio(id=spoken.id, data=spoken.data, expires_at=spoken.expires_at, transcript=spoken.transcript),
             tool_calls=calls or UNSET,
             reasoning=news.reasoning or None,
             reasoning_content=news.reasoning or None,
@@ -127,33 +145,36 @@ class ChatCodec:
         opened: list[bytes] = []
         for answer in self.answers:
             delta = Delta(role=self._heading.role, content="")
+            if self._spoken is not None:
+                delta = Delta(role=self._heading.role, audio=DeltaAudio(id=self._spoken.id, transcript=""))
             opened.append(self._chunk([ChunkChoice(index=answer.index, delta=delta)], self._usage_if_asked(), **shown))
             shown = {}
         return opened
 
     def news(self, numbers: Collection[int]) -> list[bytes]:
-        choices = [self._chunk_choice(self.answers[number]) for number in numbers]
-        return [self._chunk([choice], self._usage_if_asked()) for choice in choices if choice is not None]
+        choices = [choice for number in numbers for choice in self._chunk_choices(self.answers[number])]
+        return [self._chunk([choice], self._usage_if_asked()) for choice in choices]
 
     def ending(self) -> list[bytes]:
         if not self._heading.usage.include_usage:
             return [DONE]
         return [self._chunk([], self._usage(), metrics=self._timings()), DONE]
 
-    def _chunk_choice(self, answer: Answer) -> ChunkChoice | None:
-        """What is new in an answer; None if that is nothing a client could see."""
+    def _chunk_choices(self, answer: Answer) -> list[ChunkChoice]:
+        """What is new in an answer, of which clients see something."""
         news, finished = answer.take_news(), answer.finished
         logprobs = self._logprobs(news)
         ids = news.token_ids if self._heading.token_ids else []
+        heard = [ChunkChoice(index=answer.index, delta=Delta(audio=audio)) for audio in self._heard(news, finished)]
         if not (news.content or news.reasoning or news.calls or ids) and logprobs is None and finished is None:
-            return None
+            return heard
         delta = Delta(
-            content=news.content or UNSET,
+            content=(news.content if self._spoken is None else "") or UNSET,
             reasoning=news.reasoning or UNSET,
             reasoning_content=news.reasoning or UNSET,
             tool_calls=[_call_delta(piece) for piece in news.calls] or UNSET,
         )
-        return ChunkChoice(
+        written = ChunkChoice(
             index=answer.index,
             delta=delta,
             logprobs=logprobs,
@@ -161,6 +182,22 @@ class ChatCodec:
             stop_reason=finished.stop_reason if finished else UNSET,
             token_ids=ids if self._heading.token_ids else UNSET,
         )
+        return [*heard, written]
+
+    def _heard(self, news: News, finished: Finished | None) -> list[DeltaAudio]:
+        """What is new of an answer that is spoken: its words, its sound, and at its end how long it may be named."""
+        spoken, deltas = self._spoken, list[DeltaAudio]()
+        if spoken is None:
+            return deltas
+        if news.content:
+            spoken.transcript += news.content
+            deltas.append(DeltaAudio(transcript=news.content))
+        if data := spoken.take_sound():
+            deltas.append(DeltaAudio(data=data))
+        if finished is not None:
+            spoken.keep(spoken)
+            deltas.append(DeltaAudio(expires_at=spoken.expires_at))
+        return deltas
 
     def _chunk(self, choices: list[ChunkChoice], usage: UsageReport | UnsetType | None, **more: Any) -> bytes:
         heading = self._heading

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sensorium.config import ServerConfig
-from sensorium.errors import RequestError
+from sensorium.errors import RequestError, UnsupportedError
 from sensorium.params import SamplingParams
 from sensorium.server.answer_form import AnswerForm
 from sensorium.server.beams import check_beams
@@ -19,6 +19,7 @@ from sensorium.server.media_rules import check_media_options, check_template
 from sensorium.server.messages import Reading, read_messages
 from sensorium.server.sampling import check_logprobs, to_rule, to_sampling
 from sensorium.server.schema import refuse_foreign
+from sensorium.server.speech.voices import require_speech
 from sensorium.server.tools import Named, ToolPlan, plan_tools
 from sensorium.types import ChatOptions, Message
 
@@ -33,6 +34,9 @@ _told: set[str] = set()
 def check(request: ChatRequest, client: EngineClient, config: ServerConfig) -> None:
     """What the types cannot say: fields that make sense only together, or only for some servers."""
     _check_together(request)
+    if speaks(request):
+        require_speech(client, "modalities")
+        _check_spoken(request)
     refuse_foreign(request)
     for name in WITHOUT_EFFECT:
         if getattr(request, name) is not None and name not in _told:
@@ -75,8 +79,7 @@ def _check_together(request: ChatRequest) -> None:
         "tools": (request.tools == [], "must not be empty; leave it out instead"),
         "tool_choice": (request.tools is None and request.tool_choice not in (None, "none"), "only with tools"),
         "parallel_tool_calls": (request.parallel_tool_calls is False and request.tools is None, "only with tools"),
-        "modalities": ("audio" in (request.modalities or ()), "an answer in speech is not supported by this server"),
-        "audio": (request.audio is not None, "an answer in speech is not supported by this server"),
+        "audio": (request.audio is not None and not speaks(request), "only with modalities that name audio"),
         "add_special_tokens": (
             bool(request.add_special_tokens),
             "a conversation has the special tokens of its chat template",
@@ -89,16 +92,43 @@ def _check_together(request: ChatRequest) -> None:
             raise RequestError(f"{name}: {reason}", param=name)
 
 
+def speaks(request: ChatRequest) -> bool:
+    """Whether the answer is to be heard."""
+    return "audio" in (request.modalities or ())
+
+
+def _check_spoken(request: ChatRequest) -> None:
+    """What an answer that is heard cannot be."""
+    form = request.audio.format if request.audio else None
+    wrong = {
+        "n": ((request.n or 1) > 1, "one answer is spoken at a time"),
+        "use_beam_search": (bool(request.use_beam_search), "an answer of beams is not spoken"),
+        "tools": (
+            bool(request.tools) and request.tool_choice != "none",
+            "a spoken answer calls no tools here; leave audio out of modalities, or use /v1/realtime",
+        ),
+        "audio.format": (
+            bool(request.stream) and form not in (None, "pcm16"),
+            "a stream has pcm16; other formats come with a whole answer, or from /v1/audio/speech",
+        ),
+    }
+    for name, (is_wrong, reason) in wrong.items():
+        if is_wrong:
+            raise UnsupportedError(f"{name}: {reason}", param=name)
+
+
 # ---- the prompt ---------------------------------------------------------------------------------------------------
 
 
-def to_messages(request: ChatRequest, config: ServerConfig = _DEFAULTS) -> list[Message]:
-    """The conversation, its media as references that carry their place for error messages."""
+def to_messages(
+    request: ChatRequest, config: ServerConfig = _DEFAULTS, recall: Callable[[str], str | None] = lambda ident: None
+) -> list[Message]:
+    """The conversation, its media as references that carry their place for error messages. recall: see Reading."""
     loading: dict[str, dict[str, Any]] = {
         modality: {name: value for name, value in options.items() if value is not None}
         for modality, options in (request.media_io_kwargs or {}).items()
     }
-    return read_messages(request.messages, Reading(loading, config.allow_unknown_fields))
+    return read_messages(request.messages, Reading(loading, config.allow_unknown_fields, recall))
 
 
 def to_options(

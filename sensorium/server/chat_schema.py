@@ -26,6 +26,7 @@ from sensorium.server.schema import (
     Truncation,
     UsageReport,
 )
+from sensorium.server.speech.schema import VoiceChoice
 
 _PART = {
     "type": "object",
@@ -80,6 +81,13 @@ class NamedFunction(Input, kw_only=True):
 class NamedTool(Input, kw_only=True):
     function: NamedFunction
     type: Literal["function"] = "function"
+
+
+class AudioChoice(Input, kw_only=True):
+    """How a spoken answer sounds. format: wav by default, in a stream pcm16; pcm16 is mono at 24 kHz."""
+
+    voice: VoiceChoice | None = None
+    format: Literal["wav", "aac", "mp3", "flac", "opus", "pcm16"] | None = None
 
 
 class HarmlessFields(SamplingFields, kw_only=True):
@@ -158,8 +166,9 @@ class ChatRequest(HarmlessFields, kw_only=True):
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
     stream_interval: StreamInterval | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
-    audio: Any = None
+    modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
+    """With audio the answer is spoken; its text is the transcript of the sound."""
+    audio: AudioChoice | None = None
 
 
 UNSUPPORTED = {
@@ -191,12 +200,21 @@ class ToolCallDelta(Struct, kw_only=True):
     function: FunctionText
 
 
+class ReplyAudio(Struct, kw_only=True):
+    """data: base64. A later message of the assistant may name the id in place of the transcript, until expires_at."""
+
+    id: str
+    data: str
+    expires_at: int
+    transcript: str
+
+
 class AssistantReply(Struct, kw_only=True):
     role: str
     content: str | None
     refusal: None = None
     annotations: None = None
-    audio: None = None
+    audio: ReplyAudio | None = None
     function_call: None = None
     tool_calls: list[ToolCall] | UnsetType = UNSET
     reasoning: str | None = None
@@ -230,12 +248,20 @@ class ChatCompletion(Struct, kw_only=True):
     metrics: RequestTimings | UnsetType = UNSET
 
 
+class DeltaAudio(Struct, kw_only=True):
+    id: str | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+    transcript: str | UnsetType = UNSET
+    expires_at: int | UnsetType = UNSET
+
+
 class Delta(Struct, kw_only=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    audio: DeltaAudio | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, kw_only=True):

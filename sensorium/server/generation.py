@@ -12,7 +12,7 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,12 +21,13 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from sensorium.engine.marks import mark
-from sensorium.errors import RequestError, SensoriumError
+from sensorium.errors import EngineError, RequestError, SensoriumError
 from sensorium.server.errors import ClientGone
 from sensorium.server.fleet import Fleet
 from sensorium.server.metrics import Metrics
 from sensorium.server.sse import EventStream, failure_frames
 from sensorium.types import (
+    SOUND_RATE,
     ChatOptions,
     Event,
     Failed,
@@ -37,6 +38,8 @@ from sensorium.types import (
     Prompt,
     PromptScored,
     SamplingParams,
+    Sound,
+    SpeechOptions,
     TextDelta,
     Timings,
 )
@@ -102,6 +105,8 @@ class Job:
     sampling: SamplingParams
     pooling: PoolingParams | None = None
     """Given, a vector is wanted and sampling does not matter."""
+    speech: SpeechOptions | None = None
+    """Given, the answer is spoken too."""
 
 
 @dataclass(slots=True)
@@ -109,6 +114,8 @@ class Tally:
     """How far a job has come."""
 
     tokens: int = 0
+    sound_bytes: int = 0
+    """Of 16-bit samples at SOUND_RATE."""
     submitted_s: float = 0.0
     last_s: float | None = None
     """When the latest tokens came."""
@@ -193,14 +200,17 @@ class Generation:
         jobs: Sequence[Job],
         *,
         interval: int | None = None,
+        hear: Callable[[int, Sound], None] | None = None,
     ) -> None:
-        """interval: least tokens of a piece of a stream but the first and the last; the engine's own is its floor."""
+        """interval: least tokens of a piece of a stream but the first and the last; the engine's own is its floor.
+        hear: is told the sound of jobs that are spoken, as codecs are told events."""
         self.tallies = [Tally() for _ in jobs]
         self._gathered = Gathered(max(interval or 1, client.config.stream_interval))
         self._client = client
         self._metrics = metrics
         self._origin = origin
         self._jobs = jobs
+        self._hear = hear
         self._launched = self._failed = False
         self._vectors: dict[int, np.ndarray] = {}
 
@@ -250,6 +260,7 @@ class Generation:
                 namespace=self._origin.namespace,
                 priority=self._origin.priority,
                 pooling=job.pooling,
+                speech=job.speech,
             )
 
         fleet = Fleet(submit, len(self._jobs), self._client.config.max_num_seqs)
@@ -301,9 +312,23 @@ class Generation:
             _mark(event.timings, tally.submitted_s, str(number))
         elif isinstance(event, Pooled):
             self._vectors[number] = event.data
+        elif isinstance(event, Sound):
+            self._take_sound(number, event, now)
         if codec is not None and isinstance(event, TextDelta | PromptScored | Finished):
             for ready in self._gathered.take(number, event):
                 codec.take(number, ready)
+
+    def _take_sound(self, number: int, event: Sound, now: float) -> None:
+        tally = self.tallies[number]
+        if event.pcm:
+            first_s = None if tally.sound_bytes else now - tally.submitted_s
+            tally.sound_bytes += len(event.pcm)
+            self._metrics.spoke(len(event.pcm) / 2 / SOUND_RATE, first_s)
+        if event.ended == "failed":
+            self._failed = True
+            raise EngineError(f"the answer could not be spoken: {event.message}")
+        if self._hear is not None:
+            self._hear(number, event)
 
     def _account(self) -> None:
         """Write down how the request ended."""

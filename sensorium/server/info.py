@@ -30,6 +30,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
             created=served.created,
             max_model_len=client.max_model_len,
             modalities=["text", *client.modalities],
+            capabilities=["speech"] if client.can_sound else [],
             permission=[ModelPermission(id=f"modelperm-{name}", created=served.created)],
         )
 

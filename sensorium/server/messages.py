@@ -9,7 +9,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
@@ -52,6 +52,8 @@ class Reading:
 
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     allow_unknown: bool = False
+    recall: Callable[[str], str | None] = lambda ident: None
+    """The transcript of a spoken answer by its id; None for one that is not known any more."""
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]], reading: Reading) -> list[Message]:
@@ -67,6 +69,8 @@ def _message(message: Mapping[str, Any], place: str, reading: Reading) -> Messag
         _refuse(f"{place}.role", f"must be a lower-case word such as {known}" if role is not None else "is required")
     extra = _extra(message, place)
     content = message.get("content")
+    if content is None and role == "assistant" and message.get("audio") is not None:
+        content = _spoken(message["audio"], f"{place}.audio", reading)
     if content is None and "content" not in message and not extra and role != "assistant":
         _refuse(f"{place}.content", "this field is required")
     if isinstance(content, str):
@@ -84,6 +88,17 @@ def _message(message: Mapping[str, Any], place: str, reading: Reading) -> Messag
     if role == "system" and any(isinstance(part, MediaRef) for part in read):
         log.warning("a system message holds media; many models know media in user messages only")
     return Message(role, tuple(read), extra)
+
+
+def _spoken(audio: Any, place: str, reading: Reading) -> str:
+    """What an earlier answer said, by its id; its transcript counts where that is sent too."""
+    if not _is_object(audio) or not isinstance(audio.get("id"), str):
+        _refuse(place, "must be an object with the id of a spoken answer")
+    transcript = audio.get("transcript")
+    text = transcript if isinstance(transcript, str) else reading.recall(audio["id"])
+    if text is None:
+        _refuse(f"{place}.id", "that answer is not known any more; send what it said as content")
+    return text
 
 
 def _extra(message: Mapping[str, Any], place: str) -> dict[str, Any]:

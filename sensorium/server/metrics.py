@@ -29,6 +29,7 @@ LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 
 FIRST_TOKEN_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
+FIRST_SOUND_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.5, 2, 3, 5, 10, 30, 60)
 PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TOKENS = tuple(step * 10**power for power in range(6) for step in (1, 2, 5))
 HTTP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -80,6 +81,8 @@ class Metrics(Collector):
         self.realtime_sessions = 0
         """Open now; see realtime."""
         self.live = LiveMetrics()
+        self._spoken_s = 0.0
+        self._first_sound = Histogram(FIRST_SOUND_S)
         self._finished: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._rejected: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -129,6 +132,12 @@ class Metrics(Collector):
         self._observe("request_inference_time_seconds", timings.total_s - timings.queue_s)
         if gaps > 0:
             self._observe("request_time_per_output_token_seconds", decode_s / gaps)
+
+    def spoke(self, seconds: float, first_s: float | None = None) -> None:
+        """Count sound; first_s: with the first of a request, how long after its arrival that came."""
+        self._spoken_s += seconds
+        if first_s is not None:
+            self._first_sound.observe(max(0.0, first_s))
 
     def answered_prompt(self, longest: int) -> None:
         """Count a prompt all of whose answers have ended; tokens of the longest."""
@@ -187,6 +196,9 @@ class Metrics(Collector):
         yield make.counter("request_errors", "HTTP requests that ended in an error", _one_label(self._errors), "code")
         yield make.gauge("realtime_sessions", "Open realtime sessions", self.realtime_sessions)
         yield from self.live.collect(make)
+        yield make.counter("audio_seconds", "Seconds of speech made for requests", self._spoken_s)
+        text = "Arrival of a request to its first sound"
+        yield make.histogram("time_to_first_sound_seconds", text, FIRST_SOUND_S, self._first_sound.freeze())
         text = "How late the event loop of the server is"
         yield make.histogram("event_loop_lag_seconds", text, BOUNDS_S, self.lag.histogram.freeze())
 

@@ -19,22 +19,32 @@ OVERHEAD_BYTES = 1 << 20
 """What the fields and the borders of a form may add to its file."""
 
 
-async def read_form(scope: Scope, receive: Receive, max_file_bytes: int) -> tuple[dict[str, Any], bytes | None]:
-    """Fields by name (names ending in [] as lists), and the content of `file`. Raises RequestError, HttpError."""
+async def read_form(
+    scope: Scope,
+    receive: Receive,
+    max_file_bytes: int,
+    upload: str = "file",
+    too_large: RequestError | None = None,
+) -> tuple[dict[str, Any], bytes | None]:
+    """Fields by name (names ending in [] as lists), and the content of the file. Raises RequestError, HttpError.
+
+    upload: what the file must be called. too_large: raised for one of more bytes.
+    """
     kind, options = parse_options_header(Headers(scope=scope).get("content-type", ""))
     if kind != b"multipart/form-data":
         raise HttpError(415, "unsupported_media_type", "the body must be sent as multipart/form-data")
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:
         raise RequestError("the form has no boundary", param="body")
-    form = _Form(boundary, max_file_bytes)
+    too_large = too_large or _too_large(max_file_bytes)
+    form = _Form(boundary, max_file_bytes, upload, too_large)
     pieces = read_pieces(scope, receive, max_file_bytes + OVERHEAD_BYTES)
     try:
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 form.feed(piece)
     except TooLargeError:
-        raise _too_large(max_file_bytes) from None
+        raise too_large from None
     except FormParserError:
         raise RequestError("the form is not well formed", param="body") from None
     if not form.ended:
@@ -45,7 +55,8 @@ async def read_form(scope: Scope, receive: Receive, max_file_bytes: int) -> tupl
 class _Form:
     """Takes the body piece by piece."""
 
-    def __init__(self, boundary: bytes, max_file_bytes: int) -> None:
+    def __init__(self, boundary: bytes, max_file_bytes: int, upload: str, too_large: RequestError) -> None:
+        self._upload, self._too_large = upload, too_large
         self.fields: dict[str, Any] = {}
         self.file: bytes | None = None
         self.ended = False
@@ -94,14 +105,14 @@ class _Form:
         self._value.clear()
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if self._is_file and self._name != "file":
-            raise RequestError(f"{self._name[:100]}: the upload must be called file", param=self._name)
-        if not self._is_file and self._name == "file":
-            raise HttpError(422, "invalid_request", "file: must be an upload, not a text")
+        if self._is_file and self._name != self._upload:
+            raise RequestError(f"{self._name[:100]}: the upload must be called {self._upload}", param=self._name)
+        if not self._is_file and self._name == self._upload:
+            raise HttpError(422, "invalid_request", f"{self._upload}: must be an upload, not a text")
         self._data += data[start:end]
         if len(self._data) > (self._max_file_bytes if self._is_file else MAX_FIELD_BYTES):
             if self._is_file:
-                raise _too_large(self._max_file_bytes)
+                raise self._too_large
             raise RequestError(f"{self._name[:100]}: longer than {MAX_FIELD_BYTES} bytes", param=self._name)
 
     def _end(self) -> None:

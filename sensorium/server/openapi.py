@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from sensorium import __version__
+from sensorium.media.encode import SoundFormat, media_type
 from sensorium.server.anthropic import CountRequest, MessageOut, MessagesRequest, TokenCountOut
 from sensorium.server.chat_schema import ChatChunk, ChatCompletion, ChatRequest
 from sensorium.server.completions import Completion, CompletionRequest
@@ -23,6 +24,15 @@ from sensorium.server.pooling_schema import (
 )
 from sensorium.server.responses_schema import Response, ResponsesRequest
 from sensorium.server.schema import ModelCard, ModelList
+from sensorium.server.speech.schema import (
+    CreateSpeech,
+    CreateVoice,
+    SpeechDelta,
+    SpeechDone,
+    VoiceCard,
+    VoiceDeleted,
+    VoiceList,
+)
 from sensorium.server.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from sensorium.server.transcriptions import SpeechRequest, Transcript
 
@@ -60,6 +70,8 @@ _POSTS: dict[str, tuple[str, Any, Any]] = {
     **dict.fromkeys(("/score", "/v1/score"), ("How alike texts are", ScoreRequest, Scores)),
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), ("Order documents for a query", RerankRequest, Ranking)),
 }
+_SPEECH = {CreateSpeech, SpeechDelta, SpeechDone, CreateVoice, VoiceCard, VoiceList, VoiceDeleted}
+_SOUNDS = sorted(map(media_type, get_args(SoundFormat)))
 _FORMS = {"/v1/audio/transcriptions": "Write down speech", "/v1/audio/translations": "Write down speech in English"}
 _GETS: dict[str, tuple[str, str, Any]] = {
     "/v1/models": ("The model served", "A list, one entry for each of its names", ModelList),
@@ -74,7 +86,8 @@ _GETS: dict[str, tuple[str, str, Any]] = {
 def describe_api() -> dict[str, Any]:
     """An OpenAPI 3.1 document as a dict."""
     types = {kind for _, *kinds in (*_POSTS.values(), *_GETS.values()) for kind in kinds if isinstance(kind, type)}
-    ordered = sorted(types | {ChatChunk, SpeechRequest, Transcript, ErrorBody}, key=lambda kind: kind.__qualname__)
+    types |= {ChatChunk, SpeechRequest, Transcript, ErrorBody, *_SPEECH}
+    ordered = sorted(types, key=lambda kind: kind.__qualname__)
     references, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     known = dict(zip(ordered, references, strict=True))
     failures = {status: _response(text, known[ErrorBody]) for status, text in _ERRORS.items()}
@@ -85,6 +98,7 @@ def describe_api() -> dict[str, Any]:
         paths[path] = {"post": {"summary": summary, "requestBody": _body(given), "responses": answers}}
     chat = paths["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
     chat["text/event-stream"] = {"schema": known[ChatChunk]}
+    paths.update(_speech_paths(known, failures))
     for path, summary in _FORMS.items():
         answers = {"200": _response("The text", known[Transcript]), **failures}
         body = _body(known[SpeechRequest], "multipart/form-data")
@@ -109,6 +123,32 @@ def describe_api() -> dict[str, Any]:
         "security": [{"key": []}, {}],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _speech_paths(known: dict[Any, Any], failures: dict[str, Any]) -> dict[str, Any]:
+    """Text read aloud, and the voices for it."""
+    sound: dict[str, Any] = {name: {"schema": {"type": "string", "format": "binary"}} for name in _SOUNDS}
+    sound["text/event-stream"] = {"schema": {"anyOf": [known[SpeechDelta], known[SpeechDone]]}}
+    spoken: dict[str, Any] = {"200": {"description": "The sound, as it is made", "content": sound}, **failures}
+    created = {"200": _response("The voice", known[VoiceCard]), **failures}
+    refusals = {status: failures[status] for status in ("400", *_SIMPLE)}
+    gone = {"200": _response("That it is gone", known[VoiceDeleted]), **refusals, "403": failures["400"]}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    upload: dict[str, Any] = {"properties": {"audio_sample": {"type": "string", "format": "binary"}}}
+    form = {"allOf": [known[CreateVoice], upload]}
+    speak = {"summary": "Read a text aloud", "requestBody": _body(known[CreateSpeech]), "responses": spoken}
+    add = {"summary": "Make a voice of a recording", "requestBody": _body(form, "multipart/form-data")}
+    return {
+        "/v1/audio/speech": {"post": speak},
+        "/v1/audio/voices": {
+            "get": _get("The voices to speak in", _response("A list", known[VoiceList]), refusals),
+            "post": {**add, "responses": created},
+        },
+        "/v1/audio/voices/{name}": {
+            "parameters": [name],
+            "delete": {"summary": "Forget a voice", "responses": gone},
+        },
     }
 
 

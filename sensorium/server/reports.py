@@ -17,18 +17,26 @@ from sensorium.server.schema import (
     TopLogprob,
     UsageReport,
 )
-from sensorium.types import Prompt, TokenLogprob
+from sensorium.types import SOUND_RATE, Prompt, TokenLogprob
 
 TokenBytes = Callable[[int], bytes]
 LEAST = -9999.0
 """JSON has no minus infinity."""
+CODES_PER_S = 25
+"""Of the speech LM: they are the tokens of sound."""
+
+
+def audio_tokens(sound_bytes: int) -> int:
+    """Of 16-bit samples at SOUND_RATE."""
+    return round(sound_bytes / 2 / SOUND_RATE * CODES_PER_S)
 
 
 def report_usage(
     tallies: Sequence[Tally], prompts: Sequence[Prompt], *, reasoning: int = 0, details: bool = True
 ) -> UsageReport:
     """Tokens of all choices so far; each prompt counts once."""
-    completion = sum(tally.tokens for tally in tallies)
+    spoken = audio_tokens(sum(tally.sound_bytes for tally in tallies))
+    completion = sum(tally.tokens for tally in tallies) + spoken
     prompts = distinct(prompts)
     total = sum(len(prompt.ids) for prompt in prompts)
     media: dict[str, int] = {}
@@ -47,7 +55,7 @@ def report_usage(
         multimodal_tokens=media,
         created_cache_tokens=written,
     )
-    hidden = CompletionTokensDetails(reasoning)
+    hidden = CompletionTokensDetails(reasoning, spoken)
     return UsageReport(total, completion, total + completion, found if details else None, hidden)
 
 

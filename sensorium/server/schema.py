@@ -192,6 +192,8 @@ class PromptTokensDetails(Struct):
 
 class CompletionTokensDetails(Struct):
     reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    """Codes of the sound, 25 a second; completion_tokens counts them too."""
 
 
 class UsageReport(Struct):
@@ -238,6 +240,8 @@ class ModelCard(Struct, kw_only=True):
     parent: str | None = None
     max_model_len: int
     modalities: list[str]
+    capabilities: list[str]
+    """speech: answers and texts can be heard."""
     permission: list[ModelPermission]
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events, written as raw ASGI messages."""
+"""Answers that are sent as they are made: server-sent events, or bytes; written as raw ASGI messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ STUCK_S = 30.0
 """A client that takes nothing for so long is given up."""
 TICK_S = 5.0
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -40,10 +39,16 @@ class EventStream:
     """One response. Used as a context: whatever is raised inside is told to the client as the last frames."""
 
     def __init__(
-        self, send: Send, keep_alive_s: float, failure: Callable[[BaseException], bytes] = failure_frames
+        self,
+        send: Send,
+        keep_alive_s: float,
+        failure: Callable[[BaseException], bytes] | None = failure_frames,
+        media_type: str = "text/event-stream; charset=utf-8",
     ) -> None:
-        """keep_alive_s: silence after which a comment is sent, so that proxies keep the connection; 0 is never."""
+        """keep_alive_s: silence after which a comment is sent, so that proxies keep the connection; 0 is never.
+        failure: the last frames for what was raised; without, the answer breaks off."""
         self._send = send
+        self._media_type = media_type
         self._keep_alive_s = keep_alive_s
         self._failure = failure
         self._loop = asyncio.get_running_loop()
@@ -51,7 +56,8 @@ class EventStream:
         self._sending = self._stuck = self._ended = False
 
     async def __aenter__(self) -> EventStream:
-        await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        headers = [(b"content-type", self._media_type.encode()), *_HEADERS]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._writer = asyncio.current_task()
         self._tending = asyncio.create_task(self._tend())
         return self
@@ -60,7 +66,7 @@ class EventStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tending.cancel()
-        if error is not None and not isinstance(error, ClientGone) and not self._ended:
+        if error is not None and not isinstance(error, ClientGone) and not self._ended and self._failure is not None:
             last = self._failure(error)
             with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._send({"type": "http.response.body", "body": last}), 1.0)

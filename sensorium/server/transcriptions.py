@@ -141,7 +141,7 @@ class TranscriptChunk(Struct, kw_only=True):
     usage: DurationUsage | UnsetType = UNSET
 
 
-def speech_routes(served: Served, config: ServerConfig, metrics: Metrics) -> list[Route]:
+def transcription_routes(served: Served, config: ServerConfig, metrics: Metrics) -> list[Route]:
     return [Route(path, Speech(served, config, metrics, task), methods=["POST"]) for path, task in TASKS.items()]
 
 

@@ -283,7 +283,7 @@ FORMS: Table = {
     "H-154 a list of temperatures": upload(form({"temperature": "[0, 1]"}, WAV)),
     "H-154 an unknown measure": upload(form({"timestamp_granularities[]": "x" * 1000}, WAV)),
     "H-155 1 MB to speak": Case(
-        lambda _: {"input": "a" * (1 << 20), "voice": "x", "speed": 0}, 501, path="/v1/audio/speech"
+        lambda _: {"input": "a" * (1 << 20), "voice": "x", "speed": 0}, 404, path="/v1/audio/speech"
     ),
 }
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from minicpm.speaking import speaking_checkpoint
 from server.live import Live, serve
+from server.samples import sound
 
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.engine.client import EngineClient
@@ -27,6 +29,29 @@ def engine() -> Iterator[EngineClient]:
     )
     with EngineClient(config) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def spoken_engine(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
+    """A very small random model that speaks, with a voice of its own."""
+    folder = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+    (folder / "assets" / "HT_ref_audio.wav").write_bytes(sound(3.0))
+    config = EngineConfig(
+        model=str(folder),
+        max_model_len=1024,
+        max_num_seqs=8,
+        kv_cache_bytes=64 << 20,
+        init_tts=True,
+        codec_config={"n_timesteps": 2},
+    )
+    with EngineClient(config) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def speaking(spoken_engine: EngineClient) -> Iterator[Live]:
+    with serve(spoken_engine, served_model_name="tiny") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The snippets of README.md, http-api.md, doors.md and realtime.md run, one after the other, against a live server."""
+"""The snippets of README.md, http-api.md, doors.md, realtime.md and speaking.md run against a live server, in order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from server.bodies import PNG_URL
 from server.conftest import ROOT
 from server.live import Live
+from server.samples import sound
 
 
 @pytest.mark.parametrize(("page", "count"), [("http-api.md", 4), ("doors.md", 5), ("realtime.md", 1)])
@@ -22,6 +23,17 @@ def test_the_snippets_run(live: Live, page: str, count: int):
     for name in ("client", "claude"):
         if name in names:
             names[name].close()  # type: ignore[attr-defined]
+
+
+def test_the_snippets_about_speaking_run(speaking: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "anna.wav").write_bytes(sound(3.0))
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "speaking.md").read_text(), re.DOTALL)
+    assert len(snippets) == 3
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        exec(snippet.replace("http://127.0.0.1:8000", speaking.url), names)
+    names["client"].close()  # type: ignore[attr-defined]
 
 
 def test_the_snippets_of_the_first_page_run(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,133 +18,20 @@ from sensorium.server.chat_answer import Answer, CallPiece
 from sensorium.server.errors import describe
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, Unwritten, prepare_chat
 from sensorium.server.metrics import Metrics
-from sensorium.server.realtime.conversation import Item, Status, made_id, to_messages
+from sensorium.server.realtime.conversation import Item, made_id, to_messages
 from sensorium.server.realtime.schema import FunctionChoice
 from sensorium.server.realtime.session import Answers
+from sensorium.server.realtime.writer import Response, Writer
 from sensorium.server.reports import report_usage
+from sensorium.server.speech.spoken import Reading, spoken_messages, spoken_options, with_reply
+from sensorium.server.speech.voices import Picked, Voices
 from sensorium.server.tools import Named, ToolPlan, plan_tools
-from sensorium.types import ChatOptions, Prompt, PromptScored
+from sensorium.types import ChatOptions, Prompt, PromptScored, Sound, SpeechOptions
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
 
 log = logging.getLogger(__name__)
-Tell = Callable[..., Awaitable[None]]
-"""Sends an event: its type, and its fields by name."""
-
-
-@dataclass(slots=True)
-class Response:
-    """As clients see it. `add` puts a finished item into the conversation, or nowhere."""
-
-    id: str
-    conversation_id: str | None
-    metadata: dict[str, str] | None
-    max_output_tokens: Any
-    status: str = "in_progress"
-    status_details: dict[str, Any] | None = None
-    output: list[Item] = field(default_factory=list[Item])
-    usage: dict[str, Any] | None = None
-
-    def told(self) -> dict[str, Any]:
-        return {
-            "object": "realtime.response",
-            "id": self.id,
-            "status": self.status,
-            "status_details": self.status_details,
-            "output": [item.told() for item in self.output],
-            "conversation_id": self.conversation_id,
-            "output_modalities": ["text"],
-            "max_output_tokens": self.max_output_tokens,
-            "usage": self.usage,
-            "metadata": self.metadata,
-        }
-
-
-class Writer:
-    """Tells the growth of one answer: a message where there is text, and an item for each call."""
-
-    def __init__(self, response: Response, tell: Tell, add: Callable[[Item], str | None]) -> None:
-        """add: puts an item into the conversation and returns what is before it."""
-        self._response = response
-        self._tell = tell
-        self._add = add
-        self._text = ""
-        self._open: Item | None = None
-
-    async def write(self, text: str, calls: Sequence[CallPiece]) -> None:
-        if text:
-            if self._open is None or self._open.type != "message":
-                await self._begin(Item(made_id("item"), "message", "assistant", "in_progress"))
-                await self._say("response.content_part.added", part={"type": "text", "text": ""})
-            self._text += text
-            await self._say("response.output_text.delta", delta=text)
-        for call in calls:
-            if call.name is not None:
-                known = {"call_id": call.id or made_id("call"), "name": call.name, "arguments": ""}
-                await self._begin(Item(made_id("item"), "function_call", status="in_progress", call=known))
-            if call.arguments and self._open is not None:
-                self._open.call["arguments"] += call.arguments
-                await self._tell(
-                    "response.function_call_arguments.delta",
-                    **self._place(),
-                    call_id=self._open.call["call_id"],
-                    delta=call.arguments,
-                )
-
-    async def end(self, status: Status = "completed") -> None:
-        """Close what is open; an answer without anything is an empty message."""
-        if not self._response.output and status == "completed":
-            await self._begin(Item(made_id("item"), "message", "assistant", "in_progress"))
-            await self._say("response.content_part.added", part={"type": "text", "text": ""})
-        await self._close(status)
-
-    async def _begin(self, item: Item) -> None:
-        await self._close("completed")
-        self._open = item
-        self._response.output.append(item)
-        before = self._add(item)
-        place = len(self._response.output) - 1
-        ident = self._response.id
-        await self._tell("response.output_item.added", response_id=ident, output_index=place, item=item.told())
-        if self._response.conversation_id is not None:
-            await self._tell("conversation.item.added", previous_item_id=before, item=item.told())
-
-    async def _close(self, status: Status) -> None:
-        item, self._open = self._open, None
-        if item is None:
-            return
-        self._open = item
-        item.status = status
-        if item.type == "message":
-            item.content, item.parts = [{"type": "output_text", "text": self._text}], [self._text]
-            await self._say("response.output_text.done", text=self._text)
-            await self._say("response.content_part.done", part={"type": "text", "text": self._text})
-            self._text = ""
-        else:
-            await self._tell("response.function_call_arguments.done", **self._place(), **item.call)
-        place = self._place()
-        self._open = None
-        await self._tell(
-            "response.output_item.done",
-            response_id=place["response_id"],
-            output_index=place["output_index"],
-            item=item.told(),
-        )
-        if self._response.conversation_id is not None:
-            await self._tell("conversation.item.done", previous_item_id=None, item=item.told())
-
-    async def _say(self, kind: str, **fields: Any) -> None:
-        await self._tell(kind, **self._place(), content_index=0, **fields)
-
-    def _place(self) -> dict[str, Any]:
-        item = self._open
-        ident = item.id if item is not None else ""
-        return {
-            "response_id": self._response.id,
-            "item_id": ident,
-            "output_index": len(self._response.output) - 1,
-        }
 
 
 class _Codec(Unwritten):
@@ -152,19 +39,48 @@ class _Codec(Unwritten):
 
     def __init__(self, form: AnswerForm) -> None:
         self.answer = Answer(0, form, keep_reasoning=False)
+        self._sounds: list[tuple[bytes, bool]] = []
 
     def take(self, number: int, event: Progress) -> None:
         if not isinstance(event, PromptScored):
             self.answer.add(event)
+
+    def hear(self, number: int, event: Sound) -> None:
+        self._sounds.append((event.pcm, event.ended is not None))
+
+    def take_sound(self) -> list[tuple[bytes, bool]]:
+        """Pieces of sound, and whether each is the last one."""
+        sounds, self._sounds = self._sounds, []
+        return sounds
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """An answer that is being made. is_read_later: it is spoken once its text is whole."""
+
+    generation: Generation
+    codec: _Codec
+    prompt: Prompt
+    voice: Picked | None
+    is_read_later: bool
 
 
 class Answering:
     """Makes responses for one connection."""
 
     def __init__(
-        self, client: Callable[[], EngineClient], config: ServerConfig, metrics: Metrics, origin: Origin
+        self,
+        client: Callable[[], EngineClient],
+        config: ServerConfig,
+        metrics: Metrics,
+        origin: Origin,
+        voices: Voices,
+        owner: str,
     ) -> None:
+        """owner: whose voices answers may have."""
         self._client = client
+        self._voices = voices
+        self._owner = owner
         self._config = config
         self._metrics = metrics
         self._origin = origin
@@ -182,19 +98,19 @@ class Answering:
             choice = "none"  # a session may carry tools for the responses that name them
         return plan_tools(functions, choice, self._config, parallel=answers.parallel_tool_calls)
 
-    async def answer(
-        self, response: Response, answers: Answers, items: list[Item], writer: Writer, *, cut: bool
-    ) -> None:
+    async def voice(self, answers: Answers, place: str = "session.audio.output.voice") -> Picked | None:
+        """Whom an answer sounds like; None for one that is read. Raises RequestError naming `place`."""
+        if not answers.speaks:
+            return None
+        return await self._voices.pick(answers.voice, self._owner, self._client(), place)
+
+    async def answer(self, response: Response, items: list[Item], writer: Writer, *, cut: bool) -> None:
         """Generate it, and set what became of it. cut: leave out the oldest items where there are too many."""
-        response.status, tallies, prompt = "completed", [], None
+        response.status, making = "completed", None
         try:
-            generation, codec, prompt = await self._begin(answers, items, cut=cut)
-            tallies = generation.tallies
-            async with contextlib.aclosing(generation.events(codec)) as events:
-                async for _ in events:
-                    news = codec.answer.take_news()
-                    await writer.write(news.content, news.calls)
-            if codec.answer.finish_reason == "length":
+            making = await self._begin(response.answers, items, cut=cut)
+            await self._tell(making, writer)
+            if making.codec.answer.finish_reason == "length":
                 response.status = "incomplete"
                 response.status_details = {"type": "incomplete", "reason": "max_output_tokens"}
         except asyncio.CancelledError:
@@ -208,11 +124,42 @@ class Answering:
             reason = {"type": body.error.type, "code": body.error.code, "message": body.error.message}
             response.status_details = {"type": "failed", "error": reason}
         finally:
-            if prompt is not None:
-                response.usage = _usage(tallies, prompt)
+            if making is not None:
+                response.usage = _usage(making.generation.tallies, making.prompt)
 
-    async def _begin(self, answers: Answers, items: list[Item], *, cut: bool) -> tuple[Generation, _Codec, Prompt]:
+    async def _tell(self, making: _Making, writer: Writer) -> None:
+        """What is generated, as it comes. Where calls may be among it, its text is spoken once that is whole."""
+        codec, reads = making.codec, making.is_read_later
+        text, calls = "", list[CallPiece]()
+        async with contextlib.aclosing(making.generation.events(codec)) as events:
+            async for _ in events:
+                news = codec.answer.take_news()
+                text += news.content
+                calls += news.calls if reads else ()
+                await writer.write(news.content, () if reads else news.calls)
+                for pcm, last in codec.take_sound():
+                    await writer.sound(pcm, last=last)
+        if reads and text.strip():
+            await self._read(making, text.strip(), writer)
+        await writer.write("", calls)
+
+    async def _read(self, making: _Making, text: str, writer: Writer) -> None:
+        """Speak an answer that is there already."""
+        client, voice = self._client(), making.voice
+        assert voice is not None
+        prompt, num_ids = with_reply(client, making.prompt, text)
+        reading = Reading(client, self._metrics, replace(self._origin, id=made_id("resp")), prompt, num_ids, voice)
+        try:
+            async with contextlib.aclosing(reading.sound()) as pieces:
+                async for pcm in pieces:
+                    await writer.sound(pcm, last=False)
+        finally:
+            making.generation.tallies[0].sound_bytes = reading.tally.sound_bytes
+        await writer.sound(b"", last=True)
+
+    async def _begin(self, answers: Answers, items: list[Item], *, cut: bool) -> _Making:
         client = self._client()
+        voice = await self.voice(answers, "response.audio.output.voice")
         tools = self.tools(answers)
         options = ChatOptions(
             template_kwargs=self._config.default_chat_template_kwargs,
@@ -222,10 +169,10 @@ class Answering:
             tools=tools.in_prompt,
             namespace=self._origin.namespace,
         )
-        prompt = await self._prompt(answers, items, options)
+        prompt = await self._prompt(answers, items, options, voice)
         while cut and len(items) > 1 and (prompt is None or len(prompt.ids) >= client.max_model_len):
             items = _without_oldest(items)
-            prompt = await self._prompt(answers, items, options)
+            prompt = await self._prompt(answers, items, options, voice)
         if prompt is None:
             raise ContextLengthError("the conversation is longer than this model's context; delete items")
         form = AnswerForm.of(self._config, prompt, tools)
@@ -234,13 +181,21 @@ class Answering:
         if answers.max_output_tokens != "inf":
             most = min(answers.max_output_tokens, most or answers.max_output_tokens)
         sampling = replace(defaults, **{**answers.sampling, **form.demands(None, client)}, max_tokens=most)
-        origin = replace(self._origin, id=made_id("resp"))
-        return Generation(client, self._metrics, origin, [Job(prompt, sampling)]), _Codec(form), prompt
+        origin, codec = replace(self._origin, id=made_id("resp")), _Codec(form)
+        speech = None if voice is None or tools.parser is not None else SpeechOptions(voice.name)
+        job = Job(prompt, sampling, speech=speech)
+        generation = Generation(client, self._metrics, origin, [job], hear=codec.hear)
+        return _Making(generation, codec, prompt, voice, voice is not None and speech is None)
 
-    async def _prompt(self, answers: Answers, items: list[Item], options: ChatOptions) -> Prompt | None:
+    async def _prompt(
+        self, answers: Answers, items: list[Item], options: ChatOptions, voice: Picked | None
+    ) -> Prompt | None:
         """None for a conversation so long that no prompt is made of it."""
+        client, messages = self._client(), to_messages(answers.instructions, items)
+        if voice is not None:
+            messages, options = spoken_messages(client, messages, voice), spoken_options(client, options)
         try:
-            return await prepare_chat(self._client(), to_messages(answers.instructions, items), options)
+            return await prepare_chat(client, messages, options)
         except ContextLengthError:
             return None
 
@@ -255,6 +210,7 @@ def _without_oldest(items: list[Item]) -> list[Item]:
 
 def _usage(tallies: Sequence[Tally], prompt: Prompt) -> dict[str, Any]:
     report = report_usage(tallies, [prompt])
+    spoken = report.completion_tokens_details.audio_tokens
     media = prompt.media_tokens()
     pictures = media.get("image", 0) + media.get("video", 0)
     sounds = media.get("audio", 0)
@@ -269,5 +225,5 @@ def _usage(tallies: Sequence[Tally], prompt: Prompt) -> dict[str, Any]:
             "image_tokens": pictures,
             "cached_tokens": cached,
         },
-        "output_token_details": {"text_tokens": report.completion_tokens, "audio_tokens": 0},
+        "output_token_details": {"text_tokens": report.completion_tokens - spoken, "audio_tokens": spoken},
     }

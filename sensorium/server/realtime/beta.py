@@ -9,6 +9,10 @@ HEADER, SUBPROTOCOL = b"realtime=v1", "openai-beta.realtime-v1"
 RENAMED = {
     "response.output_text.delta": "response.text.delta",
     "response.output_text.done": "response.text.done",
+    "response.output_audio.delta": "response.audio.delta",
+    "response.output_audio.done": "response.audio.done",
+    "response.output_audio_transcript.delta": "response.audio_transcript.delta",
+    "response.output_audio_transcript.done": "response.audio_transcript.done",
     "conversation.item.added": "conversation.item.created",
 }
 PART_TYPES = {"output_text": "text", "output_audio": "audio"}
@@ -44,7 +48,8 @@ def _item(item: dict[str, Any]) -> dict[str, Any]:
 
 def _response(response: dict[str, Any]) -> dict[str, Any]:
     told = {name: value for name, value in response.items() if name != "output_modalities"}
-    return {**told, "modalities": response["output_modalities"], "output": [_item(item) for item in response["output"]]}
+    modalities = _modalities(response["output_modalities"])
+    return {**told, "modalities": modalities, "output": [_item(item) for item in response["output"]]}
 
 
 def _session(session: dict[str, Any]) -> dict[str, Any]:
@@ -58,12 +63,17 @@ def _session(session: dict[str, Any]) -> dict[str, Any]:
     }
     if spoken is not None:
         told |= {
-            "modalities": session["output_modalities"],
+            "modalities": _modalities(session["output_modalities"]),
             "output_audio_format": FORMATS[spoken["format"]["type"]],
             "voice": spoken["voice"],
             "max_response_output_tokens": told.pop("max_output_tokens"),
         }
     return told
+
+
+def _modalities(modalities: list[str]) -> list[str]:
+    """What is heard came with its text, which the beta named too."""
+    return ["audio", "text"] if "audio" in modalities else modalities
 
 
 Spelling = Callable[[dict[str, Any]], dict[str, Any]]

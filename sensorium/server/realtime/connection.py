@@ -14,7 +14,7 @@ import numpy as np
 
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import describe
-from sensorium.server.realtime.answers import Answering, Response, Writer
+from sensorium.server.realtime.answers import Answering
 from sensorium.server.realtime.audio import Ear, Heard, Started, Stopped, Turns, to_wav
 from sensorium.server.realtime.conversation import Conversation, Item, made_id, refusal, spoken_item
 from sensorium.server.realtime.schema import (
@@ -37,6 +37,7 @@ from sensorium.server.realtime.schema import (
 )
 from sensorium.server.realtime.session import Session
 from sensorium.server.realtime.transcripts import Transcriber
+from sensorium.server.realtime.writer import Response, Writer
 from sensorium.vad import RATE
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Connection:
         self._speaking: str | None = None
         self._active: asyncio.Task[None] | None = None
         self._reason: str | None = None
+        self._response: Response | None = None
         self._beside: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -114,7 +116,7 @@ class Connection:
                 self._forget_input()
                 await self._tell("input_audio_buffer.cleared")
             case ClearOutput():
-                raise RequestError("output_audio_buffer.clear: there is no output audio over WebSocket", param="type")
+                await self._clear_output()
             case CreateItem():
                 await self._create(event)
             case RetrieveItem(item_id=ident):
@@ -137,6 +139,10 @@ class Connection:
         if given.model is not msgspec.UNSET and given.model != before.model:
             raise RequestError("session.model: cannot change during a session", param="session.model")
         self._answering.tools(session.answers)
+        if session.answers.voice != before.answers.voice and self._conversation.is_heard:
+            reason = "session.audio.output.voice: cannot change once an answer was heard; connect again"
+            raise refusal("cannot_update_voice", reason)
+        await self._answering.voice(session.answers)
         unable = session.transcription is not None and not self._transcriber.is_able(session.transcription)
         if unable:
             session = replace(session, transcription=None)
@@ -233,7 +239,22 @@ class Connection:
             raise RequestError("item_id: only answers can be truncated", param="item_id")
         if not 0 <= event.content_index < len(item.content):
             raise RequestError("content_index: there is no such part", param="content_index")
-        raise RequestError("audio_end_ms: that answer has no sound", param="audio_end_ms")
+        if item.sound_ms is None:
+            raise RequestError("audio_end_ms: that answer has no sound", param="audio_end_ms")
+        if item.status == "in_progress":
+            raise RequestError("item_id: that answer is still being made; cancel it first", param="item_id")
+        if event.audio_end_ms > item.sound_ms:
+            reason = f"audio_end_ms: that answer has {item.sound_ms} ms of sound"
+            raise RequestError(reason, param="audio_end_ms")
+        item.cut(event.audio_end_ms)
+        told = {"content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
+        await self._tell("conversation.item.truncated", item_id=item.id, **told)
+
+    async def _clear_output(self) -> None:
+        """What was sent is with the client; more of it is not made."""
+        active = self._response
+        self._stop("client_cancelled")
+        await self._tell("output_audio_buffer.cleared", response_id=active.id if active is not None else "")
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
@@ -245,6 +266,7 @@ class Connection:
             raise refusal("conversation_already_has_active_response", reason)
         answers = self._session.answers.changed(wanted, "response")
         self._answering.tools(answers)
+        await self._answering.voice(answers, "response.audio.output.voice")
         given = None
         if wanted.input is not None:
             places = enumerate(wanted.input)
@@ -252,18 +274,16 @@ class Connection:
         if self._active is not None and self._reason is not None:
             await asyncio.wait({self._active})  # it was cancelled, and says so before the next one begins
         joins = wanted.conversation == "auto"
-        response = Response(
-            made_id("resp"), self._conversation.id if joins else None, wanted.metadata, answers.max_output_tokens
-        )
+        response = Response(made_id("resp"), self._conversation.id if joins else None, wanted.metadata, answers)
         items = list(self._conversation) if given is None else given
-        work = self._make(response, answers, items)
+        work = self._make(response, items)
         if joins:
-            self._reason = None
+            self._reason, self._response = None, response
             self._active = asyncio.create_task(work)
         else:
             self._aside(work)
 
-    async def _make(self, response: Response, answers: Any, items: list[Item]) -> None:
+    async def _make(self, response: Response, items: list[Item]) -> None:
         joins = response.conversation_id is not None
 
         def add(item: Item) -> str | None:
@@ -273,7 +293,7 @@ class Connection:
         try:
             await self._tell("response.created", response=response.told())
             cut = self._session.truncation == "auto"
-            await self._answering.answer(response, answers, items, writer, cut=cut)
+            await self._answering.answer(response, items, writer, cut=cut)
         except asyncio.CancelledError:
             reason = self._reason if joins else None
             if reason is None:

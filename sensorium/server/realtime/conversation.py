@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sensorium.errors import NotFoundError, RequestError, TooLargeError
+from sensorium.server.realtime.heard import heard_part
 from sensorium.server.realtime.schema import ItemInput, Part
 from sensorium.types import MediaRef, Message
 
@@ -34,6 +35,9 @@ class Item:
     content: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     parts: list[str | MediaRef] = field(default_factory=list["str | MediaRef"])
     call: dict[str, str] = field(default_factory=dict[str, str])
+    sound_ms: int | None = None
+    """How much sound of it was sent; None where it has none. is_said: that was all."""
+    is_said: bool = False
 
     @property
     def size(self) -> int:
@@ -43,6 +47,13 @@ class Item:
     @property
     def text(self) -> str:
         return "".join(part for part in self.parts if isinstance(part, str))
+
+    def cut(self, heard_ms: int) -> None:
+        """Forget what was not heard of an answer with sound."""
+        assert self.sound_ms is not None
+        text = heard_part(self.text, heard_ms, self.sound_ms if self.is_said else None)
+        self.content, self.parts = [{"type": "output_audio", "transcript": text}], [text] if text else []
+        self.sound_ms, self.is_said = heard_ms, True
 
     def told(self) -> dict[str, Any]:
         """As clients see it: sound and pictures are not sent back."""
@@ -85,6 +96,11 @@ class Conversation:
             error.code = "item_not_found"
             raise error
         return self._items[ident]
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether an answer in it has sound."""
+        return any(item.sound_ms is not None for item in self)
 
     @property
     def last_id(self) -> str | None:

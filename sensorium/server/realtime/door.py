@@ -23,10 +23,11 @@ from sensorium.server.realtime.beta import HEADER, SUBPROTOCOL, to_beta
 from sensorium.server.realtime.connection import Connection
 from sensorium.server.realtime.conversation import made_id, refusal
 from sensorium.server.realtime.schema import read_object
-from sensorium.server.realtime.session import Session
+from sensorium.server.realtime.session import Answers, Session
 from sensorium.server.realtime.transcripts import Transcriber
 from sensorium.server.realtime.vllm import TranscriptionDialect
 from sensorium.server.served import Served
+from sensorium.server.speech.voices import Voices, owner_of
 
 Speaker = Connection | TranscriptionDialect
 PATH = "/v1/realtime"
@@ -37,8 +38,10 @@ BYTES_PER_S = 2 * 16_000
 """Of 16-bit sound at 16 kHz: what max_audio_filesize_mb means in seconds."""
 
 
-def realtime_routes(served: Served, config: ServerConfig, metrics: Metrics) -> list[Route | WebSocketRoute]:
-    return [WebSocketRoute(PATH, Realtime(served, config, metrics)), Route(PATH, _upgrade, methods=["GET"])]
+def realtime_routes(
+    served: Served, config: ServerConfig, metrics: Metrics, voices: Voices
+) -> list[Route | WebSocketRoute]:
+    return [WebSocketRoute(PATH, Realtime(served, config, metrics, voices)), Route(PATH, _upgrade, methods=["GET"])]
 
 
 async def _upgrade(request: Request) -> Response:
@@ -48,14 +51,15 @@ async def _upgrade(request: Request) -> Response:
 class Realtime:
     """The endpoint, as raw ASGI."""
 
-    def __init__(self, served: Served, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(self, served: Served, config: ServerConfig, metrics: Metrics, voices: Voices) -> None:
         self._served = served
+        self._voices = voices
         self._config = config
         self._metrics = metrics
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._served.client()
+        client = self._served.client()
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model = query.get("model", [None])[0]
         self._served.check_name(model)
@@ -70,9 +74,12 @@ class Realtime:
 
         origin = Origin.of(scope, "sess-")
         transcriber = Transcriber(self._served.client, self._metrics, origin)
-        answering = Answering(self._served.client, self._config, self._metrics, origin)
+        owner = owner_of(scope["state"])
+        answering = Answering(self._served.client, self._config, self._metrics, origin, self._voices, owner)
         most_s = (self._config.max_audio_filesize_mb << 20) / BYTES_PER_S
-        session = Session(made_id("sess"), self._served.name, int(time.time() + SESSION_S))
+        speaks = client.can_sound and self._voices.has_default(client)
+        answers = Answers(can_speak=client.can_sound, speaks=speaks)
+        session = Session(made_id("sess"), self._served.name, int(time.time() + SESSION_S), answers=answers)
         connection = Connection(session, answering, transcriber, tell, most_s)
         if self._open >= self._config.max_realtime_sessions:
             full = OverloadedError(f"all {self._config.max_realtime_sessions} realtime sessions are taken")

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sensorium.server.schema import Input, Scalar
+from sensorium.server.speech.schema import VoiceChoice
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")]
 Text = Annotated[str, Meta(max_length=1 << 20)]
@@ -59,10 +60,10 @@ class AudioInput(Input, kw_only=True):
 
 
 class AudioOutput(Input, kw_only=True):
-    """What speech would sound like. Kept and shown; without speech it changes nothing."""
+    """How answers sound. Where the model does not speak it is kept and shown, and changes nothing."""
 
     format: AudioFormat | str | UnsetType = UNSET
-    voice: str | dict[str, Scalar] | UnsetType = UNSET
+    voice: VoiceChoice | UnsetType = UNSET
     speed: Annotated[float, Meta(ge=0.25, le=1.5)] | UnsetType = UNSET
 
 
@@ -102,7 +103,9 @@ class Answering(Input, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     prompt: UnsetType | None = UNSET
     reasoning: UnsetType | None = UNSET
-    voice: str | UnsetType = UNSET
+    voice: VoiceChoice | UnsetType = UNSET
+    audio: Audio | UnsetType = UNSET
+    output_audio_format: str | UnsetType = UNSET
 
 
 class SessionUpdate(Answering, kw_only=True):
@@ -110,13 +113,11 @@ class SessionUpdate(Answering, kw_only=True):
 
     type: Literal["realtime", "transcription"] | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    audio: Audio | UnsetType = UNSET
     truncation: Literal["auto", "disabled"] | UnsetType = UNSET
     include: list[str] | UnsetType | None = UNSET
     tracing: Literal["auto"] | dict[str, Scalar] | UnsetType | None = UNSET
     turn_detection: TurnDetection | UnsetType | None = UNSET
     input_audio_format: str | UnsetType = UNSET
-    output_audio_format: str | UnsetType = UNSET
     input_audio_transcription: Transcription | UnsetType | None = UNSET
     input_audio_noise_reduction: NoiseReduction | UnsetType | None = UNSET
 
@@ -155,7 +156,6 @@ class ResponseInput(Answering, kw_only=True):
     conversation: Literal["auto", "none"] = "auto"
     input: Annotated[list[ItemInput], Meta(max_length=1024)] | None = None
     metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None = None
-    audio: Audio | UnsetType = UNSET
 
 
 class ClientEvent(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):

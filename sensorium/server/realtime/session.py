@@ -20,6 +20,7 @@ from sensorium.server.realtime.schema import (
     Transcription,
     TurnDetection,
 )
+from sensorium.server.speech.schema import chosen
 
 RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
@@ -35,15 +36,28 @@ class Answers:
     parallel_tool_calls: bool = True
     max_output_tokens: int | Literal["inf"] = "inf"
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+    can_speak: bool = False
+    """Whether the model does."""
+    speaks: bool = False
+    """Whether the answer is to be heard."""
+    voice: str | None = None
+    """As the client names it; None is the model's own."""
+    output: AudioFormat = field(default_factory=AudioFormat)
+    speed: float = 1.0
 
     def changed(self, given: Answering, place: str) -> Answers:
         """With what an update gives. Raises RequestError naming the field below `place`."""
+        changes: dict[str, Any] = _sounding(given, place)
         for name in ("output_modalities", "modalities"):
             wanted = getattr(given, name)
-            if wanted is not UNSET and "text" not in wanted:
+            if wanted is UNSET:
+                continue
+            if not wanted:
+                raise RequestError(f"{place}.{name}: must not be empty", param=f"{place}.{name}")
+            if "text" not in wanted and not self.can_speak:
                 reason = f'{place}.{name}: this model does not speak; ask for ["text"]'
                 raise UnsupportedError(reason, param=f"{place}.{name}")
-        changes: dict[str, Any] = {}
+            changes["speaks"] = "audio" in wanted and self.can_speak
         for name in ("instructions", "tool_choice", "parallel_tool_calls"):
             if (value := getattr(given, name)) is not UNSET:
                 changes[name] = value
@@ -54,6 +68,15 @@ class Answers:
                 changes["max_output_tokens"] = value or "inf"
         drawn = {name: value for name in SAMPLING if (value := getattr(given, name)) is not UNSET}
         return replace(self, **changes, sampling={**self.sampling, **drawn})
+
+    @property
+    def modalities(self) -> list[str]:
+        return ["audio"] if self.speaks else ["text"]
+
+    def sound(self) -> dict[str, Any]:
+        """How answers sound, as clients are told."""
+        rate = self.output.rate or RATES[self.output.type]
+        return {"format": {"type": self.output.type, "rate": rate}, "voice": self.voice, "speed": self.speed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,6 @@ class Session:
     transcription: Transcription | None = None
     noise_reduction: NoiseReduction | None = None
     truncation: Literal["auto", "disabled"] = "auto"
-    output: dict[str, Any] = field(default_factory=dict[str, Any])
     tracing: Any = None
     include: tuple[str, ...] = ()
 
@@ -91,16 +113,7 @@ class Session:
                 changes[name] = value
         if given.include is not UNSET:
             changes["include"] = _include(given.include or [])
-        output: dict[str, Any] = {}
-        if given.voice is not UNSET:
-            output["voice"] = given.voice
-        if given.output_audio_format is not UNSET:
-            output["format"] = _format(given.output_audio_format, "session.output_audio_format")
-        if given.audio is not UNSET and given.audio.output is not UNSET:
-            output |= _given(given.audio.output)
-            if "format" in output:
-                output["format"] = _format(output["format"], "session.audio.output.format")
-        return replace(self, **changes, **_hearing(given), output={**self.output, **output})
+        return replace(self, **changes, **_hearing(given))
 
     def told(self) -> dict[str, Any]:
         """What session.created and session.updated show."""
@@ -122,10 +135,9 @@ class Session:
         }
         if self.kind == "transcription":
             return told
-        spoken = {"format": AudioFormat(rate=24_000), "voice": None, "speed": 1.0, **self.output}
-        told["audio"]["output"] = msgspec.to_builtins(spoken)
+        told["audio"]["output"] = answers.sound()
         return told | {
-            "output_modalities": ["text"],
+            "output_modalities": answers.modalities,
             "instructions": answers.instructions,
             "tools": msgspec.to_builtins(answers.tools),
             "tool_choice": msgspec.to_builtins(answers.tool_choice),
@@ -161,6 +173,25 @@ def _hearing(given: SessionUpdate) -> dict[str, Any]:
             raise UnsupportedError(f"{place}.idle_timeout_ms: is not supported", param=f"{place}.idle_timeout_ms")
         if detection.eagerness is not None:
             raise RequestError(f"{place}.eagerness: only with semantic_vad", param=f"{place}.eagerness")
+    return found
+
+
+def _sounding(given: Answering, place: str) -> dict[str, Any]:
+    """The fields about how answers sound, from either spelling."""
+    found: dict[str, Any] = {}
+    if given.voice is not UNSET:
+        found["voice"] = chosen(given.voice)
+    if given.output_audio_format is not UNSET:
+        found["output"] = _format(given.output_audio_format, f"{place}.output_audio_format")
+    if given.audio is UNSET or given.audio.output is UNSET:
+        return found
+    output = given.audio.output
+    if output.voice is not UNSET:
+        found["voice"] = chosen(output.voice)
+    if output.format is not UNSET:
+        found["output"] = _format(output.format, f"{place}.audio.output.format")
+    if output.speed is not UNSET:
+        found["speed"] = output.speed
     return found
 
 

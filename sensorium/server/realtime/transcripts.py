@@ -11,9 +11,9 @@ from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import describe
 from sensorium.server.generation import Generation, Job, Origin, Progress, Unwritten
 from sensorium.server.metrics import Metrics
-from sensorium.server.realtime.answers import Tell
 from sensorium.server.realtime.conversation import Item, made_id
 from sensorium.server.realtime.schema import Transcription
+from sensorium.server.realtime.writer import Tell
 from sensorium.types import MediaRef, TextDelta
 
 if TYPE_CHECKING:
