@@ -21,7 +21,9 @@ Progress = Callable[[str, float], None]
 """Called with a phase ("weights", "warm-up") and the share of it that is done, 0 to 1."""
 _WEIGHTS = ("*.safetensors",)
 _TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
-_SPEECH = ("assets/token2wav/*", "assets/*.wav")
+CODEC = "assets/token2wav"
+"""Where a checkpoint has its codec."""
+_SPEECH = (f"{CODEC}/*", "assets/*.wav")
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json",

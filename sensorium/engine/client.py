@@ -281,7 +281,13 @@ class EngineClient(SpeechDoor):
             request, policy, plain(options or {}), max_len, max_units, now + 1.0, return_hidden, speech
         )
         session = Session(
-            session_id, self._link.send, self._send_abort, running_loop(), max_units, self._admission.check_unit
+            session_id,
+            self._link.send,
+            self._send_abort,
+            running_loop(),
+            max_units,
+            self._admission.check_unit,
+            self._change_speech,
         )
         with self._lock:
             if session_id in self._streams:

@@ -95,14 +95,14 @@ class CloseSession:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeVoice:
-    """Control message: a session speaks with another voice, or with none."""
+class ChangeSpeech:
+    """Control message: a session speaks otherwise from now on, or not at all."""
 
     session_id: str
-    voice: str | None
+    options: SpeechOptions | None
 
 
-SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession | ChangeVoice
+SessionControl = OpenSession | AppendUnit | RewindSession | BargeIn | PauseSession | CloseSession | ChangeSpeech
 
 
 @dataclass(frozen=True, slots=True)

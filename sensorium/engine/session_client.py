@@ -14,14 +14,14 @@ from sensorium.engine.fed_stream import FedStream, failure
 from sensorium.engine.protocol import (
     AppendUnit,
     BargeIn,
-    ChangeVoice,
+    ChangeSpeech,
     CloseSession,
     PauseSession,
     RewindSession,
     SessionControl,
 )
 from sensorium.errors import BusyError, EngineError, RequestError
-from sensorium.types import Event, Failed, Prompt, SessionOpened, Unit, UnitDone, UnitFailed
+from sensorium.types import Event, Failed, Prompt, SessionOpened, SpeechOptions, Unit, UnitDone, UnitFailed
 
 
 class Session(FedStream):
@@ -41,11 +41,12 @@ class Session(FedStream):
         loop: asyncio.AbstractEventLoop | None,
         max_units: int,
         check: Callable[[Prompt], None],
+        speak: Callable[[str, SpeechOptions | None], None],
     ) -> None:
         super().__init__(session_id, send, abort, loop, max_units)
         self.turn = 0
         """What is said now. Events of earlier turns may still come: their `turn` tells."""
-        self._check = check
+        self._check, self._speak = check, speak
 
     # ---- in --------------------------------------------------------------------------------------------------------
 
@@ -96,9 +97,13 @@ class Session(FedStream):
         """
         self._send(RewindSession(self.request_id, index))
 
-    def change_voice(self, voice: str | None) -> None:
-        """Speak with another voice of the client from now on; what is being said is cut. None: codes only."""
-        self._send(ChangeVoice(self.request_id, voice))
+    def change_speech(self, speech: SpeechOptions | None) -> None:
+        """Speak otherwise from now on, such as with another voice, or not at all; what is being said is cut.
+
+        Raises what open_session raises for `speech`.
+        """
+        self._speak(self.request_id, speech)
+        self._send(ChangeSpeech(self.request_id, speech))
 
     def pause(self) -> None:
         """Compute nothing from the next step on; rows are kept and units may wait. What was said is still spoken."""

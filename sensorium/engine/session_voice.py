@@ -73,9 +73,6 @@ class SessionVoice:
         """End what is being said."""
         self._speakers.cut(self._speaker, events)
 
-    def change(self, voice: str | None, events: list[Event]) -> None:
-        self._speakers.change_voice(self._speaker, voice, events)
-
     def close(self, events: list[Event]) -> None:
         self.cut(events)
         self._speakers.close(self._speaker)

@@ -19,7 +19,7 @@ from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.protocol import (
     AppendUnit,
     BargeIn,
-    ChangeVoice,
+    ChangeSpeech,
     CloseSession,
     OpenSession,
     PauseSession,
@@ -43,6 +43,7 @@ from sensorium.types import (
     Finished,
     FinishReason,
     SessionOpened,
+    SpeechOptions,
     Splice,
     Timings,
     Unit,
@@ -106,8 +107,8 @@ class Sessions:
                 session.queued.append(Rewind(message.index))
             elif isinstance(message, PauseSession):
                 session.seq.is_paused = message.paused
-            elif isinstance(message, ChangeVoice):
-                self._voice_of(session).change(message.voice, events)
+            elif isinstance(message, ChangeSpeech):
+                self._change_speech(session, message.options, events)
             elif isinstance(message, CloseSession):
                 session.is_closing, session.seq.is_paused = True, False
             elif message.turn > session.turn:
@@ -124,8 +125,7 @@ class Sessions:
             detokenizer = Detokenizer(self._tokenizer, request.sampling)
             session = Session(seq, policy, detokenizer, message.max_units, message.return_hidden)
             if message.speech is not None:
-                own = Spoken(self._tokenizer) if message.policy == "turn" else None
-                self._voices[request.id] = SessionVoice(self._speakers, request.id, message.speech, own)
+                self._voices[request.id] = self._make_voice(request.id, policy, message.speech)
         except SensoriumError as error:
             events.append(Failed(request.id, error.code, error.message, error.status, error.param))
             return
@@ -145,6 +145,19 @@ class Sessions:
             known = ", ".join(sorted(self.policies))
             raise RequestError(f"policy: {message.policy!r} is unknown; this model has {known}", param="policy")
         return kind(self._tokenizer, message.request.sampling, message.options)
+
+    def _make_voice(self, session_id: str, policy: SessionPolicy, options: SpeechOptions) -> SessionVoice:
+        spoken = Spoken(self._tokenizer) if isinstance(policy, TurnPolicy) else None
+        return SessionVoice(self._speakers, session_id, options, spoken)
+
+    def _change_speech(self, session: Session, options: SpeechOptions | None, events: list[Event]) -> None:
+        """What was being said is cut; of a unit that goes on, what it says from now on is spoken."""
+        name = session.seq.id
+        if (old := self._voices.pop(name, None)) is not None:
+            old.close(events)
+        if options is not None:
+            voice = self._voices[name] = self._make_voice(name, session.policy, options)
+            voice.num_seen = len(self._deciders.rows(name))
 
     def _opened(self, session: Session, events: list[Event]) -> None:
         session.opened()
@@ -177,11 +190,6 @@ class Sessions:
         quiet = [name for name, voice in self._voices.items() if voice.is_quiet and self._sessions[name].is_over]
         for name in quiet:
             self.finish(name, "stop", events)
-
-    def _voice_of(self, session: Session) -> SessionVoice:
-        if (voice := self._voices.get(session.seq.id)) is None:
-            raise RequestError("voice: the session was opened without speech", param="voice")
-        return voice
 
     def _barge_in(self, session: Session, message: BargeIn, events: list[Event]) -> None:
         self.counted.barge_ins += 1

@@ -113,35 +113,20 @@ class Speakers:
         speaker = Speaker(name, slot, chunks, options.codes or options.voice is None, None)
         self._by_slot[slot] = speaker
         if voice is not None:
-            self._take_stream(speaker, voice)
+            assert self._codec is not None
+            speaker.stream = self._codec.open(voice)
+            self._by_stream[speaker.stream] = speaker
         return speaker
-
-    def change_voice(self, speaker: Speaker, name: str | None, events: list[Event]) -> None:
-        """Speak with another voice from now on; what is being said is cut."""
-        voice = None if name is None else self._voices.find(name)
-        self.cut(speaker, events)
-        self._drop_stream(speaker)
-        if voice is not None:
-            self._take_stream(speaker, voice)
 
     def close(self, speaker: Speaker) -> None:
         """Give back what it has; nothing more is told of it."""
         assert self._stage is not None
-        self._drop_stream(speaker)
-        del self._by_slot[speaker.slot]
-        self._stage.close(speaker.slot)
-
-    def _take_stream(self, speaker: Speaker, voice: object) -> None:
-        assert self._codec is not None
-        speaker.stream = self._codec.open(voice)
-        self._by_stream[speaker.stream] = speaker
-
-    def _drop_stream(self, speaker: Speaker) -> None:
         if speaker.stream is not None:
             assert self._codec is not None
             self._codec.close(speaker.stream)
             del self._by_stream[speaker.stream]
-            speaker.stream = None
+        del self._by_slot[speaker.slot]
+        self._stage.close(speaker.slot)
 
     # ---- what is said ----------------------------------------------------------------------------------------------
 

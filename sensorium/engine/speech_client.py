@@ -171,6 +171,15 @@ class SpeechPlaces:
             )
         self._held.add(name)
 
+    def change(self, name: str, options: SpeechOptions | None) -> None:
+        """Somebody who was let in speaks otherwise, or not any more."""
+        if options is None:
+            self.give_back(name)
+            return
+        self.check(options)
+        if name not in self._held:
+            self.take(name)
+
     def give_back(self, name: str) -> None:
         self._held.discard(name)
 

@@ -61,6 +61,10 @@ class SpeechDoor:
         self._open_other(speech, OpenSpeech(speech_id, options), lambda: self._speech.take(speech_id))
         return speech
 
+    def _change_speech(self, session_id: str, options: SpeechOptions | None) -> None:
+        with self._lock:
+            self._speech.change(session_id, options)
+
     # ---- voices ----------------------------------------------------------------------------------------------------
 
     @property

@@ -25,7 +25,7 @@ from sensorium.engine.protocol import (
     AddVoice,
     AppendUnit,
     BargeIn,
-    ChangeVoice,
+    ChangeSpeech,
     CloseSession,
     EngineFacts,
     EngineStats,
@@ -103,7 +103,7 @@ class LogLine:
 
 TYPES: tuple[type, ...] = (
     *(Start, Request, Abort, RefuseWaiting, ForgetPrefixes, ForgetMedia),
-    *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession, ChangeVoice),
+    *(OpenSession, AppendUnit, RewindSession, BargeIn, PauseSession, CloseSession, ChangeSpeech),
     *(OpenSpeech, Say, Hush, AddVoice, RemoveVoice),
     *(Loading, StartFailed, EngineFacts, Pulse, LogLine),
     *(TextDelta, PromptScored, Pooled, SessionOpened, UnitPart, UnitDone, UnitFailed),

@@ -9,25 +9,40 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from sensorium.engine.fed_stream import failure
 from sensorium.engine.session_client import Session
-from sensorium.engine.speech_chunks import Chunks
-from sensorium.engine.speech_rules import SpeechSampling
-from sensorium.errors import RequestError
+from sensorium.errors import EngineError, RequestError
 from sensorium.media import audio, image
 from sensorium.minicpm.duplex_options import DuplexOptions, Left, left
 from sensorium.minicpm.generation import draw_seed
-from sensorium.minicpm.speaker import Speaker, unit_wave
+from sensorium.minicpm.speech import read_recording
 from sensorium.minicpm.utils import load_audio
 from sensorium.models.minicpm_duplex import MAX_CHARS, read_session, read_unit
 from sensorium.models.minicpm_duplex_record import SessionRecord
 from sensorium.models.minicpm_units import MadeUnit, Rows, SessionPrompts
-from sensorium.types import SOUND_RATE, Media, Prompt, SamplingParams, Span, UnitDone
+from sensorium.types import (
+    SOUND_RATE,
+    CallFailed,
+    Codes,
+    Event,
+    Failed,
+    Media,
+    Prompt,
+    SamplingParams,
+    Sound,
+    Span,
+    SpeechOptions,
+    SpeechSampling,
+    UnitDone,
+    UnitFailed,
+)
 
 if TYPE_CHECKING:
     from sensorium.minicpm.omni import MiniCPMO
@@ -63,7 +78,8 @@ class Duplex:
         self.options = DuplexOptions.read(overrides)
         read_session(self.options.policy())
         self.decoder = WindowStats()
-        self.speaker: Speaker | None = None
+        self._voice: str | None = None
+        """The name of the session's voice at the engine."""
         if self.options.generate_audio:
             self._init_speech(overrides)
         self._is_broken = self._is_stopped = False
@@ -75,16 +91,26 @@ class Duplex:
         if not self.model.can_speak or "n_timesteps" in given or "enable_float16" in given:
             self.model.init_tts(enable_float16=self.options.enable_float16, n_timesteps=self.options.n_timesteps)
 
-    def _make_speaker(self, voice: str | Path | None) -> Speaker:
+    def _speech_options(self) -> SpeechOptions:
         sampling = SpeechSampling(
             temperature=self.options.tts_temperature,
             repetition_penalty=self.options.tts_repetition_penalty,
             seed=draw_seed() if self.options.seed is None else self.options.seed,
         )
-        return Speaker(self.model, "duplex", sampling, None if voice is None else self.model.read_voice(voice))
+        return SpeechOptions(self._voice, "duplex", sampling, codes=True, eager=self.options.demo)
+
+    def _take_voice(self, source: str | Path) -> None:
+        name = f"duplex-voice-{next(_numbers)}"
+        self.model.client.add_voice(name, *read_recording(source, "prompt_wav_path"))
+        self._voice = name
+
+    def _add_voice(self, session: Session, source: str | Path) -> None:
+        """To a session that was prepared without one."""
+        if self.options.generate_audio:
+            self._take_voice(source)
+            session.change_speech(self._speech_options())
 
     def _clear(self) -> None:
-        self._speech = Chunks("duplex", eager=self.options.demo)
         self._record = SessionRecord(lambda ids: self.model.tokenizer.decode(list(ids)))
         self._transcript: list[int] = []
         self._pending: list[MadeUnit] = []
@@ -116,8 +142,8 @@ class Duplex:
         self._clear()
         reference = None if ref_audio is None else self._sound(ref_audio, "ref_audio")
         prefix, suffix = _opening(prefix_system_prompt, suffix_system_prompt, reference is not None)
-        if self.options.generate_audio:
-            self.speaker = self._make_speaker(prompt_wav_path)
+        if self.options.generate_audio and prompt_wav_path is not None:
+            self._take_voice(prompt_wav_path)
         name = f"duplex-{next(_numbers)}"
         prompts = SessionPrompts(self.model.tokenizer.processor, name)
         opening, suffix_ids = prompts.opening(prefix, suffix, reference)
@@ -132,8 +158,8 @@ class Duplex:
             sampling=SamplingParams(seed=draw_seed() if self.options.seed is None else self.options.seed),
             max_len=self._max_len(),
             max_units=1,
-            return_hidden=self.speaker is not None,
             session_id=name,
+            speech=self._speech_options() if self.options.generate_audio else None,
         )
         session.opened()
         self._session, self._prompts = session, prompts
@@ -208,8 +234,8 @@ class Duplex:
         costs in seconds, n_tokens, n_tts_tokens.
         """
         started = time.perf_counter()
-        if prompt_wav_path is not None and self.speaker is not None and not self.speaker.has_voice:
-            self.speaker.take_voice(self.model.read_voice(prompt_wav_path))
+        if prompt_wav_path is not None and self._voice is None and self._session is not None:
+            self._add_voice(self._session, prompt_wav_path)
         if self._is_stopped or self._is_broken or not self._pending or self._session is None:
             return self._listening(self._is_stopped or self._is_broken, started)
         given = {
@@ -229,53 +255,48 @@ class Duplex:
         how["max_chars"] = MAX_CHARS if self.options.demo else None
         read_unit(how)
         unit, self._pending = _joined(self._pending), []
-        done = self._session.run(unit.prompt, deciding=unit.deciding, options=how)
+        heard = self._hear(self._session, unit, how)
+        done = heard.done
+        assert done is not None
         self._record.begin()
         self._record.fed(unit.prompt)
         self._record.said(done.info["fed"])
         self._transcript += done.info["said"]
         self.decoder.stats = done.info["window"]
-        return self._spoken(done, started)
+        return self._told(heard, done, started)
 
-    def _spoken(self, done: UnitDone, started: float) -> dict[str, Any]:
-        info, decided = done.info, time.perf_counter()
-        if info["speech_ends"]:
-            self._speech.reset()
-            if self.speaker is not None:
-                self.speaker.reset()
+    def _hear(self, session: Session, unit: MadeUnit, how: Mapping[str, Any]) -> _Heard:
+        """Feed a unit, and read to the end of what it says. Raises what it failed with."""
+        heard = _Heard(session.append(unit.prompt, deciding=unit.deciding, options=how), self._voice is not None)
+        for event in session:
+            heard.take(event)
+            if heard.is_over:
+                return heard
+        raise EngineError("the session has ended")
+
+    def _told(self, heard: _Heard, done: UnitDone, started: float) -> dict[str, Any]:
+        info = done.info
         if info["is_listen"]:
             result = self._listening(False, started)
-            return result | {"cost_llm": decided - started, "n_tokens": len(done.ids)}
-        codes: list[int] = []
-        wave, spoken = None, decided
-        if self.speaker is not None:
-            codes, wave, spoken = self._speak(self.speaker, done)
+            return result | {"cost_llm": heard.decided_s - started, "n_tokens": len(done.ids)}
+        if done.speaks and self._voice is None and not self._warned:
+            log.warning("there is no voice (prompt_wav_path), so no sound is made")
+            self._warned = True
+        spoken = max(heard.spoken_s, heard.decided_s)
         return {
             "is_listen": False,
             "text": self.model.tokenizer.decode(list(done.ids), skip_special_tokens=True),
-            "audio_waveform": wave,
+            "audio_waveform": unit_wave(b"".join(heard.pcm), end_of_turn=info["end_of_turn"]),
             "end_of_turn": info["end_of_turn"],
             "current_time": self._num_units,
-            "cost_llm": decided - started,
+            "cost_llm": heard.decided_s - started,
             "cost_tts_prep": 0.0,
-            "cost_tts": spoken - decided,
+            "cost_tts": spoken - heard.decided_s,
             "cost_token2wav": time.perf_counter() - spoken,
             "cost_all": time.perf_counter() - started,
             "n_tokens": len(done.ids),
-            "n_tts_tokens": len(codes),
+            "n_tts_tokens": heard.num_codes,
         }
-
-    def _speak(self, speaker: Speaker, done: UnitDone) -> tuple[list[int], np.ndarray | None, float]:
-        """Codes and sound of a unit, and when the codes were there."""
-        assert done.hidden is not None
-        ends = bool(done.info["end_of_turn"])
-        codes = speaker.codes(done.ids, done.hidden, last=ends)
-        spoken = time.perf_counter()
-        blocks = self._speech.take(codes, over=True, ends=ends)
-        if not speaker.has_voice and not self._warned:
-            log.warning("there is no voice (prompt_wav_path), so no sound is made")
-            self._warned = True
-        return codes, unit_wave(speaker.sound(blocks), end_of_turn=ends), spoken
 
     def _listening(self, end_of_turn: bool, started: float) -> dict[str, Any]:
         return {
@@ -314,13 +335,13 @@ class Duplex:
         return self.model
 
     def _close(self) -> None:
-        if self.speaker is not None:
-            self.speaker.close()
-            self.speaker = None
         if self._session is not None:
             self._session.abort()
             list(self._session)  # its place is free once its last event has come
             self._session = None
+        if self._voice is not None and self._voice in self.model.client.voices:
+            self.model.client.remove_voice(self._voice)
+        self._voice = None
 
     def _refusal(self) -> str:
         if self._is_stopped:
@@ -375,6 +396,47 @@ _COSTS = (
     "cost_audio_embed",
     "cost_audio_feed",
 )
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What comes of a unit, and when its words and the last of its codes had come. has_voice: sound is to come."""
+
+    index: int
+    has_voice: bool
+    done: UnitDone | None = None
+    num_codes: int = 0
+    pcm: list[bytes] = field(default_factory=list[bytes])
+    decided_s: float = 0.0
+    spoken_s: float = 0.0
+    _is_spoken: bool = False
+
+    def take(self, event: Event) -> None:
+        """Raises what the unit or the session failed with."""
+        if isinstance(event, UnitFailed | Failed | CallFailed) or (isinstance(event, Sound) and event.code):
+            raise failure(event)
+        if isinstance(event, UnitDone) and event.index == self.index:
+            self.done, self.decided_s = event, time.perf_counter()
+        elif isinstance(event, Codes) and event.call == self.index:
+            self.num_codes += len(event.codes)
+            self.spoken_s = time.perf_counter()
+            self._is_spoken |= event.ended is not None and not self.has_voice
+        elif isinstance(event, Sound) and event.index == self.index:
+            self.pcm.append(event.pcm)
+            self._is_spoken |= event.ended is not None
+
+    @property
+    def is_over(self) -> bool:
+        return self.done is not None and (self._is_spoken or not self.done.speaks)
+
+
+def unit_wave(pcm: bytes, *, end_of_turn: bool) -> np.ndarray | None:
+    """Samples as floats; within a turn silence in front makes up a whole second."""
+    if not pcm:
+        return None
+    wave = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+    missing = SOUND_RATE - len(wave)
+    return wave if end_of_turn or missing <= 0 else np.pad(wave, (missing, 0))
 
 
 def _opening(prefix: str | None, suffix: str | None, hears: bool) -> tuple[str, str]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 
-from sensorium.errors import RequestError, UnsupportedError
+from sensorium.engine.checkpoint import CODEC, open_checkpoint
+from sensorium.errors import CheckpointError, RequestError, SensoriumError, UnsupportedError
 from sensorium.minicpm.answering import Question, ask, ask_stream, prompts
-from sensorium.minicpm.codec import find_codec
 from sensorium.minicpm.generation import Answer, omni_generation
 from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.speech import (
     Speech,
     first_voice,
     forced_text,
-    hidden_states,
     read_recording,
     read_sampling,
     spoken_part,
@@ -41,9 +39,8 @@ _SPOKEN_BEGIN, _SPOKEN_END = "<|tts_bos|>", "<|tts_eos|>"
 class MiniCPMO(Talking):
     """The model object of MiniCPM-o 4.5."""
 
-    _load_codec: Callable[..., Token2Wav] | None = None
-    _codec: Token2Wav | None = None
-    _codec_device: torch.device | None = None
+    can_speak = False
+    """Whether init_tts() was called."""
 
     def chat(
         self,
@@ -129,7 +126,7 @@ class MiniCPMO(Talking):
         n_timesteps: int = 10,
         streaming: bool | None = None,
     ) -> Token2Wav:
-        """Load what speech is made with, and return the codec.
+        """Start the engine with what speech is made with, and return the codec.
 
         model_dir: its folder, by default assets/token2wav of the checkpoint. enable_float16: the flow in 16 bits.
         n_timesteps: its steps. streaming: accepted, one codec does both. Raises CheckpointError naming what is missing,
@@ -137,38 +134,37 @@ class MiniCPMO(Talking):
         """
         if not self.checkpoint.init_tts:
             raise RequestError("init_tts: the model was opened with init_tts=False; leave that out", param="init_tts")
-        folder = find_codec(self.checkpoint, model_dir)
-        dtype = torch.float16 if enable_float16 else torch.float32
-        self._load_codec = functools.partial(Token2Wav.load, folder, n_timesteps, dtype=dtype)
-        self._codec = None
-        codec = self.codec
-        # One place for speech is what this object uses; an engine that runs without it starts anew.
-        self.configure(init_tts=True, speech_slots=1, codec="none")
-        return codec
-
-    @property
-    def can_speak(self) -> bool:
-        """Whether init_tts() was called."""
-        return self._load_codec is not None
+        wanted = replace(self._engine, init_tts=True, codec="auto", speech_slots=1)
+        folder = open_checkpoint(wanted)[0] / CODEC if model_dir is None else Path(model_dir).expanduser()
+        if not folder.is_dir():
+            raise CheckpointError(f"there is no codec folder {folder}; a speaking checkpoint has one at {CODEC}")
+        settings = {"n_timesteps": n_timesteps, "dtype": "float16" if enable_float16 else "float32"}
+        before, self.can_speak = self._engine, True
+        try:
+            # One place for speech is what this object uses; an engine that runs without it starts anew.
+            self._change(replace(wanted, codec=str(folder), codec_config=settings))
+            return self.codec
+        except SensoriumError:
+            self.can_speak = before.init_tts
+            self._change(before)
+            raise
 
     @property
     def codec(self) -> Token2Wav:
-        """What init_tts() returned."""
-        if self._load_codec is None:
+        """What init_tts() returned: the engine's own."""
+        if not self.can_speak or (stage := self.client.loaded.engine.codec) is None:
             raise RequestError("there is no speech output yet; call init_tts() first", param="init_tts")
-        if self._codec is None or self._codec_device != self.device:
-            self._codec, self._codec_device = self._load_codec(device=self.device), self.device
-        return self._codec
+        return cast("Token2Wav", stage.codec)
 
     @property
     def speech(self) -> SpeechModel:
         """The speech LM, which init_tts() asks for."""
-        if self._load_codec is None or (speech := self.client.loaded.model.speech) is None:
+        if not self.can_speak or (speech := self.client.loaded.model.speech) is None:
             raise RequestError("there is no speech output yet; call init_tts() first", param="init_tts")
         return speech
 
     def read_voice(self, source: str | Path | bytes | np.ndarray, name: str = "prompt_wav_path") -> Voice:
-        """A voice to speak in, from a file, or from samples at 16 kHz."""
+        """A voice for the codec, from a file, or from samples at 16 kHz."""
         return self.codec.voice(*read_recording(source, name))
 
     def _speech_for(
@@ -203,8 +199,7 @@ class MiniCPMO(Talking):
             log.warning("chat(): the answer has no words to speak; %s is not written", speech.path)
             return
         try:
-            hidden = hidden_states(self.client, before, said)
-            write_sound(self.client, self.speech, self.codec, speech, said, hidden)
+            write_sound(self.client, self.speech, self.codec, speech, before, said)
         except Exception:  # whatever it is, the text is there
             log.exception("chat(): the answer could not be spoken; %s is not written", speech.path)
 

@@ -16,22 +16,31 @@ import torch
 
 from sensorium.engine.fed_stream import failure
 from sensorium.engine.session_client import Session
-from sensorium.engine.speech_chunks import BLOCK, Chunks
-from sensorium.engine.speech_rules import SpeechSampling
+from sensorium.engine.speech_chunks import BLOCK
 from sensorium.errors import EngineError, RequestError, SensoriumError, UnsupportedError
 from sensorium.minicpm.generation import draw_seed
 from sensorium.minicpm.messages import read_conversations
-from sensorium.minicpm.speaker import Speaker
-from sensorium.minicpm.speech import read_sampling
+from sensorium.minicpm.speech import read_recording, read_sampling
 from sensorium.minicpm.tokenizer import check_processor
 from sensorium.models.minicpm_half_duplex import Groups, read_reply
 from sensorium.models.minicpm_live_mel import FIRST_SAMPLES, LiveMel
 from sensorium.models.minicpm_units import Rows, SessionPrompts
-from sensorium.types import ChatOptions, Failed, Media, Message, Prompt, SamplingParams, TextDelta, UnitDone, UnitFailed
+from sensorium.types import (
+    ChatOptions,
+    Failed,
+    Media,
+    Message,
+    Prompt,
+    SamplingParams,
+    Sound,
+    SpeechOptions,
+    TextDelta,
+    UnitDone,
+    UnitFailed,
+)
 
 if TYPE_CHECKING:
     from sensorium.minicpm.omni import MiniCPMO
-    from sensorium.models.token2wav import Voice
 
 log = logging.getLogger(__name__)
 _numbers = itertools.count()
@@ -40,6 +49,8 @@ MAX_LEN = 8000 + 1024
 _USER, _NEXT = "<|im_start|>user\n", "<|tts_eos|><|im_end|>\n"
 _BOS = "<|im_end|>\n<|im_start|>assistant\n"
 _NO_THOUGHTS = "<think>\n\n</think>\n\n"
+_VOICE = "half-duplex"
+"""The name of the session's voice at the engine."""
 _MEDIA = {"image": "<image>./</image>", "audio": "<audio>./</audio>"}
 
 
@@ -64,7 +75,8 @@ class Simplex:
     def __init__(self, model: MiniCPMO) -> None:
         self.model = model
         self._talk: _Talk | None = None
-        self._voice: Voice | None = None
+        self._voice: tuple[np.ndarray, int] | None = None
+        """The recording of it, and its rate."""
         self._snapshot: _Talk | None = None
         self._is_replying = False
 
@@ -82,7 +94,9 @@ class Simplex:
 
     def init_token2wav_cache(self, prompt_speech_16k: Any) -> None:
         """The voice to speak in: samples at 16 kHz. Call it before a reply with sound."""
-        self._voice = self.model.read_voice(prompt_speech_16k, "prompt_speech_16k")
+        voice = read_recording(prompt_speech_16k, "prompt_speech_16k")
+        self.model.client.add_voice(_VOICE, *voice)
+        self._voice = voice
 
     def restore_speculative_snapshot(self) -> bool:
         """Take the last reply back, if it was asked for with enable_speculative_snapshot. Once; whether it was done."""
@@ -152,7 +166,6 @@ class Simplex:
             sampling=SamplingParams(seed=draw_seed()),
             max_len=longest,
             max_units=1,
-            return_hidden=self.model.checkpoint.init_tts,
             session_id=own,
         )
         session.opened()
@@ -258,35 +271,43 @@ class Simplex:
             options["forced_ids"] = self.model.tokenizer.processor.tokenizer.encode(teacher_forcing_text)
         read_reply(options)
         opening = _opening(enable_thinking, use_tts_template) if bos_input is None else bos_input
-        speech = self._speech_sampling(tts_sampling_params) if generate_audio else None
+        speech = self._speech_options(tts_sampling_params) if generate_audio else None
         self._snapshot = replace(talk) if enable_speculative_snapshot else None
         return self._reply(talk, talk.prompts.encode(opening), options, speech)
 
     def _reply(
-        self, talk: _Talk, opening: list[int], options: dict[str, Any], speech: SpeechSampling | None
+        self, talk: _Talk, opening: list[int], options: dict[str, Any], speech: SpeechOptions | None
     ) -> Iterator[Any]:
         self._refuse_reply()
+        if speech is not None:
+            talk.session.change_speech(speech)
         self._is_replying, done = True, None
         index = talk.session.append(Prompt(tuple(opening)), options=options)
+        pieces, text = _Pieces(self.model.tokenizer.processor.tokenizer), ""
+        wave = np.zeros(0, np.float32)
         try:
-            if speech is None:
-                pieces = _Pieces(self.model.tokenizer.processor.tokenizer)
-                for event in _unit(talk.session, index):
-                    if isinstance(event, UnitDone):
-                        done = event
-                    elif text := pieces.push(event.token_ids):
-                        yield text, False
-                yield pieces.finish(), True
-            else:
-                for event in _unit(talk.session, index):
-                    done = event if isinstance(event, UnitDone) else None
-                assert isinstance(done, UnitDone)
-                yield from self._sounds(done, speech)
+            for event in _unit(talk.session, index, speaks=speech is not None):
+                if isinstance(event, UnitDone):
+                    done = event
+                elif isinstance(event, TextDelta):
+                    text += pieces.push(event.token_ids)
+                else:
+                    wave = np.frombuffer(event.pcm, "<i2").astype(np.float32) / 32768
+                if isinstance(event, Sound) and event.ended is None:
+                    yield torch.from_numpy(wave)[None], text
+                    text = ""
+                elif speech is None and text:
+                    yield text, False
+                    text = ""
+            text += pieces.finish()
+            yield (text, True) if speech is None else (torch.from_numpy(wave)[None], text)
         except SensoriumError:
             self._is_replying = done is not None  # a unit that failed has changed nothing
             raise
         finally:
             if self._talk is talk and self._is_replying:
+                if speech is not None:
+                    talk.session.change_speech(None)
                 if done is None:
                     _cut(talk.session, index)
                 self._is_replying = False
@@ -294,34 +315,17 @@ class Simplex:
                 talk.begins_turn = talk.has_replied = True
                 talk.last_unit = index
 
-    def _sounds(self, done: UnitDone, sampling: SpeechSampling) -> Iterator[tuple[torch.Tensor, str]]:
-        """Group by group: text to codes, codes to blocks, blocks to sound."""
-        assert done.hidden is not None
-        pieces, buffer, groups = _Pieces(self.model.tokenizer.processor.tokenizer), Chunks("half_duplex"), Groups[int]()
-        complete = groups.push(range(len(done.ids)))
-        last, text = groups.finish(), ""
-        speaker = Speaker(self.model, "half_duplex", sampling, self._voice)
-        try:
-            for rows in [*complete, last]:
-                is_last = rows is last
-                ids = [done.ids[row] for row in rows]
-                codes = speaker.codes(ids, done.hidden[rows], last=is_last and bool(done.info["finished"]))
-                text += pieces.push(ids) + (pieces.finish() if is_last else "")
-                for wave in speaker.sound(buffer.take(codes, over=True, ends=is_last)):
-                    yield torch.from_numpy(wave)[None], text
-                    text = ""
-        finally:
-            speaker.close()
-
-    def _speech_sampling(self, params: Any) -> SpeechSampling:
+    def _speech_options(self, params: Any) -> SpeechOptions:
         """How a reply is spoken, if it can be."""
         sampling = read_sampling(params, self.model.speech.config)
         if self._voice is None:
             raise RequestError(
                 "generate_audio: there is no voice; call init_token2wav_cache() first", param="generate_audio"
             )
+        if _VOICE not in self.model.client.voices:  # an engine that was started anew
+            self.model.client.add_voice(_VOICE, *self._voice)
         seed = draw_seed() if sampling.seed is None else sampling.seed
-        return replace(sampling, seed=seed)
+        return SpeechOptions(_VOICE, "half_duplex", replace(sampling, seed=seed))
 
     def _refuse_reply(self) -> None:
         if self._is_replying:
@@ -353,24 +357,26 @@ class _Pieces:
         return found
 
 
-def _unit(session: Session, index: int) -> Iterator[TextDelta | UnitDone]:
-    """The events of a unit to its end. Raises what it failed with."""
+def _unit(session: Session, index: int, *, speaks: bool = False) -> Iterator[TextDelta | UnitDone | Sound]:
+    """The events of a unit to its end, and to that of its sound. Raises what it failed with."""
+    is_over, is_heard = False, not speaks
     for event in session:
-        if isinstance(event, UnitFailed | Failed):
+        if isinstance(event, UnitFailed | Failed) or (isinstance(event, Sound) and event.code):
             raise failure(event)
-        if isinstance(event, TextDelta | UnitDone):
+        if isinstance(event, TextDelta | UnitDone) or (isinstance(event, Sound) and event.index == index):
+            is_over |= isinstance(event, UnitDone) and event.index == index
+            is_heard |= isinstance(event, Sound) and event.ended is not None
             yield event
-            if isinstance(event, UnitDone) and event.index == index:
-                return
+        if is_over and is_heard:
+            return
     raise EngineError("the session has ended")
 
 
 def _cut(session: Session, index: int) -> None:
     """End a reply that nobody reads."""
     session.barge_in()
-    for event in _unit(session, index):
-        if isinstance(event, UnitDone):
-            return
+    for _ in _unit(session, index):
+        """What it still says is not told."""
 
 
 def _window(longest: int) -> dict[str, int]:

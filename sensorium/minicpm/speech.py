@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sensorium.engine.speech_rules import SpeechSampling
+from sensorium.engine.fed_stream import failure
 from sensorium.engine.stream import Stream
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.media import audio
@@ -21,7 +21,18 @@ from sensorium.minicpm.generation import draw_seed
 from sensorium.minicpm.utils import load_audio
 from sensorium.models.base import SpeechModel, SpeechSettings
 from sensorium.models.token2wav import Token2Wav, Voice, to_wav
-from sensorium.types import Media, MediaRef, Message, Prompt
+from sensorium.types import (
+    CallFailed,
+    Codes,
+    Failed,
+    Media,
+    MediaRef,
+    Message,
+    Prompt,
+    SamplingParams,
+    SpeechOptions,
+    SpeechSampling,
+)
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -42,19 +53,22 @@ class Speech:
 
 
 def write_sound(
-    client: EngineClient, model: SpeechModel, codec: Token2Wav, how: Speech, ids: Sequence[int], hidden: np.ndarray
+    client: EngineClient, model: SpeechModel, codec: Token2Wav, how: Speech, before: Prompt, said: Sequence[int]
 ) -> None:
-    """Speak ids, whose final-norm hidden states are hidden [n, E], into a WAV file."""
+    """Speak ids that stand behind a prompt, into a WAV file. The whole is one piece for the codec, as published."""
     if how.embeds is not None:
-        torch.save(condition_rows(model, ids, hidden), how.embeds)
+        torch.save(condition_rows(model, said, hidden_states(client, before, said)), how.embeds)
     sampling = how.sampling
     if sampling.seed is None:
         sampling = replace(sampling, seed=draw_seed())
-    speech = client.open_speech("chat", sampling)
-    try:
-        codes = speech.speak(ids, hidden)
-    finally:
-        _end(speech)
+    speech = SpeechOptions(None, "chat", sampling, spoken_prompt=len(said))
+    whole = replace(before, ids=(*before.ids, *said))
+    codes: list[int] = []
+    for event in client.submit(whole, SamplingParams(temperature=0.0, max_tokens=1), speech=speech):
+        if isinstance(event, Failed | CallFailed):
+            raise failure(event)
+        if isinstance(event, Codes):
+            codes += event.codes
     how.path.write_bytes(to_wav(codec(codes, how.voice)))
 
 

@@ -29,7 +29,7 @@ from sensorium.engine.protocol import (
     Abort,
     AppendUnit,
     BargeIn,
-    ChangeVoice,
+    ChangeSpeech,
     CloseSession,
     Hush,
     OpenSession,
@@ -338,11 +338,11 @@ def test_a_barge_in_is_silence_at_once(engine: Engine, codec: Token2Wav, when):
 def test_a_session_may_change_its_voice(engine: Engine, codec: Token2Wav):
     engine.inbox += [session("s"), unit("s", 0)]
     run(engine)
-    engine.inbox += [ChangeVoice("s", "other"), unit("s", 1)]
+    engine.inbox += [ChangeSpeech("s", SpeechOptions("other", sampling=SEEDED, codes=True)), unit("s", 1)]
     events = run(engine)
     expected = alone(codec, voice("other"), "half_duplex", [(codes_of(events, "s")[1], True)])
     assert_alike(samples(events, "s", 1), expected)
-    engine.inbox.append(ChangeVoice("s", "nobody"))
+    engine.inbox.append(ChangeSpeech("s", SpeechOptions("nobody")))
     (failed,) = run(engine)
     assert failed.code == "not_found"
 

@@ -61,10 +61,8 @@ def test_a_session_speaks(speaking, voice):
     silent = duplex.streaming_generate(force_listen_override=True)
     assert silent["is_listen"]
     assert not silent["audio_waveform"].any()
-    # The next turn starts on an empty cache and from silence.
-    assert duplex._speech.is_first
-    assert duplex._speech.codes == [4218] * 3
     duplex.as_simplex()
+    assert not speaking.client.voices
 
 
 def talk(model: Any, session: str, **how: Any) -> list[Any]:
@@ -158,18 +156,46 @@ def test_a_turn_that_is_cut_off_leaves_nothing_to_the_next(speaking, voice):
     """The reference keeps the speech LM's cache of a turn that a forced listen ends."""
     duplex = speaking.as_duplex(seed=4)
     duplex.prepare(prompt_wav_path=voice)
-    (slot,) = speaking.client.loaded.engine.speech._slots.values()
+    engine = speaking.client.loaded.engine
+    (slot,) = engine.speech._slots.values()
+    (speaker,) = engine.speakers._by_slot.values()
     reached = []
     for _ in range(3):
         duplex.streaming_prefill(second())
         duplex.streaming_generate(max_new_speak_tokens_per_chunk=4, listen_scale=0.0)
-        assert (slot.position == 0) == duplex._speech.is_first
+        assert (slot.position == 0) == speaker.chunks.is_first
         reached.append(slot.position)
     assert any(reached)
     for _ in range(2):
         duplex.streaming_prefill(second())
         assert not duplex.streaming_generate(force_listen_override=True)["audio_waveform"].any()
     assert slot.position == 0
-    assert duplex._speech.codes == [4218] * 3
+    assert speaker.chunks.codes == [4218] * 3
     duplex.as_simplex()
+    assert not engine.speech._slots
+
+
+def test_a_voice_may_come_later(speaking, voice):
+    duplex = speaking.as_duplex(seed=4)
+    duplex.prepare()
+    duplex.streaming_prefill(second())
+    mute = duplex.streaming_generate(listen_scale=0.0)
+    assert mute["audio_waveform"] is None
+    heard = []
+    for _ in range(3):
+        duplex.streaming_prefill(second())
+        heard.append(duplex.streaming_generate(voice, listen_scale=0.0)["audio_waveform"])
+    assert any(wave is not None and wave.any() for wave in heard)
+    duplex.as_simplex()
+
+
+def test_leaving_a_spoken_reply_ends_it_too(speaking):
+    speaking.reset_session()
+    speaking.init_token2wav_cache(np.sin(np.arange(32_000) / 15).astype(np.float32) * 0.2)
+    speaking.streaming_prefill("f", [{"role": "user", "content": ["hello"]}])
+    reply = speaking.streaming_generate("f", max_new_tokens=200)
+    next(reply)
+    reply.close()
     assert not speaking.client.loaded.engine.speech._slots
+    assert speaking.streaming_prefill("f", [{"role": "user", "content": ["and?"]}])
+    assert list(speaking.streaming_generate("f", max_new_tokens=5))
