@@ -196,6 +196,6 @@ def test_leaving_a_spoken_reply_ends_it_too(speaking):
     reply = speaking.streaming_generate("f", max_new_tokens=200)
     next(reply)
     reply.close()
-    assert not speaking.client.loaded.engine.speech._slots
     assert speaking.streaming_prefill("f", [{"role": "user", "content": ["and?"]}])
+    assert not speaking.client.loaded.engine.speech._slots
     assert list(speaking.streaming_generate("f", max_new_tokens=5))
