@@ -187,10 +187,7 @@ class EngineConfig:
         if self.max_model_len is not None and self.max_model_len != FIT and self.max_model_len < 1:
             raise ConfigError("max_model_len must be at least 1, or auto", param="max_model_len")
         _check_media_counts(self.limit_mm_per_prompt)
-        if unknown := [name for name in self.codec_config if name not in _CODEC_KEYS]:
-            raise ConfigError(
-                f"codec_config has no {unknown[0]!r}; known: {', '.join(_CODEC_KEYS)}", param="codec_config"
-            )
+        _check_codec(self.codec_config)
         if self.encoder_cache_bytes is not None and self.encoder_cache_tokens is not None:
             raise ConfigError("encoder_cache_bytes and encoder_cache_tokens exclude each other; give one")
         if not self.enable_chunked_prefill and self.long_prefill_token_threshold:
@@ -362,7 +359,8 @@ _SERVER_RANGES: dict[str, Range] = {
     "max_live_queue": (0, None),
     "max_voices": (0, None),
 }
-_CODEC_KEYS = ("n_timesteps", "dtype", "trimming", "graphs", "voices", "voice_s")
+_CODEC_COUNTS = ("n_timesteps", "voices", "voice_s")
+_CODEC_KEYS = (*_CODEC_COUNTS, "dtype", "trimming", "graphs")
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
 
 
@@ -387,3 +385,12 @@ def _check_media_counts(limits: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name} has no {key!r}; known: {', '.join(_ITEM_KEYS)}", param="limit_mm_per_prompt")
             if not isinstance(count, int) or isinstance(count, bool) or count < 0:
                 raise ConfigError(f"{name} must be a whole number from 0, not {count!r}", param="limit_mm_per_prompt")
+
+
+def _check_codec(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name not in _CODEC_KEYS:
+            raise ConfigError(f"codec_config has no {name!r}; known: {', '.join(_CODEC_KEYS)}", param="codec_config")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _CODEC_COUNTS and not (is_number and value > 0):
+            raise ConfigError(f"codec_config: {name} must be a number above 0, not {value!r}", param="codec_config")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from sensorium.engine.speech_chunks import Block
@@ -56,9 +57,12 @@ class _Job:
 
 
 class CodecStage:
-    def __init__(self, codec: Codec, device: torch.device, voices: int = 4) -> None:
-        """voices: how many keep the state that their streams begin with, beyond those that speak."""
-        self.codec = codec
+    def __init__(self, codec: Codec, device: torch.device, voices: int = 4, voice_s: float = 10.0) -> None:
+        """voices: how many keep the state that their streams begin with, beyond those that speak.
+
+        voice_s: seconds of a recording that count.
+        """
+        self.codec, self.voice_s = codec, voice_s
         self._most_voices = voices
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._side is not None:
@@ -72,16 +76,21 @@ class CodecStage:
         self.passes: Stopwatch | None = None
         """What tells how long slices take, where somebody wants to know."""
 
-    def reserve(self, streams: int, voice_s: float) -> None:
+    def reserve(self, streams: int) -> None:
         """Take the memory for so many streams now."""
         with self._on_device():
-            self.codec.reserve(streams, self._most_voices, voice_s)
+            self.codec.reserve(streams, self._most_voices, self.voice_s)
         if self._side is not None:
             self._side.synchronize()
 
-    def rehearse(self, streams: int, voice_s: float) -> None:
+    def rehearse(self, streams: int) -> None:
+        """Speak a piece with so many streams, for what that needs beside their memory."""
         with self._on_device():
-            self.codec.rehearse(streams, voice_s)
+            self.codec.rehearse(streams, self.voice_s)
+
+    def hear(self, samples: np.ndarray, rate: int) -> Any:
+        """A voice of a recording's beginning; from any thread."""
+        return self.codec.voice(samples[: int(self.voice_s * rate)], rate)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:

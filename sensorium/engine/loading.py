@@ -36,7 +36,7 @@ from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor, SpeechModel
-from sensorium.models.build import load_codec, load_model
+from sensorium.models.build import load_codec, load_model, voice_seconds
 from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -207,21 +207,17 @@ def open_codec(
             "different checkpoints",
             param="codec",
         )
-    stage = CodecStage(codec, device, int(config.codec_config.get("voices", 4)))
+    stage = CodecStage(codec, device, int(config.codec_config.get("voices", 4)), voice_seconds(config))
     if device.type == "cuda":
-        stage.reserve(config.speech_slots, _voice_s(config))
+        stage.reserve(config.speech_slots)
     return stage, voices
-
-
-def _voice_s(config: EngineConfig) -> float:
-    return float(config.codec_config.get("voice_s", 10.0))
 
 
 def codec_bytes(codec: CodecStage | None, config: EngineConfig, device: torch.device) -> int:
     """What the codec needs on a GPU while it computes, beside its state."""
     if codec is None or device.type != "cuda":
         return 0
-    return _peak(device, lambda: codec.rehearse(config.speech_slots, _voice_s(config)))
+    return _peak(device, lambda: codec.rehearse(config.speech_slots))
 
 
 def speech_bytes(config: EngineConfig, model: Model, dtype: torch.dtype) -> int:

@@ -62,7 +62,7 @@ class Voices:
             events.append(Failed(message.request_id, "unsupported", "this engine has no codec", 400))
         else:
             self._thread = self._thread or ThreadPoolExecutor(1, "sensorium-voices")
-            future = self._thread.submit(self._codec.codec.voice, message.samples, message.rate)
+            future = self._thread.submit(self._codec.hear, message.samples, message.rate)
             self._making[message.request_id] = future
             future.add_done_callback(lambda done: self._put(VoiceMade(message.request_id, message.name, done)))
 

@@ -32,6 +32,8 @@ from sensorium.models.token2wav import Token2Wav, Voice
 from sensorium.types import Message
 
 log = logging.getLogger(__name__)
+_LONGEST_VOICE_S = 17
+"""Where streams of the reference fail."""
 ROLES = ("system", "user", "assistant")
 _SPOKEN_BEGIN, _SPOKEN_END = "<|tts_bos|>", "<|tts_eos|>"
 
@@ -139,6 +141,7 @@ class MiniCPMO(Talking):
         if not folder.is_dir():
             raise CheckpointError(f"there is no codec folder {folder}; a speaking checkpoint has one at {CODEC}")
         settings = {"n_timesteps": n_timesteps, "dtype": "float16" if enable_float16 else "float32"}
+        settings["voice_s"] = _LONGEST_VOICE_S
         before, self.can_speak = self._engine, True
         try:
             # One place for speech is what this object uses; an engine that runs without it starts anew.

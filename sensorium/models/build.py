@@ -89,10 +89,15 @@ def load_codec(folder: Path, config: EngineConfig, device: torch.device) -> tupl
     except UnsupportedError as error:
         log.warning("no voices can be made of recordings: %s", error)
         codec = Token2Wav.load(place, **options, cloning=False)
-    return codec, _voices(codec, place / "voices", folder / _REFERENCE)
+    return codec, _voices(codec, place / "voices", folder / _REFERENCE, voice_seconds(config))
 
 
-def _voices(codec: Token2Wav, folder: Path, reference: Path) -> dict[str, Any]:
+def voice_seconds(config: EngineConfig) -> float:
+    """How much of a recording counts as a voice: what memory is kept ready for."""
+    return float(config.codec_config.get("voice_s", 10.0))
+
+
+def _voices(codec: Token2Wav, folder: Path, reference: Path, seconds: float) -> dict[str, Any]:
     found = {path.stem: path for path in sorted(folder.glob("*.wav"))}
     found |= {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     if reference.is_file():
@@ -106,7 +111,7 @@ def _voices(codec: Token2Wav, folder: Path, reference: Path) -> dict[str, Any]:
             if wav is None:
                 raise CheckpointError(f"{path} is not a WAV file that can be read")
             try:
-                voices[name] = codec.voice(wav.read(0, wav.frames), wav.rate)
+                voices[name] = codec.voice(wav.read(0, int(seconds * wav.rate)), wav.rate)
             except MediaError as error:
                 raise CheckpointError(f"{path} cannot be a voice: {error}") from error
         else:

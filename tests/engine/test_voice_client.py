@@ -168,6 +168,8 @@ def test_without_a_codec_speech_ends_in_codes(folder: Path):
         assert speech.speak([5], np.zeros((1, 256), np.float32), min_new=5, max_new=9)
     with pytest.raises(ConfigError, match="codec_config has no 'steps'"):
         config(folder, codec_config={"steps": 3})
+    with pytest.raises(ConfigError, match="voice_s must be a number above 0"):
+        config(folder, codec_config={"voice_s": "long"})
 
 
 @pytest.mark.slow
