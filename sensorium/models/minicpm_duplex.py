@@ -22,6 +22,8 @@ from sensorium.types import Decision, Outcome, Prompt, SamplingParams, Unit
 
 MAX_CHARS = 28
 """Of a unit's text in the demo's service, at which it ends the unit."""
+# Units that a session may go back: as many as the engine does.
+_MOST_MARKS = 65
 PREVIOUS = "\n\nprevious: "
 """What the window writes before the text of units that it dropped."""
 
@@ -265,6 +267,7 @@ class DuplexPolicy:
         sampler, kept = self.sampler, len(self.window.units)
         at = _Mark(self._index, self.turn_open, self._num_units, len(sampler.history), sampler.uniforms.position, kept)
         self._marks.append(at)
+        del self._marks[:-_MOST_MARKS]
 
 
 def unit_type(prompt: Prompt) -> UnitType:
