@@ -24,6 +24,7 @@ from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
 from sensorium.server.live.clock import Clock
 from sensorium.server.live.duplex import duplex_routes
+from sensorium.server.live.openai_door import openai_live_routes
 from sensorium.server.live.service import LiveService
 from sensorium.server.messages_api import messages_routes
 from sensorium.server.metrics import Metrics
@@ -75,6 +76,7 @@ def build_app(
         *realtime_routes(served, config, metrics, voices),
         *voice_routes(served, voices),
         *duplex_routes(served, live),
+        *openai_live_routes(served, live),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),

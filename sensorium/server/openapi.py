@@ -113,6 +113,7 @@ def describe_api() -> dict[str, Any]:
     opened = {"101": {"description": "A WebSocket"}, **plain, **{status: failures[status] for status in _SIMPLE}}
     paths["/v1/realtime"] = {"get": {"summary": "Realtime events; see docs/realtime.md", "responses": opened}}
     paths["/v1/duplex"] = {"get": {"summary": "Full duplex; see docs/duplex-protocol.md", "responses": opened}}
+    paths["/v1/live/sessions"] = {"get": {"summary": "OpenAI's Live events; see docs/live.md", "responses": opened}}
     paths["/metrics"] = {"get": _get("Prometheus metrics", {"description": "Text exposition format"})}
     cancelled = {"200": _response("The answer", known[Response]), **failures}
     cancel = {"summary": "Stop an answer in the background", "responses": cancelled}

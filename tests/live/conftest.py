@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from live.tools import LiveServer, serve_live
+from minicpm.speaking import speaking_checkpoint
 
+from sensorium.bench.codec import SMALL, random_voice
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 
@@ -34,3 +36,23 @@ def live(server: LiveServer) -> Iterator[LiveServer]:
     """All places are free again after each test: nobody comes back to what it has left."""
     yield server
     assert server.empty()
+
+
+@pytest.fixture(scope="session")
+def speaking_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("speaking") / "model"
+    made = speaking_checkpoint(golden / "minicpmo45" / "tiny", folder)
+    (made / "assets" / "token2wav" / "voices").mkdir()
+    random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / "anna.safetensors")
+    config = EngineConfig(
+        model=str(made), init_tts=True, codec_config={"n_timesteps": 1}, speech_slots=2, max_model_len=1024,
+        kv_cache_bytes=64 << 20, max_sessions=2,
+    )  # fmt: skip
+    with EngineClient(config) as client, serve_live(client) as server:
+        yield server
+
+
+@pytest.fixture
+def speaking(speaking_server: LiveServer) -> Iterator[LiveServer]:
+    yield speaking_server
+    assert speaking_server.empty()

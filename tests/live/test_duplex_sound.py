@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live.tools import SPEAKS, LiveServer, duplex, noise, serve_live
-from minicpm.speaking import speaking_checkpoint
-
-from sensorium.bench.codec import SMALL, random_voice
-from sensorium.config import EngineConfig
-from sensorium.engine.client import EngineClient
-
-
-@pytest.fixture(scope="module")
-def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("speaking") / "model"
-    made = speaking_checkpoint(golden / "minicpmo45" / "tiny", folder)
-    (made / "assets" / "token2wav" / "voices").mkdir()
-    random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / "anna.safetensors")
-    config = EngineConfig(
-        model=str(made), init_tts=True, codec_config={"n_timesteps": 1}, speech_slots=2, max_model_len=1024,
-        kv_cache_bytes=64 << 20, max_sessions=2,
-    )  # fmt: skip
-    with EngineClient(config) as client, serve_live(client) as server:
-        yield server
-
-
-@pytest.fixture
-def live(server: LiveServer) -> Iterator[LiveServer]:
-    yield server
-    assert server.empty()
+from live.tools import SPEAKS, LiveServer, duplex, noise
 
 
 def sounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -41,8 +14,8 @@ def sounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("rate", [24_000, 16_000])
-def test_a_turn_is_heard(live: LiveServer, rate: int):
-    with duplex(live) as client:
+def test_a_turn_is_heard(speaking: LiveServer, rate: int):
+    with duplex(speaking) as client:
         ready = client.start(**SPEAKS, audio={"in": 16_000, "out": rate}, voice="anna")
         assert ready["capabilities"]["speech"] is True
         assert ready["audio"]["out"] == rate
@@ -62,8 +35,8 @@ def test_a_turn_is_heard(live: LiveServer, rate: int):
     assert client.events.index(heard[-1]) < client.events.index(last), "a unit is over when its sound is"
 
 
-def test_no_sound_of_a_turn_follows_its_end(live: LiveServer):
-    with duplex(live) as client:
+def test_no_sound_of_a_turn_follows_its_end(speaking: LiveServer):
+    with duplex(speaking) as client:
         client.start(**SPEAKS)
         cancelled = 0
         for n in range(8):
@@ -85,13 +58,13 @@ def test_no_sound_of_a_turn_follows_its_end(live: LiveServer):
     assert cancelled
 
 
-def test_text_is_enough_for_who_asks_for_no_sound(live: LiveServer):
-    with duplex(live) as client:
+def test_text_is_enough_for_who_asks_for_no_sound(speaking: LiveServer):
+    with duplex(speaking) as client:
         ready = client.start(**SPEAKS, audio={"in": 16_000, "out": None})
         assert (ready["audio"]["out"], ready["capabilities"]["speech"]) == (None, False)
         assert client.second()["decision"] == "speak"
         assert not sounds(client.events)
-    with duplex(live) as client:
+    with duplex(speaking) as client:
         client.say("start", voice="nobody")
         error = client.next()
         assert (error["code"], error["param"]) == ("not_found", "voice")

@@ -17,7 +17,7 @@ from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
 
 def unit(name: str, *, silent: bool = False, frames: int = 0) -> LiveUnit:
     samples = np.zeros(16_000, np.float32) if silent else noise().astype(np.float32) / 32768
-    return LiveUnit(samples, [b""] * frames, [name], False, 0, 0.0)
+    return LiveUnit(samples, [b""] * frames, [name], False, False, 0, 0.0)
 
 
 def names(backlog: Backlog) -> list[list[str]]:

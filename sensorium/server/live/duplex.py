@@ -20,7 +20,7 @@ from sensorium.server.live.clock import within
 from sensorium.server.live.duplex_talk import Talk
 from sensorium.server.live.outbox import SlowReaderError
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import FULL, NORMAL, POLICY, START_S, HangUpError, Socket
+from sensorium.server.live.sockets import FULL, NORMAL, POLICY, START_S, HangUpError, Socket, both_ways
 from sensorium.server.served import Served
 
 PATH, SUBPROTOCOL = "/v1/duplex", "sensorium.duplex.v1"
@@ -100,8 +100,12 @@ class DuplexDoor:
             if greeting is not None:
                 token = self._service.token(held.talk.session)
                 await socket.write(held.talk.take_up(greeting, token))
-            ending = await self._serve(held, socket, replaced)
-        await self._leave(held.talk, socket, "replaced" if replaced.is_set() else ending)
+            ending = await both_ways(held.talk, socket, replaced)
+        if replaced.is_set():
+            await socket.write(msgspec.json.encode({"type": "bye", "reason": "replaced", "usage": None}).decode())
+            await socket.close(NORMAL)
+        else:
+            await self._leave(held.talk, socket, ending)
 
     # ---- beginnings ------------------------------------------------------------------------------------------------
 
@@ -126,30 +130,10 @@ class DuplexDoor:
         session = self._service.take_up(resume.session or "", resume.resume_token or "", key)
         return self._held[session.id]
 
-    # ---- while it lasts --------------------------------------------------------------------------------------------
+    # ---- endings ---------------------------------------------------------------------------------------------------
 
-    async def _serve(self, held: _Held, socket: Socket, replaced: asyncio.Event) -> Any:
-        """Both ways until one of them ends: the exception that ended it, "replaced", or None when all is sent."""
-        reading = asyncio.create_task(_read(held.talk, socket))
-        sending = asyncio.create_task(held.talk.outbox.pump(socket.write))
-        taken = asyncio.create_task(replaced.wait())
-        tasks = (sending, reading, taken)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                return sending.exception()
-            return reading.exception() if reading.done() else "replaced"
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-    async def _leave(self, talk: Talk, socket: Socket, ending: Any) -> None:
+    async def _leave(self, talk: Talk, socket: Socket, ending: BaseException | None) -> None:
         session = talk.session
-        if ending == "replaced":
-            await socket.write(msgspec.json.encode({"type": "bye", "reason": "replaced", "usage": None}).decode())
-            await socket.close(NORMAL)
-            return
         if ending is None:
             await socket.close(talk.close_code)
             return
@@ -162,12 +146,6 @@ class DuplexDoor:
             return
         with contextlib.suppress(OSError):
             raise ending
-
-
-async def _read(talk: Talk, socket: Socket) -> None:
-    while True:
-        if not talk.take(await socket.read()):
-            socket.wrong()
 
 
 def _refusal(error: SensoriumError) -> str:

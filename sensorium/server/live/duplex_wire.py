@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,13 +13,12 @@ from sensorium.errors import RequestError, UnsupportedError
 from sensorium.params import LiveSettings
 from sensorium.server.live.events import UnitOver, UnitTimes, Usage
 from sensorium.server.live.session import LiveOptions
+from sensorium.server.live.sockets import decoded
 
 HEADER = struct.Struct("<BBHIQ")
 SOUND, JPEG, WEBP, OPUS, PNG = 1, 2, 3, 4, 5
 JUMPS, LAST, LISTEN = 1, 2, 4
 MAX_MESSAGE = 1 << 20
-T = TypeVar("T")
-_PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 Rate = Literal[8000, 16000, 24000, 48000]
 Count = Annotated[int, Meta(ge=0)]
@@ -116,19 +114,6 @@ _SAID: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
 def read_said(data: str) -> Said:
     """A text frame. Raises RequestError naming the field."""
     return decoded(_SAID, data)
-
-
-def decoded(decoder: msgspec.json.Decoder[T], data: str) -> T:
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        match = _PATH.search(text)
-        param = (match[1] if match else "") or "type"
-        reason = text[: match.start()] if match else text
-        raise RequestError(f"{param[:100]}: {reason[:300]}", param=param[:100]) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise RequestError("the message is not JSON") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,6 +274,10 @@ class LiveSession:
         """The unit that is being filled listens; a turn ends with it."""
         self._cutter.force_listen()
 
+    def force_speak(self) -> None:
+        """The unit that is being filled speaks."""
+        self._cutter.force_speak()
+
     def interrupt(self) -> None:
         """End what is being said, at once."""
         if self._engine is not None and self.is_open:
@@ -381,7 +385,8 @@ class LiveSession:
             frames = await self._prepared(unit.frames)
             prompt, deciding = await asyncio.to_thread(prompts.unit, unit.samples, frames, unit.texts)
             now = self._clock.now()
-            options = prompts.unit_options(self._settings, force_listen=unit.force_listen)
+            settings = replace(self._settings, listen_bias=0.0) if unit.force_speak else self._settings
+            options = prompts.unit_options(settings, force_listen=unit.force_listen)
             due = unit.heard_s + UNIT_S
             index = engine.append(prompt, deadline_s=due, deciding=deciding, options=options)
         except EngineDeadError:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 from collections import deque
+from typing import Protocol, TypeVar
 
+import msgspec
 from starlette.types import Message, Receive, Send
 
+from sensorium.errors import RequestError
 from sensorium.server.live.clock import Clock
+from sensorium.server.live.outbox import Outbox
+
+T = TypeVar("T")
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 START_S = 10.0
 """For the first message."""
@@ -62,3 +71,47 @@ class Socket:
             self._errors.popleft()
         if len(self._errors) > MAX_ERRORS:
             raise HangUpError(POLICY)
+
+
+class Talk(Protocol):
+    """A session in the words of one door."""
+
+    outbox: Outbox
+
+    def take(self, data: str | bytes) -> bool: ...
+
+
+async def both_ways(talk: Talk, socket: Socket, until: asyncio.Event | None = None) -> BaseException | None:
+    """Read and write until one of them ends, or `until` is set: what ended it; None when all has been sent."""
+    reading = asyncio.create_task(_read(talk, socket))
+    sending = asyncio.create_task(talk.outbox.pump(socket.write))
+    waiting = asyncio.create_task((until or asyncio.Event()).wait())
+    tasks = (sending, reading, waiting)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            return sending.exception()
+        return reading.exception() if reading.done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _read(talk: Talk, socket: Socket) -> None:
+    while True:
+        if not talk.take(await socket.read()):
+            socket.wrong()
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: str) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        match = _PATH.search(text)
+        param = (match[1] if match else "") or "type"
+        reason = text[: match.start()] if match else text
+        raise RequestError(f"{param[:100]}: {reason[:300]}", param=param[:100]) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise RequestError("the message is not JSON") from None

@@ -29,6 +29,7 @@ class LiveUnit:
     frames: list[bytes]
     texts: list[str]
     force_listen: bool
+    force_speak: bool
     end: int
     """The place behind its last sample, counted from the session's first."""
     heard_s: float
@@ -51,6 +52,7 @@ class UnitCutter:
     _frames: deque[bytes] = field(default_factory=deque[bytes])
     _texts: list[str] = field(default_factory=list[str])
     _force_listen: bool = False
+    _force_speak: bool = False
 
     def hear(self, pcm: np.ndarray, now_s: float) -> list[LiveUnit]:
         """More sound, int16 [n] at 16 kHz; the units that it completes."""
@@ -79,6 +81,10 @@ class UnitCutter:
         """The unit that is being filled listens, whatever the model would do."""
         self._force_listen = True
 
+    def force_speak(self) -> None:
+        """The unit that is being filled speaks, if the model knows what."""
+        self._force_speak = True
+
     def _keep(self, pcm: np.ndarray) -> None:
         if len(pcm):
             chunk: np.ndarray = np.zeros(len(pcm), dtype=np.int16) if self.muted else np.array(pcm, dtype=np.int16)
@@ -88,8 +94,10 @@ class UnitCutter:
 
     def _cut(self, now_s: float) -> LiveUnit:
         samples = np.concatenate(self._chunks).astype(np.float32) / 32768
-        unit = LiveUnit(samples, list(self._frames), self._texts, self._force_listen, self.end, now_s)
-        self._chunks, self._held, self._texts, self._force_listen = [], 0, [], False
+        unit = LiveUnit(
+            samples, list(self._frames), self._texts, self._force_listen, self._force_speak, self.end, now_s
+        )
+        self._chunks, self._held, self._texts, self._force_listen, self._force_speak = [], 0, [], False, False
         self._frames.clear()
         return unit
 
@@ -120,6 +128,7 @@ class Backlog:
         heir = self._units[min(index, len(self._units) - 1)]
         heir.texts[:0] = dropped.texts
         heir.force_listen |= dropped.force_listen
+        heir.force_speak |= dropped.force_speak
         return Late(len(dropped.samples) / RATE, frames + len(dropped.frames))
 
     def take(self) -> LiveUnit:

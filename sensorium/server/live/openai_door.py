@@ -1,0 +1,94 @@
+"""WS /v1/live/sessions: full duplex in OpenAI's Live events."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from sensorium.errors import RequestError, SensoriumError
+from sensorium.server.errors import HttpError, describe
+from sensorium.server.live import openai_wire as wire
+from sensorium.server.live.clock import within
+from sensorium.server.live.openai_talk import OpenAITalk
+from sensorium.server.live.outbox import SlowReaderError
+from sensorium.server.live.service import LiveService
+from sensorium.server.live.sockets import FULL, POLICY, START_S, HangUpError, Socket, both_ways
+from sensorium.server.served import Served
+
+PATH = "/v1/live/sessions"
+
+
+def openai_live_routes(served: Served, service: LiveService) -> list[Route | WebSocketRoute]:
+    door = OpenAIDoor(served, service)
+    return [WebSocketRoute(PATH, door), Route(PATH, _create, methods=["GET", "POST"])]
+
+
+async def _create(request: Request) -> Response:
+    if request.method == "GET":
+        raise HttpError(426, "upgrade_required", f"{PATH} is a WebSocket", headers={"upgrade": "websocket"})
+    raise HttpError(501, "not_implemented", f"POST {PATH}: WebRTC is not served; open it as a WebSocket")
+
+
+class OpenAIDoor:
+    """The endpoint, as raw ASGI."""
+
+    def __init__(self, served: Served, service: LiveService) -> None:
+        self._served = served
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._served.client().live("")
+        await receive()
+        offered = "realtime" in scope["subprotocols"]
+        await send({"type": "websocket.accept", "subprotocol": "realtime" if offered else None})
+        socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
+        try:
+            first = await within(self._service.clock, START_S, socket.read())
+            await self._converse(first, socket, scope.get("state", {}).get("key", ""))
+        except asyncio.TimeoutError:
+            await socket.close(POLICY, "no session.start")
+        except HangUpError as error:
+            if error.code is not None:
+                await socket.close(error.code)
+        except OSError:
+            pass  # the client went while something was written to it
+
+    async def _converse(self, first: str | bytes, socket: Socket, key: str) -> None:
+        try:
+            said = wire.read_said(first)
+            if not isinstance(said, wire.StartSession):
+                raise RequestError("the first message is session.start", param="type")
+            self._served.check_name(said.session.model)
+            wire.rate_of(said.session)
+            session = await self._service.open(wire.options_of(said.session, key))
+        except SensoriumError as error:
+            await socket.write(_refusal(error))
+            await socket.close(FULL if error.status in (429, 503) else POLICY, error.code)
+            return
+        talk = OpenAITalk(session, said, self._served.name, self._service.clock)
+        following = asyncio.create_task(talk.follow())
+        self._service.num_sockets += 1
+        try:
+            ending = await both_ways(talk, socket)
+            self._service.leave(session)
+            if ending is None:
+                await socket.close(talk.close_code)
+            elif isinstance(ending, SlowReaderError):
+                await socket.close(POLICY, "slow_consumer")
+            else:
+                raise ending
+        finally:
+            self._service.num_sockets -= 1
+            # Nobody is told any more what the session says; it ends by itself.
+            await asyncio.wait((following,))
+
+
+def _refusal(error: SensoriumError) -> str:
+    _, body, _ = describe(error)
+    told = {"type": "error", "event_id": "event_0", "error": msgspec.to_builtins(body.error)}
+    return msgspec.json.encode(told).decode()
