@@ -12,6 +12,7 @@ from sensorium.server.errors import HttpError
 
 ROUTES = {
     ("POST", "/v1/audio/voice_consents"): "say in `consent` of POST /v1/audio/voices that the speaker agrees",
+    ("POST", "/v1/live/sessions"): "WebRTC is not served; open it as a WebSocket",
     ("POST", "/v1/chat/completions/batch"): "send one request per conversation, or use `sensorium run-batch`",
     ("POST", "/v1/chat/completions/render"): "POST /tokenize gives the tokens of a conversation",
     ("POST", "/v1/completions/render"): "POST /tokenize gives the tokens of a prompt",

@@ -25,13 +25,11 @@ PATH = "/v1/live/sessions"
 
 def openai_live_routes(served: Served, service: LiveService) -> list[Route | WebSocketRoute]:
     door = OpenAIDoor(served, service)
-    return [WebSocketRoute(PATH, door), Route(PATH, _create, methods=["GET", "POST"])]
+    return [WebSocketRoute(PATH, door), Route(PATH, _upgrade, methods=["GET"])]
 
 
-async def _create(request: Request) -> Response:
-    if request.method == "GET":
-        raise HttpError(426, "upgrade_required", f"{PATH} is a WebSocket", headers={"upgrade": "websocket"})
-    raise HttpError(501, "not_implemented", f"POST {PATH}: WebRTC is not served; open it as a WebSocket")
+async def _upgrade(request: Request) -> Response:
+    raise HttpError(426, "upgrade_required", f"{PATH} is a WebSocket", headers={"upgrade": "websocket"})
 
 
 class OpenAIDoor:
