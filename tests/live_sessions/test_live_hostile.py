@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 import pytest
-from live.tools import HEADER, LISTENS, SPEAKS, Client, LiveServer, duplex, jpeg, noise, serve_live
+from live_sessions.tools import HEADER, LISTENS, SPEAKS, Client, LiveServer, duplex, jpeg, noise, serve_live
 from server.live import eventually
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live.tools import SPEAKS, LiveServer, duplex, noise
+from live_sessions.tools import SPEAKS, LiveServer, duplex, noise
 
 
 def sounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from live.tools import LISTENS, SPEAKS, LiveServer, duplex, serve_live
+from live_sessions.tools import LISTENS, SPEAKS, LiveServer, duplex, serve_live
 
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient

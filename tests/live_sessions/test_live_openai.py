@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from live.tools import LiveServer, jpeg, noise
+from live_sessions.tools import LiveServer, jpeg, noise
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live.tools import LiveServer, serve_live
+from live_sessions.tools import LiveServer, serve_live
 from minicpm.speaking import speaking_checkpoint
 
 from sensorium.bench.codec import SMALL, random_voice

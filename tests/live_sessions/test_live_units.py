@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from live.tools import noise
+from live_sessions.tools import noise
 
 from sensorium.errors import OverloadedError
 from sensorium.models.minicpm_processor import Processor

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
-from live.tools import LISTENS, SPEAKS, LiveServer, duplex, jpeg, noise
+from live_sessions.tools import LISTENS, SPEAKS, LiveServer, duplex, jpeg, noise
 
 
 def test_a_session_from_its_start_to_its_end(live: LiveServer):
