@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sensorium.engine.client import EngineClient, Stream
@@ -13,6 +16,8 @@ from sensorium.errors import EngineError, OverloadedError, SensoriumError
 from sensorium.offline.progress import Bars
 from sensorium.offline.results import Output, Params, collect, tokens_of
 from sensorium.types import PoolingParams, Prompt, SamplingParams
+
+_TOGETHER_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,12 @@ class Job:
     def count(self) -> int:
         """Answers, which the engine counts as so many requests."""
         return self.params.n if isinstance(self.params, SamplingParams) else 1
+
+
+def _comes(prompt: Future[tuple[Prompt, str]], until: float) -> bool:
+    """Wait for a prompt up to a moment of the monotonic clock; whether it was there by then."""
+    left_s = until - time.monotonic()
+    return left_s > 0 and prompt in wait([prompt], left_s).done
 
 
 def answers(params: Params) -> list[SamplingParams]:
@@ -71,15 +82,22 @@ class _Batch:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="sensorium-render")
         try:
             prepared: deque[Future[tuple[Prompt, str]]] = deque(pool.submit(job.prepare) for job in self._jobs[:ahead])
-            for index, job in enumerate(self._jobs):
-                try:
-                    prompt, namespace = prepared.popleft().result()
+            waiting, index = deque(self._jobs[ahead:]), 0
+            while prepared:
+                # Prompts that are ready at about the same time go together, so that one step computes them all.
+                ready: list[tuple[Prompt, str]] = []
+                until = math.inf
+                while prepared and (not ready or _comes(prepared[0], until)):
+                    with self._numbering(index + len(ready)):
+                        ready.append(prepared.popleft().result())
+                    until = min(until, time.monotonic() + _TOGETHER_S)
                     self._bars.rendered()
-                    if index + ahead < len(self._jobs):
-                        prepared.append(pool.submit(self._jobs[index + ahead].prepare))
-                    self._submit(index, job, prompt, namespace)
-                except SensoriumError as error:
-                    raise self._numbered(error, index) from error.__cause__
+                    if waiting:
+                        prepared.append(pool.submit(waiting.popleft().prepare))
+                for prompt, namespace in ready:
+                    with self._numbering(index):
+                        self._submit(index, self._jobs[index], prompt, namespace)
+                    index += 1
             while self._flying:
                 self._collect_one()
         finally:
@@ -129,6 +147,14 @@ class _Batch:
         self._flying.popleft()
         self._bars.processed(*tokens_of(result))
         self._results.append(result)
+
+    @contextmanager
+    def _numbering(self, index: int) -> Generator[None, None, None]:
+        """Give the prompt's number to errors inside."""
+        try:
+            yield
+        except SensoriumError as error:
+            raise self._numbered(error, index) from error.__cause__
 
     def _numbered(self, error: SensoriumError, index: int) -> SensoriumError:
         """The error with the prompt's number, which errors of a batch need; one that has it already stays."""
