@@ -31,8 +31,8 @@ class Voices:
     def __init__(self, codec: CodecStage | None, voices: Mapping[str, Any], put: Callable[[VoiceMade], None]) -> None:
         self._codec, self._voices, self._put = codec, dict(voices), put
         self._thread: ThreadPoolExecutor | None = None
-        self._making: dict[str, Future[Any]] = {}
-        """By the id of the message that asked."""
+        self._making: dict[str, tuple[str, Future[Any]]] = {}
+        """Name and what comes of it, by the id of the message that asked."""
         if codec is not None:
             for voice in self._voices.values():
                 codec.warm(voice)
@@ -49,6 +49,8 @@ class Voices:
         if self._codec is None:
             raise UnsupportedError("this engine has no codec, so its speech ends in codes: give voice=None")
         if name not in self._voices:
+            self._wait_for(name)
+        if name not in self._voices:
             known = ", ".join(self._voices) or "none"
             raise NotFoundError(f"there is no voice {name!r}; there are: {known}", param="voice")
         return self._voices[name]
@@ -63,8 +65,14 @@ class Voices:
         else:
             self._thread = self._thread or ThreadPoolExecutor(1, "sensorium-voices")
             future = self._thread.submit(self._codec.hear, message.samples, message.rate)
-            self._making[message.request_id] = future
+            self._making[message.request_id] = (message.name, future)
             future.add_done_callback(lambda done: self._put(VoiceMade(message.request_id, message.name, done)))
+
+    def _wait_for(self, name: str) -> None:
+        """Nobody asks for a voice before it is made, but for those who waited for an engine that started again."""
+        for wanted, future in list(self._making.values()):
+            if wanted == name and future.exception() is None:
+                self._voices[name] = future.result()
 
     def _made(self, message: VoiceMade, events: list[Event]) -> None:
         if self._making.pop(message.request_id, None) is None:

@@ -112,7 +112,7 @@ def test_many_at_once_sound_as_each_alone(model: Model, codec: Token2Wav):
         events = run(engine)
         return {name: samples(events, name) for name in names}
 
-    together = heard(["a", "b", "c", "d"])
+    together = heard(["a", "b", "c"])
     for name, sound in together.items():
         assert_alike(sound, heard([name])[name])
 
@@ -363,7 +363,7 @@ def test_a_session_that_is_aborted_is_cut(engine: Engine):
 # ---- whatever happens ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["say", "hush", "abort", "ask", "stop", "unit", "barge"]), st.integers(0, 3)),
