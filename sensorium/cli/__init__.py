@@ -15,6 +15,7 @@ from sensorium.errors import ConfigError, SensoriumError
 COMMANDS = {
     "serve": ("sensorium.cli.serve", "serve a model over the OpenAI HTTP API, with a page at /"),
     "chat": ("sensorium.cli.chat", "talk to a model in the terminal, with pictures, sounds and videos"),
+    "talk": ("sensorium.cli.talk", "full duplex in the terminal: it hears, sees and speaks at once"),
     "complete": ("sensorium.cli.complete", "continue one prompt in the model's own notation"),
     "speak": ("sensorium.cli.speak", "read a text aloud into a file, in the voice of a recording"),
     "run-batch": ("sensorium.cli.run_batch", "answer the requests of an OpenAI batch file"),
