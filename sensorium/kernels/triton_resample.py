@@ -12,7 +12,8 @@ from sensorium.kernels.resample import BITS, taps_on
 _BLOCK = 512
 
 
-@triton.jit
+# Compiled once, at the start: sides are 1, multiples of 16 or neither, and each would be a kernel of its own.
+@triton.jit(do_not_specialize=("total", "N", "M", "B", "T"))
 def _scale_kernel(x, starts, weights, y, total, N, M, B, T, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """y [A, M, B] from x [A, N, B], a block of its numbers each: of numbers behind the axis neighbours are loaded."""
     out = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
