@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor, SpeechModel
-from sensorium.models.build import load_codec, load_model, voice_seconds
+from sensorium.models.build import load_codec, load_model, voice_files, voice_seconds
 from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Loaded:
     seconds: dict[str, float]
     default_sampling: SamplingParams
     pooler: PoolerConfig | None = None
+    recordings: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def facts(self) -> EngineFacts:
         return EngineFacts(
@@ -77,6 +78,7 @@ class Loaded:
             speech_slots=self.engine.speech.num_free if self.engine.speech is not None else 0,
             can_sound=self.engine.codec is not None,
             voices=self.engine.voices.names,
+            recordings=self.recordings,
             pooler=self.pooler,
             seconds=self.seconds,
             kernels={"paged attention": paged_attention(self.device, self.dtype).name},
@@ -145,7 +147,9 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
-    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, sampling, pooler)
+    files = {voice: path for voice, path in voice_files(folder, config).items() if voice in voices}
+    recordings = {voice: str(path) for voice, path in files.items() if path.suffix == ".wav"}
+    return Loaded(engine, model, processor, name, device, dtype, plan, seconds, sampling, pooler, recordings)
 
 
 @torch.inference_mode()

@@ -245,6 +245,8 @@ class EngineFacts:
     """Whether there is a codec."""
     voices: tuple[str, ...] = ()
     """Those that are there from the start."""
+    recordings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The WAVE files of those that were made of one."""
     pooler: PoolerConfig | None = None
     """How embeddings are made; None for an engine that generates."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -69,7 +69,7 @@ def load_codec(folder: Path, config: EngineConfig, device: torch.device) -> tupl
     Voices: voices/NAME.safetensors (saved VoicePrompts) and voices/NAME.wav of its folder; "default" is also the
     checkpoint's own recording. Raises CheckpointError, ConfigError.
     """
-    place = folder / _CODEC if config.codec == "auto" else Path(config.codec).expanduser()
+    place = _codec_folder(folder, config)
     if not config.init_tts or config.codec == "none":
         return None
     if config.codec == "auto" and not place.is_dir():
@@ -89,7 +89,7 @@ def load_codec(folder: Path, config: EngineConfig, device: torch.device) -> tupl
     except UnsupportedError as error:
         log.warning("no voices can be made of recordings: %s", error)
         codec = Token2Wav.load(place, **options, cloning=False)
-    return codec, _voices(codec, place / "voices", folder / _REFERENCE, voice_seconds(config))
+    return codec, _voices(codec, voice_files(folder, config), voice_seconds(config))
 
 
 def voice_seconds(config: EngineConfig) -> float:
@@ -97,13 +97,21 @@ def voice_seconds(config: EngineConfig) -> float:
     return float(config.codec_config.get("voice_s", 10.0))
 
 
-def _voices(codec: Token2Wav, folder: Path, reference: Path, seconds: float) -> dict[str, Any]:
-    found = {path.stem: path for path in sorted(folder.glob("*.wav"))}
-    found |= {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    if reference.is_file():
-        found.setdefault("default", reference)
+def voice_files(folder: Path, config: EngineConfig) -> dict[str, Path]:
+    """Voice -> the file that it is made of, for the voices beside the codec and the checkpoint's own."""
+    place, reference = _codec_folder(folder, config) / "voices", folder / _REFERENCE
+    found = {path.stem: path for path in sorted(place.glob("*.wav"))}
+    found |= {path.stem: path for path in sorted(place.glob("*.safetensors"))}
+    return {"default": reference, **found} if reference.is_file() else found
+
+
+def _codec_folder(folder: Path, config: EngineConfig) -> Path:
+    return folder / _CODEC if config.codec == "auto" else Path(config.codec).expanduser()
+
+
+def _voices(codec: Token2Wav, files: Mapping[str, Path], seconds: float) -> dict[str, Any]:
     voices: dict[str, Any] = {}
-    for name, path in found.items():
+    for name, path in files.items():
         if path.suffix == ".safetensors":
             voices[name] = Voice(VoicePrompt.load(path))
         elif codec.can_clone:

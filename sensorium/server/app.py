@@ -57,9 +57,9 @@ def build_app(
 
     tracer = Tracer(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
     metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
-    live = LiveService(served, config, metrics.live, clock)
     page = page_routes()
     voices = Voices(config.voice_folder, config.max_voices, served.created)
+    live = LiveService(served, config, metrics.live, voices, clock)
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics, voices), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
     doors = [

@@ -67,4 +67,4 @@ def test_text_is_enough_for_who_asks_for_no_sound(speaking: LiveServer):
     with duplex(speaking) as client:
         client.say("start", voice="nobody")
         error = client.next()
-        assert (error["code"], error["param"]) == ("not_found", "voice")
+        assert (error["code"], error["param"]) == ("invalid_request", "voice")

@@ -19,6 +19,9 @@ from server.samples import float_wav, sound
 
 from sensorium.engine.client import EngineClient
 from sensorium.media.wav import read_wav
+from sensorium.server.speech.spoken import reading_prompt, spoken_messages
+from sensorium.server.speech.voices import Voices
+from sensorium.types import Message
 
 TEXT = "Good morning."
 SPEECH = "/v1/audio/speech"
@@ -154,6 +157,25 @@ def test_sound_leaves_as_it_is_made_and_leaving_ends_the_work(speaking: Live):
         assert connection.recv(1024).startswith(b"HTTP/1.1 200")
         assert speaking.engine.num_requests == 1
     assert eventually(lambda: speaking.engine.num_requests == 0)
+
+
+async def test_the_model_hears_the_voice_that_it_is_to_speak_in(spoken_engine: EngineClient):
+    voices = Voices(None, 1, 0)
+    own = await voices.pick("default", "me", spoken_engine, "voice")
+    kept = await voices.add("Anna", "me", np.sin(np.arange(64_000) / 9).astype("f4"), None, spoken_engine)
+    hers = await voices.pick("Anna", "me", spoken_engine, "voice")
+    for picked, seconds in ((own, 3.0), (hers, 4.0)):
+        prompt, count = await reading_prompt(spoken_engine, TEXT, picked, None, "")
+        assert prompt.text is None
+        assert picked.clip is not None
+        assert len(picked.clip.data) == 16_000 * seconds
+        assert prompt.media_tokens()["audio"] == pytest.approx(10 * seconds, abs=2)
+        assert spoken_engine.tokenizer.decode(prompt.ids[-count:]) == TEXT
+        said = [Message("system", ("Be brief.",)), Message("user", ("Hello?",))]
+        first, *others = spoken_messages(spoken_engine, said, picked)
+        assert (first.role, first.parts[1], first.parts[-1]) == ("system", picked.clip, "Be brief.")
+        assert others == said[1:]
+    await voices.delete(kept.id, "me", spoken_engine)
 
 
 def test_speech_is_counted(speaking: Live, sdk: openai.OpenAI):

@@ -16,12 +16,12 @@ from sensorium.server.live.events import Queued
 from sensorium.server.live.metrics import LiveMetrics
 from sensorium.server.live.session import Limits, LiveOptions, LiveSession, Opening
 from sensorium.server.served import Served
-from sensorium.types import SpeechOptions, SpeechSampling
+from sensorium.server.speech.voices import Voices, owner_of
+from sensorium.types import Media, SpeechOptions, SpeechSampling
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
 
-DEFAULT_VOICE = "default"
 TICK_S = 1.0
 TOLD_S = 3.0
 """How often those who wait are told their place."""
@@ -54,7 +54,15 @@ class Estimate:
 class LiveService:
     """Owned by the application; belongs to its event loop."""
 
-    def __init__(self, served: Served, config: ServerConfig, metrics: LiveMetrics, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        config: ServerConfig,
+        metrics: LiveMetrics,
+        voices: Voices,
+        clock: Clock | None = None,
+    ) -> None:
+        self._voices = voices
         self.clock = clock or MonotonicClock()
         self.limits = Limits(max_len=config.live_max_len)
         self.metrics = metrics
@@ -91,12 +99,13 @@ class LiveService:
         session_id = f"live_{secrets.token_hex(12)}"
         prompts = client.live(session_id)
         max_len = min(self.limits.max_len, client.max_model_len)
-        prompt, policy = await asyncio.to_thread(prompts.opening, options.settings, max_len)
+        speech, clip = await self._speech(client, options)
+        prompt, policy = await asyncio.to_thread(prompts.opening, options.settings, max_len, clip)
         if self._is_draining:
             raise ShuttingDownError("the server is shutting down")
         if len(self._queue) >= max(self._max_queue, 1):
             raise self._full()
-        opening = Opening(prompts, prompt, dict(policy), max_len, _speech(client, options))
+        opening = Opening(prompts, prompt, dict(policy), max_len, speech)
         session = LiveSession(session_id, options, opening, self.limits, self.clock, self.metrics)
         self._queue.append(session)
         try:
@@ -112,6 +121,16 @@ class LiveService:
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick())
         return session
+
+    async def _speech(self, client: EngineClient, options: LiveOptions) -> tuple[SpeechOptions | None, Media | None]:
+        """How a session speaks, if it does, and the recording of its voice. Raises RequestError for its name."""
+        is_known = options.voice is not None or self._voices.has_default(client)
+        if not (options.sound and client.can_sound and is_known):
+            return None, None
+        voice = await self._voices.pick(options.voice, owner_of({"key": options.key}), client, "voice")
+        seed = options.settings.seed
+        sampling = None if seed is None else replace(SpeechSampling(), seed=seed)
+        return SpeechOptions(voice.name, "duplex", sampling), voice.clip
 
     def _full(self) -> OverloadedError:
         waits = self._wait(len(self._queue) + 1)
@@ -226,18 +245,3 @@ class LiveService:
             if self._queue and now - self._told_s >= TOLD_S:
                 self._tell_places()
         self._ticking = None
-
-
-def _speech(client: EngineClient, options: LiveOptions) -> SpeechOptions | None:
-    """How a session speaks, if it does. Raises NotFoundError for a voice that is not there."""
-    voices = client.voices
-    if not options.sound or not client.can_sound or not (voices or options.voice):
-        return None
-    voice = options.voice or (DEFAULT_VOICE if DEFAULT_VOICE in voices else voices[0])
-    if voice not in voices:
-        known = ", ".join(voices[:20])
-        raise NotFoundError(f"voice: there is no {voice[:100]!r}; there are: {known}", param="voice")
-    sampling = None
-    if options.settings.seed is not None:
-        sampling = replace(SpeechSampling(), seed=options.settings.seed)
-    return SpeechOptions(voice, "duplex", sampling)

@@ -65,7 +65,7 @@ class KeptVoice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picked:
-    """name: what the engine calls the voice. clip: the recording itself, of a voice that was uploaded."""
+    """name: what the engine calls the voice. clip: the recording that it was made of, if it was."""
 
     name: str
     clip: Media | None = None
@@ -94,6 +94,7 @@ class Voices:
         self._created = created
         self._kept: dict[str, KeptVoice] = {}
         self._adding: dict[str, asyncio.Lock] = {}
+        self._own: dict[str, Media] = {}
         if folder is not None:
             self._kept = {voice.id: voice for voice in _read_folder(folder, created)}
 
@@ -156,18 +157,27 @@ class Voices:
         """
         require_speech(client, place)
         built_in = self._built_in(client)
-        for name in (wanted, DEFAULT) if wanted in STOCK else (wanted or DEFAULT,):
-            voice = self._find(name or DEFAULT, owner)
+        first = wanted or DEFAULT
+        for name in (first, DEFAULT) if first in STOCK else (first,):
+            voice = self._find(name, owner)
             if voice is not None:
                 await self._give(voice, client)
                 return Picked(voice.id, from_array(voice.samples, RATE, place))
             if name in built_in:
-                return Picked(name or DEFAULT)
-        if wanted is None or wanted == DEFAULT or wanted in STOCK:
+                return Picked(name, await self._own_clip(name, client))
+        if first == DEFAULT or first in STOCK:
             reason = "this model brings no voice of its own; upload a recording to POST /v1/audio/voices"
             raise RequestError(f"{place}: {reason}", param=place)
         known = ", ".join(card.name for card in self.cards(client, owner)) or "none"
-        raise RequestError(f"{place}: there is no voice {wanted[:64]!r}; there are: {known[:500]}", param=place)
+        raise RequestError(f"{place}: there is no voice {first[:64]!r}; there are: {known[:500]}", param=place)
+
+    async def _own_clip(self, name: str, client: EngineClient) -> Media | None:
+        """The recording of a voice of the engine's, where it was made of one."""
+        path = client.facts.recordings.get(name)
+        if name not in self._own and path is not None:
+            samples = await asyncio.to_thread(_read_recording, Path(path))
+            self._own[name] = from_array(samples[: int(MAX_CLIP_S * RATE)], RATE, "voice")
+        return self._own.get(name)
 
     def _find(self, wanted: str, owner: str) -> KeptVoice | None:
         for voice in self._kept.values():
@@ -187,7 +197,7 @@ class Voices:
 
 def owner_of(state: dict[str, Any]) -> str:
     """Whose voices a request may use: those of its key. state: of the exchange."""
-    return hashlib.sha256(f"voices of {state.get('key', 'nobody in particular')}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"voices of {state.get('key') or 'nobody in particular'}".encode()).hexdigest()[:32]
 
 
 def require_speech(client: EngineClient, place: str) -> None:
@@ -221,11 +231,7 @@ def _read_folder(folder: Path, created: int) -> Iterable[KeptVoice]:
     if not folder.is_dir():
         raise ConfigError(f"voice_folder: {folder} is no folder", param="voice_folder")
     for path in sorted(folder.glob("*.wav")):
-        wav = read_wav(path.read_bytes())
-        if wav is None:
-            raise ConfigError(f"voice_folder: {path.name} is no WAVE file that can be read", param="voice_folder")
-        samples = wav.read(0, wav.frames).mean(axis=1, dtype=np.float32)
-        samples = samples if wav.rate == RATE else soxr.resample(samples, wav.rate, RATE)
+        samples = _read_recording(path)
         note = path.with_suffix(".json")
         try:
             check_clip(samples, path.name)
@@ -236,6 +242,15 @@ def _read_folder(folder: Path, created: int) -> Iterable[KeptVoice]:
                 yield KeptVoice(path.stem, path.stem, OPERATOR, created, samples)
         except (MediaError, msgspec.MsgspecError) as error:
             raise ConfigError(f"voice_folder: {error}", param="voice_folder") from None
+
+
+def _read_recording(path: Path) -> np.ndarray:
+    """A WAVE file as float32 [n] at RATE. Raises ConfigError."""
+    wav = read_wav(path.read_bytes())
+    if wav is None:
+        raise ConfigError(f"voice_folder: {path.name} is no WAVE file that can be read", param="voice_folder")
+    samples = wav.read(0, wav.frames).mean(axis=1, dtype=np.float32)
+    return samples if wav.rate == RATE else soxr.resample(samples, wav.rate, RATE)
 
 
 def _write(folder: Path, voice: KeptVoice) -> None:
