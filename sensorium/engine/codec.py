@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,14 @@ class CodecStage:
     def rehearse(self, streams: int) -> None:
         """Speak a piece with so many streams, for what that needs beside their memory."""
         with self._on_device():
-            self.codec.rehearse(streams, self.voice_s)
+            self.codec.rehearse(self.codec.silent_voice(self.voice_s), streams)
+
+    def record_graphs(self, streams: int, voices: Iterable[Any]) -> None:
+        """Let whole pieces of these voices be recorded before anybody waits for them."""
+        for voice in voices:
+            for size in (1 << power for power in range((streams - 1).bit_length() + 1)):
+                with self._on_device():
+                    self.codec.rehearse(voice, min(size, streams))
 
     def hear(self, samples: np.ndarray, rate: int) -> Any:
         """A voice of a recording's beginning; from any thread."""

@@ -144,6 +144,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         engine.runner.record_graphs(config.max_num_seqs + config.max_sessions, engine.max_model_len)
         if engine.speech is not None:
             engine.speech.record_graphs()
+        if codec is not None and config.codec_config.get("graphs"):
+            codec.record_graphs(config.speech_slots, voices.values())
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL

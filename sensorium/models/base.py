@@ -220,8 +220,12 @@ class Codec(Protocol):
         """Take the memory for so many streams and voices now."""
         ...
 
-    def rehearse(self, streams: int, voice_s: float) -> None:
-        """Speak a piece with so many streams, for what that needs."""
+    def silent_voice(self, seconds: float) -> Any:
+        """A voice of that length, for rehearsals."""
+        ...
+
+    def rehearse(self, voice: Any, streams: int) -> None:
+        """Speak a piece with so many streams: to measure what that needs, and to record what can be recorded."""
         ...
 
     def prepare(self, voice: Any) -> Slices[None]:

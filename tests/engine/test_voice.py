@@ -416,6 +416,23 @@ def test_every_index_ends_once_and_nothing_follows_it(model: Model, codec: Token
     assert not engine.speakers.has_work
 
 
+def test_pieces_are_recorded_before_anybody_waits_for_them(model: Model):
+    codec = small_codec(graphs=True)
+    engine = speaking_engine(model, codec)
+    assert engine.codec is not None
+    engine.codec.record_graphs(4, [engine.voices.find(name) for name in ("default", "other")])
+    graphs = codec.flow._graphs
+    assert graphs is not None
+    recorded = set(graphs._graphs)
+    for name in "abc":
+        engine.inbox.append(OpenSpeech(name, SpeechOptions("default", "half_duplex", SEEDED)))
+        engine.inbox.append(say(name, 0, last=True, count=ord(name) % 5 + 1, max_new=90))
+    events = run(engine)
+    assert all(len(samples(events, name)) for name in "abc")
+    assert {shape.batch for shape in recorded} == {1, 2, 4}
+    assert set(graphs._graphs) == recorded
+
+
 @pytest.mark.parametrize("rule", ["chat", "half_duplex"])
 def test_pieces_do_not_depend_on_how_codes_come(rule):
     codes = list(range(100, 180))

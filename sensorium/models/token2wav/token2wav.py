@@ -100,12 +100,15 @@ class Token2Wav:
         """Memory for so many streams at once, before they come; what is not reserved is added as it is needed."""
         self.flow.reserve(streams, voices, voice_s)
 
-    def rehearse(self, streams: int, voice_s: float) -> None:
-        """Speak a second with so many streams, so that what it needs beside their state can be measured."""
-        n, config = max(int(voice_s * CODES_PER_S), LOOKAHEAD), self.flow.config
-        silence = torch.full((n,), SILENCE_CODE % config.vocab)
-        voice = Voice(VoicePrompt(silence, torch.ones(config.speaker), torch.zeros(FRAMES_PER_CODE * n, MELS)))
-        piece = silence[:1].tolist() * (CODES_PER_S + LOOKAHEAD)
+    def silent_voice(self, seconds: float) -> Voice:
+        """A voice of that length, for rehearsals."""
+        n, config = max(int(seconds * CODES_PER_S), LOOKAHEAD), self.flow.config
+        codes = torch.full((n,), SILENCE_CODE % config.vocab)
+        return Voice(VoicePrompt(codes, torch.ones(config.speaker), torch.zeros(FRAMES_PER_CODE * n, MELS)))
+
+    def rehearse(self, voice: Voice, streams: int) -> None:
+        """Speak a second with so many streams: to measure what that needs, and to record its graph."""
+        piece = voice.prompt.codes[:1].tolist() * (CODES_PER_S + LOOKAHEAD)
         self.stream([(self.open(voice), piece, False) for _ in range(streams)])
 
     def voice(self, samples: np.ndarray, rate: int) -> Voice:
