@@ -3,30 +3,69 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.histogram import STEP_TOKENS, UNIT_S, Buckets, Histogram, Histograms
 from sensorium.engine.protocol import EngineStats
 from sensorium.engine.scheduler import Scheduler
-from sensorium.types import UnitTimings
+from sensorium.types import SOUND_RATE, Sound, Unit, UnitDone
+
+
+@dataclass(slots=True)
+class _Spoken:
+    arrival_s: float
+    deadline_s: float
+    is_heard: bool = False
 
 
 class UnitCounters:
-    """What became of the units of sessions."""
+    """What became of the units of sessions, and of what is said."""
 
     def __init__(self) -> None:
         self.done = self.late = self.failed = self.barge_ins = 0
+        self.sound_s = 0.0
+        """Of sessions, requests and speeches."""
         self.seconds = Histograms(UNIT_S)
-        """Stage -> seconds that a unit spent in it; total is from its arrival to its end."""
+        """Stage -> seconds that a unit spent in it; total and those of sound are from its arrival."""
+        self._spoken: dict[tuple[str, int], _Spoken] = {}
 
-    def ended(self, timings: UnitTimings) -> None:
+    def begun(self, session_id: str, unit: Unit) -> None:
+        """A unit of a session that speaks."""
+        self._spoken[session_id, unit.index] = _Spoken(unit.arrival_s, unit.deadline_s)
+
+    def dropped(self, session_id: str, index: int | None = None) -> None:
+        """Nothing is heard of a unit, or of all of a session's."""
+        for key in [key for key in self._spoken if key[0] == session_id and index in (None, key[1])]:
+            del self._spoken[key]
+
+    def ended(self, done: UnitDone) -> None:
+        """The text of a unit is there. One that is spoken may be late yet."""
+        timings = done.timings
         self.done += 1
-        self.late += timings.lateness_s > 0
+        if not done.speaks:
+            self.late += timings.lateness_s > 0
+            self._spoken.pop((done.request_id, done.index), None)
         decided_s = timings.total_s if timings.decided_s is None else timings.decided_s
         self.seconds.observe("queue", timings.queue_s)
         self.seconds.observe("prefill", decided_s - timings.queue_s)
         self.seconds.observe("decode", timings.total_s - decided_s)
         self.seconds.observe("total", timings.total_s)
+
+    def heard(self, sound: Sound, now_s: float) -> None:
+        self.sound_s += len(sound.pcm) / 2 / SOUND_RATE
+        key = sound.request_id, sound.index
+        unit = self._spoken.get(key)
+        if unit is None:
+            return
+        if sound.pcm and not unit.is_heard:
+            unit.is_heard = True
+            self.seconds.observe("first_sound", now_s - unit.arrival_s)
+        if sound.ended is not None:
+            del self._spoken[key]
+        if sound.ended in ("eos", "length"):
+            self.seconds.observe("sound", now_s - unit.arrival_s)
+            self.late += now_s > unit.deadline_s
 
 
 class Laps:
@@ -95,5 +134,6 @@ class Counters:
             units_failed=units.failed,
             barge_ins=units.barge_ins,
             unit_s=units.seconds.freeze(),
+            sound_s=units.sound_s,
             compile_s=compile_s,
         )

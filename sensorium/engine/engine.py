@@ -150,6 +150,8 @@ class Engine:
             self.speakers.speak(events)
         laps.lap("speech")
         self.speakers.sound(events, idle=not (batch.works or self.inbox or self.scheduler.has_work))
+        if self.codec is not None:
+            self._hear(events)
         self._answers.release(events)
         self.sessions.release(events)
         laps.lap("codec")
@@ -157,6 +159,12 @@ class Engine:
         self._update_stats()
         laps.lap("count")
         return events
+
+    def _hear(self, events: list[Event]) -> None:
+        now = self.clock()
+        for event in events:
+            if isinstance(event, Sound):
+                self._counters.units.heard(event, now)
 
     def _next_batch(self) -> Batch:
         """What the device was told to compute already, less what ended meanwhile; or what the scheduler says."""

@@ -194,11 +194,13 @@ class EngineStats:
     units_waiting: int = 0
     units_done: int = 0
     units_late: int = 0
-    """Of those done: after their deadline."""
+    """Of those done: their text, or where they are spoken their sound, ended after the deadline."""
     units_failed: int = 0
     barge_ins: int = 0
     unit_s: Mapping[str, Buckets] = field(default_factory=dict[str, Buckets])
-    """Stage of a unit (queue, prefill, decode, total) -> seconds; bounds UNIT_S."""
+    """Stage of a unit (queue, prefill, decode, total, first_sound, sound) -> seconds; bounds UNIT_S."""
+    sound_s: float = 0.0
+    """Seconds of sound made."""
     compile_s: Buckets = field(default_factory=Buckets)
     """Seconds until an answer format could be followed; bounds COMPILE_S."""
 

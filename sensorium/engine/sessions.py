@@ -182,6 +182,9 @@ class Sessions:
                 session.begin(item)
             except RequestError as error:
                 self._unit_failed(session, item, error.code, error.message, error.status, events)
+            else:
+                if session.seq.id in self._voices:
+                    self.counted.begun(session.seq.id, item)
         if session.is_over and session.seq.id not in self._voices:
             self.finish(session.seq.id, "stop", events)
 
@@ -256,7 +259,7 @@ class Sessions:
         if session.return_hidden:
             done = replace(done, hidden=self._host(self._deciders.rows(session.seq.id)))
         self._deciders.clear(session.seq.id)
-        self.counted.ended(done.timings)
+        self.counted.ended(done)
         events.append(done)
 
     def _host(self, rows: list[torch.Tensor]) -> np.ndarray:
@@ -319,6 +322,7 @@ class Sessions:
         self, session: Session, unit: Unit, code: str, message: str, status: int, events: list[Event]
     ) -> None:
         self.counted.failed += 1
+        self.counted.dropped(session.seq.id, unit.index)
         events.append(session.failed(unit, code, message, status))
 
     def finish(self, session_id: str, reason: FinishReason, events: list[Event]) -> None:
@@ -353,6 +357,7 @@ class Sessions:
         if (voice := self._voices.pop(session_id, None)) is not None:
             voice.close(events)
         session = self._sessions.pop(session_id)
+        self.counted.dropped(session_id)
         if session_id in self._moves:
             self.move_rows()  # while the blocks are its own
         self._scheduler.finish(session.seq)

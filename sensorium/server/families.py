@@ -113,8 +113,9 @@ def _sessions(make: Families, stats: EngineStats) -> Iterator[Metric]:
     on_time = stats.units_done - stats.units_late
     results = {("on_time",): on_time, ("late",): stats.units_late, ("failed",): stats.units_failed}
     yield make.counter("session_units", "Units of sessions by how they ended", results, "result")
-    text = "What a unit spends in each stage; total is from its arrival to the end of its text"
+    text = "What a unit spends in each stage; total and those of sound are from its arrival"
     yield make.histograms("session_unit_seconds", text, UNIT_S, _one_label(stats.unit_s), "stage")
+    yield make.counter("sound_seconds", "Seconds of sound made", stats.sound_s)
     yield make.counter("session_barge_ins", "Times a session was interrupted", stats.barge_ins)
 
 

@@ -127,6 +127,7 @@ class World:
         self.talks: dict[str, Talk] = {}
         self.leaving: Talk | None = None
         self.lateness: list[float] = []
+        self.sound_s = 0.0
         self.num_spoken = self.num_barged = self.num_answers = self.num_asked = 0
         self._names = iter(range(10**9))
         self._media = iter(range(10**9))
@@ -229,6 +230,7 @@ class World:
             if event.speaks and event.turn == talk.turn:
                 talk.speaking.add(event.index)
         elif isinstance(event, Sound):
+            self.sound_s += len(event.pcm) / 48_000
             if event.pcm:
                 assert event.turn == talk.turn, "sound of a turn that was interrupted"
                 self.num_spoken += 1
@@ -280,6 +282,11 @@ def check(world: World, seconds: float) -> None:
     assert not grown
     assert world.num_spoken > 0.2 * seconds * num_sessions
     assert world.num_barged
+    stats = engine.stats
+    assert abs(stats.sound_s - world.sound_s) < 1e-6
+    assert stats.units_late <= 0.01 * stats.units_done
+    assert 0 < sum(stats.unit_s["first_sound"].counts) <= world.num_spoken
+    assert 0 < sum(stats.unit_s["sound"].counts) <= stats.units_done
     assert world.num_answers > seconds - 3
     talks, world.leaving = [*world.talks.values()], None
     for talk in talks:
@@ -290,6 +297,7 @@ def check(world: World, seconds: float) -> None:
     assert engine.speech is not None
     assert engine.speech.num_free == num_sessions
     assert not engine.runner.readout.deciders
+    assert not engine.sessions.counted._spoken
     assert not world.model._streams
     engine.scheduler.check()
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
@@ -301,6 +309,7 @@ def test_32_sessions_are_on_time_and_leave_nothing_behind():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_32_sessions_for_half_an_hour():
     world = World(32, phases=1, codec=Hum(), seed=1)
     check(world, seconds=1800)

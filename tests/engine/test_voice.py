@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -312,6 +314,22 @@ def test_a_session_speaks_unit_by_unit(engine: Engine, codec: Token2Wav, rule):
     if rule == "half_duplex":
         first = next(i for i, event in enumerate(events) if isinstance(event, Codes))
         assert first < events.index(done[0])
+
+
+def test_a_unit_is_late_when_its_sound_is(engine: Engine):
+    clock: Any = engine.clock
+    engine.inbox += [session("s"), unit("s", 0)]
+    while not engine.stats.units_done:
+        run(engine, 1)
+    assert engine.stats.units_late == 0
+    clock.now_s = 1.5
+    heard = len(samples(run(engine), "s"))
+    assert (engine.stats.units_done, engine.stats.units_late) == (1, 1)
+    assert engine.stats.unit_s["sound"].sum == 1.5
+    engine.inbox += [AppendUnit("s", Unit(1, prompt("more"), 1.5, 2.5)), CloseSession("s")]
+    heard += len(samples(run(engine), "s"))
+    assert (engine.stats.units_done, engine.stats.units_late) == (2, 1)
+    assert engine.stats.sound_s >= heard / 24_000 > 0
 
 
 @pytest.mark.parametrize("when", ["text", "sound", "both over"])
