@@ -25,7 +25,7 @@ from sensorium.bench import presets
 from sensorium.bench.shapes import SHAPES
 from sensorium.bench.sides import save_decoder
 
-VOCABULARY = 1536
+VOCABULARY = 1280
 Rows = list[list[int]]
 
 
@@ -39,7 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=roomiest(), prefix="sensorium-agree-") as name:
         ours, theirs = Path(name) / "ours", Path(name) / "theirs"
-        # The tokenizer of the preset is the packaged model's: ids that it has no name for are no prompt.
+        # The tokenizer of the preset is the packaged model's: ids it has no name for are no prompt, and its
+        # special tokens, the last of its ids, may ask for media.
         changes = {"vocab_size": VOCABULARY} | ({} if args.layers is None else {"num_hidden_layers": args.layers})
         model = presets.write(args.preset, ours, args.device, **changes)
         theirs.mkdir()

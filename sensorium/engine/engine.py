@@ -466,7 +466,7 @@ class Engine:
 
 def _spoken_end(runner: Runner, tokenizer: Tokenizer) -> frozenset[int]:
     """The token that ends a spoken answer, where the family has one."""
-    name = getattr(runner.model, "spoken_end", None)
+    name = getattr(runner.model, "spoken_end", None) if runner.model.speech is not None else None
     ids = tokenizer.encode(name, allow_special=True) if name is not None else []
     return frozenset(ids) if len(ids) == 1 else frozenset()
 
