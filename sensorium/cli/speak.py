@@ -14,7 +14,7 @@ from sensorium.cli.options import add_flags, build
 from sensorium.cli.parser import Parser
 from sensorium.cli.values import number
 from sensorium.config import EngineConfig, MediaLimits
-from sensorium.errors import EngineError, RequestError
+from sensorium.errors import CheckpointError, EngineError, RequestError
 from sensorium.types import Failed, Sound
 
 if TYPE_CHECKING:
@@ -59,11 +59,15 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
 def _loaded(config: EngineConfig) -> Iterator[EngineClient]:
     from sensorium.engine.client import EngineClient
 
+    silent = RequestError(f"{config.model or 'the packaged model'} does not speak; name a model that does with --model")
     with LoadingBar(config.use_tqdm_on_load) as bar:
-        client = EngineClient(config, bar.update)
+        try:
+            client = EngineClient(config, bar.update)
+        except CheckpointError as error:
+            raise silent if error.param == "init_tts" else error from None
     with client:
         if not client.can_sound:
-            raise RequestError(f"{client.model_name} does not speak; name a model that does with --model")
+            raise silent
         yield client
 
 

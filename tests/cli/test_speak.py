@@ -64,3 +64,8 @@ def test_what_is_not_possible_is_said(
     assert speak(model, *words) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_makes_no_sound_says_what_to_do(model: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["speak", "Hi.", "--model", model, "--codec", "none", "--max-model-len", "512"]) == 1
+    assert f"{model} does not speak; name a model that does with --model" in capsys.readouterr().err
