@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
-from sensorium.server.heap import LARGE, PERIOD_S, Heap, find_trim
+from sensorium.server.heap import LARGE, PERIOD_S, Heap, find_trim, settle
 
 
 class Clock:
@@ -14,7 +16,7 @@ class Clock:
         return self.now_s
 
 
-async def settle() -> None:
+async def threads_done() -> None:
     """Until the threads have done what they were given."""
     await asyncio.get_running_loop().run_in_executor(None, lambda: None)
     await asyncio.get_running_loop().shutdown_default_executor()
@@ -34,7 +36,7 @@ def test_the_heap_is_trimmed_after_large_bodies_and_not_too_often():
         clock.now_s = 1.5 * PERIOD_S
         heap.took(LARGE)
         clock.now_s = 3 * PERIOD_S
-        await settle()
+        await threads_done()
 
     asyncio.run(bodies())
     assert calls == [0]
@@ -49,7 +51,7 @@ def test_small_bodies_trim_nothing():
         clock.now_s = PERIOD_S
         for _ in range(100):
             heap.took(LARGE // 200)
-        await settle()
+        await threads_done()
 
     asyncio.run(bodies())
     assert not calls
@@ -58,3 +60,22 @@ def test_small_bodies_trim_nothing():
 def test_the_library_s_own_is_found_or_nothing_is_done():
     trim = find_trim()
     assert trim is None or trim(0) in (0, 1)
+
+
+class Node:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_garbage_goes_and_what_lasts_is_not_looked_at_again():
+    kept, frozen = Node(), gc.get_freeze_count()
+    gone = weakref.ref(Node())
+    try:
+        settle()
+        assert gone() is None
+        assert gc.get_freeze_count() > frozen
+        assert not any(one is kept for one in gc.get_objects())
+    finally:
+        gc.unfreeze()

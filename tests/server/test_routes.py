@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from server.bodies import chat
 from server.live import Live, serve
 from starlette.routing import Route
 
@@ -49,6 +50,11 @@ def test_what_is_not_there_names_itself(live: Live, method: str, path: str):
     error = json.loads(answer)["error"]
     assert error["code"] == "not_implemented"
     assert error["message"].startswith(f"{path} is not implemented")
+
+
+def test_bodies_of_any_size_are_taken_where_that_is_wanted(engine: EngineClient):
+    with serve(engine, max_body_bytes=0) as server:
+        assert server.post(chat())[0] == 200
 
 
 def test_large_bodies_are_refused_on_every_route_that_takes_one(locked: Live, routes: list[Route]):
