@@ -31,7 +31,8 @@ access_log = logging.getLogger("sensorium.access")
 QUIET_PATHS = {"/health", "/ping", "/metrics"}
 """Not in the access log, but where its level is debug."""
 UNCOUNTED_PATHS = QUIET_PATHS | {"/load", "/version"}
-LINGER_S, IDLE_S = 2.0, 0.25
+LINGER_S, IDLE_S = 10.0, 1.0
+"""How long an answered client may go on sending, in all and between two pieces; clients on busy machines are slow."""
 SMALL_BODY, SMALL_S = 64 << 10, 0.05
 """A body of at most so many bytes is taken in, if it comes so soon, before it is refused: that keeps the connection."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
