@@ -467,6 +467,6 @@ def _digest(part: MediaRef | Media | Embeds) -> bytes:
     return digest.digest()
 
 
-def _update(digest: hashlib._Hash, value: Any) -> None:
+def _update(digest: Any, value: Any) -> None:
     for data in value.parts if isinstance(value, Pieces) else (value,):
         digest.update(data if isinstance(data, bytes) else b"")

@@ -278,7 +278,7 @@ def _units(number: int, item: MediaItem, patches: Sequence[torch.Tensor]) -> Ite
     times = np.asarray(item.arrays.get("temporal_ids", np.full(len(sizes), -1)), dtype=np.int64)
     for group in range(int(groups.max()) + 1):
         members = np.flatnonzero(groups == group)
-        yield _ImageUnit(number, [patches[i] for i in members], sizes[members], times[members])
+        yield _ImageUnit(number, [patches[int(i)] for i in members], sizes[members], times[members])
 
 
 def _group_table(counts: Sequence[int]) -> np.ndarray:
