@@ -162,6 +162,15 @@ class EngineClient(SpeechDoor):
         """The samples of a recording; see Preparer.decode."""
         return await self._aprepare(self._preparer.decode, recording)
 
+    @property
+    def holds_live(self) -> bool:
+        """Whether live() is possible."""
+        try:
+            self.live("")
+        except UnsupportedError:
+            return False
+        return True
+
     async def _aprepare(self, call: Callable[..., Future[T]], *args: object) -> T:
         self.refuse_if_full(0)  # what cannot be queued is not worth preparing: refusals stay cheap under overload
         start = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import Request
@@ -15,6 +17,9 @@ from sensorium.server.reference import HEADERS as REFERENCE_HEADERS
 from sensorium.server.reference import reference_page
 from sensorium.server.schema import ModelCard, ModelList, ModelPermission
 from sensorium.server.served import Served
+
+if TYPE_CHECKING:
+    from sensorium.engine.client import EngineClient
 
 
 def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> list[Route]:
@@ -30,7 +35,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
             created=served.created,
             max_model_len=client.max_model_len,
             modalities=["text", *client.modalities],
-            capabilities=["speech"] if client.can_sound else [],
+            capabilities=_capabilities(client),
             permission=[ModelPermission(id=f"modelperm-{name}", created=served.created)],
         )
 
@@ -68,6 +73,11 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
     ]
     pages = [Route("/openapi.json", openapi), Route("/docs", reference), Route("/redoc", reference)]
     return [*routes, *pages] if described else routes
+
+
+def _capabilities(client: EngineClient) -> list[str]:
+    able = {"speech": client.can_sound, "duplex": client.holds_live}
+    return [name for name, can in able.items() if can]
 
 
 def _json(content: object, status: int = 200) -> Response:

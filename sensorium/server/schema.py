@@ -241,7 +241,7 @@ class ModelCard(Struct, kw_only=True):
     max_model_len: int
     modalities: list[str]
     capabilities: list[str]
-    """speech: answers and texts can be heard."""
+    """speech: answers and texts can be heard. duplex: it holds live sessions."""
     permission: list[ModelPermission]
 
 
