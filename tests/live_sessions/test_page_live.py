@@ -11,6 +11,7 @@ from live_sessions.tools import LISTENS, LiveServer, duplex
 from server.browser import Page, find_browser
 from server.live import eventually
 
+pytestmark = pytest.mark.slow  # the browser's microphone gives a second a second: a busy machine cannot keep up
 UNITS = "document.querySelectorAll('#timeline li').length"
 STATE = "document.querySelector('#live').dataset.state"
 KEEP_SOCKETS = """
