@@ -27,7 +27,6 @@ from sensorium.server.fleet import Fleet
 from sensorium.server.metrics import Metrics
 from sensorium.server.sse import EventStream, failure_frames
 from sensorium.types import (
-    SOUND_RATE,
     ChatOptions,
     Event,
     Failed,
@@ -320,10 +319,9 @@ class Generation:
 
     def _take_sound(self, number: int, event: Sound, now: float) -> None:
         tally = self.tallies[number]
-        if event.pcm:
-            first_s = None if tally.sound_bytes else now - tally.submitted_s
-            tally.sound_bytes += len(event.pcm)
-            self._metrics.spoke(len(event.pcm) / 2 / SOUND_RATE, first_s)
+        if event.pcm and not tally.sound_bytes:
+            self._metrics.first_sound(now - tally.submitted_s)
+        tally.sound_bytes += len(event.pcm)
         if event.ended == "failed":
             self._failed = True
             raise EngineError(f"the answer could not be spoken: {event.message}")

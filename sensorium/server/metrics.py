@@ -81,7 +81,6 @@ class Metrics(Collector):
         self.realtime_sessions = 0
         """Open now; see realtime."""
         self.live = LiveMetrics()
-        self._spoken_s = 0.0
         self._first_sound = Histogram(FIRST_SOUND_S)
         self._finished: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._rejected: Counter[str] = Counter()
@@ -133,11 +132,9 @@ class Metrics(Collector):
         if gaps > 0:
             self._observe("request_time_per_output_token_seconds", decode_s / gaps)
 
-    def spoke(self, seconds: float, first_s: float | None = None) -> None:
-        """Count sound; first_s: with the first of a request, how long after its arrival that came."""
-        self._spoken_s += seconds
-        if first_s is not None:
-            self._first_sound.observe(max(0.0, first_s))
+    def first_sound(self, seconds: float) -> None:
+        """Count a request that is spoken, so long after its arrival."""
+        self._first_sound.observe(max(0.0, seconds))
 
     def answered_prompt(self, longest: int) -> None:
         """Count a prompt all of whose answers have ended; tokens of the longest."""
@@ -196,7 +193,6 @@ class Metrics(Collector):
         yield make.counter("request_errors", "HTTP requests that ended in an error", _one_label(self._errors), "code")
         yield make.gauge("realtime_sessions", "Open realtime sessions", self.realtime_sessions)
         yield from self.live.collect(make)
-        yield make.counter("audio_seconds", "Seconds of speech made for requests", self._spoken_s)
         text = "Arrival of a request to its first sound"
         yield make.histogram("time_to_first_sound_seconds", text, FIRST_SOUND_S, self._first_sound.freeze())
         text = "How late the event loop of the server is"

@@ -181,8 +181,8 @@ async def test_the_model_hears_the_voice_that_it_is_to_speak_in(spoken_engine: E
 def test_speech_is_counted(speaking: Live, sdk: openai.OpenAI):
     sdk.audio.speech.create(model="tiny", voice="default", input=TEXT, response_format="pcm")
     text = speaking.request("GET", "/metrics")[2].decode()
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if "sound" in line or "audio_seconds" in line)
-    [made] = [float(value) for name, value in values.items() if name.startswith("sensorium:audio_seconds_total")]
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if "sound" in line)
+    [made] = [float(value) for name, value in values.items() if name.startswith("sensorium:sound_seconds_total")]
     [first] = [float(v) for n, v in values.items() if n.startswith("sensorium:time_to_first_sound_seconds_count")]
     assert made > 0
     assert first > 0
