@@ -23,6 +23,7 @@ from sensorium.server.gate import Checked, Doorstep, Gate
 from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
 from sensorium.server.live.clock import Clock
+from sensorium.server.live.demo import demo_routes
 from sensorium.server.live.duplex import duplex_routes
 from sensorium.server.live.openai_door import openai_live_routes
 from sensorium.server.live.service import LiveService
@@ -77,6 +78,7 @@ def build_app(
         *voice_routes(served, voices),
         *duplex_routes(served, live),
         *openai_live_routes(served, live),
+        *demo_routes(served, live),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),

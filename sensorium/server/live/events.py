@@ -89,6 +89,8 @@ class UnitOver:
     behind_s: float
     kv_used: int
     kv_limit: int
+    num_tokens: int
+    """Of what was said."""
 
 
 @dataclass(frozen=True, slots=True)

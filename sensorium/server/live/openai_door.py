@@ -14,10 +14,10 @@ from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import HttpError, describe
 from sensorium.server.live import openai_wire as wire
 from sensorium.server.live.clock import within
+from sensorium.server.live.holding import hold
 from sensorium.server.live.openai_talk import OpenAITalk
-from sensorium.server.live.outbox import SlowReaderError
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import FULL, POLICY, START_S, HangUpError, Socket, both_ways
+from sensorium.server.live.sockets import FULL, POLICY, START_S, HangUpError, Socket
 from sensorium.server.served import Served
 
 PATH = "/v1/live/sessions"
@@ -68,22 +68,7 @@ class OpenAIDoor:
             await socket.write(_refusal(error))
             await socket.close(FULL if error.status in (429, 503) else POLICY, error.code)
             return
-        talk = OpenAITalk(session, said, self._served.name, self._service.clock)
-        following = asyncio.create_task(talk.follow())
-        self._service.num_sockets += 1
-        try:
-            ending = await both_ways(talk, socket)
-            self._service.leave(session)
-            if ending is None:
-                await socket.close(talk.close_code)
-            elif isinstance(ending, SlowReaderError):
-                await socket.close(POLICY, "slow_consumer")
-            else:
-                raise ending
-        finally:
-            self._service.num_sockets -= 1
-            # Nobody is told any more what the session says; it ends by itself.
-            await asyncio.wait((following,))
+        await hold(OpenAITalk(session, said, self._served.name, self._service.clock), self._service, socket)
 
 
 def _refusal(error: SensoriumError) -> str:

@@ -172,7 +172,13 @@ class OpenAITalk:
         if isinstance(said, wire.AppendCommentary):
             self.session.force_speak()
         heard_ms = self.session.heard * 1000 // HEARD_RATE
-        name = {wire.AppendInstructions: "instructions", wire.AppendThinking: "thinking"}.get(type(said), "commentary")
+        match said:
+            case wire.AppendInstructions():
+                name = "instructions"
+            case wire.AppendThinking():
+                name = "thinking"
+            case wire.AppendCommentary():
+                name = "commentary"
         self._tell(f"session.{name}.appended", start_ms=heard_ms, end_ms=heard_ms, client_event_id=said.event_id)
 
 

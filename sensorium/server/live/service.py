@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sensorium.config import ServerConfig
 from sensorium.errors import BusyError, NotFoundError, OverloadedError, SensoriumError, ShuttingDownError
+from sensorium.media import audio
 from sensorium.server.live.clock import Clock, MonotonicClock
 from sensorium.server.live.events import Queued
 from sensorium.server.live.metrics import LiveMetrics
@@ -100,6 +101,8 @@ class LiveService:
         prompts = client.live(session_id)
         max_len = min(self.limits.max_len, client.max_model_len)
         speech, clip = await self._speech(client, options)
+        if options.reference is not None:
+            clip = audio.from_array(options.reference, part="reference")
         prompt, policy = await asyncio.to_thread(prompts.opening, options.settings, max_len, clip)
         if self._is_draining:
             raise ShuttingDownError("the server is shutting down")

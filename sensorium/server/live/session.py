@@ -31,7 +31,7 @@ IN_ENGINE = 2
 UNIT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LiveOptions:
     """What a session is opened with. sound: whether sound is wanted; key: whose session it is, for taking it up again.
 
@@ -44,6 +44,8 @@ class LiveOptions:
     max_frames: int = 1
     max_slices: int = 1
     key: str = ""
+    reference: np.ndarray | None = None
+    """A recording that the model hears as the voice it has, float32 at 16 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +326,11 @@ class LiveSession:
     def frames(self) -> tuple[int, int]:
         """Pictures used of a unit, and tiles of each."""
         return self._cutter.max_frames, self._max_slices
+
+    @property
+    def pause_s(self) -> float:
+        """How long a pause may last that has begun."""
+        return self._pause_s
 
     def played(self, seconds: float) -> None:
         """How much its client has played."""

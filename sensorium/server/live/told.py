@@ -214,4 +214,5 @@ class Narrator:
             behind,
             done.num_tokens,
             self._kv_limit,
+            len(done.ids),
         )
