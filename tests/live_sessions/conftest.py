@@ -43,7 +43,8 @@ def speaking_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("speaking") / "model"
     made = speaking_checkpoint(golden / "minicpmo45" / "tiny", folder)
     (made / "assets" / "token2wav" / "voices").mkdir()
-    random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / "anna.safetensors")
+    for name in ("anna", "default"):
+        random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / f"{name}.safetensors")
     config = EngineConfig(
         model=str(made), init_tts=True, codec_config={"n_timesteps": 1}, speech_slots=2, max_model_len=1024,
         kv_cache_bytes=64 << 20, max_sessions=2,
