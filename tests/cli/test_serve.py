@@ -90,6 +90,14 @@ def test_every_start_command_of_the_documents_is_understood(name, tmp_path, caps
     assert capsys.readouterr().err == ""
 
 
+def test_the_packaged_model_speaks_and_others_where_asked():
+    assert parse([])[0].init_tts
+    assert parse(["sensorium-tiny"])[0].init_tts
+    assert not parse(["--no-init-tts"])[0].init_tts
+    assert not parse(["--runner", "pooling"])[0].init_tts
+    assert not parse(["owner/name"])[0].init_tts
+
+
 def test_the_first_start_command_serves(any_model):
     words = shlex.split(START_LINES[0])[1:]
     with running(str(any_model), *words) as (url, log):
