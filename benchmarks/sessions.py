@@ -289,12 +289,8 @@ def measure(config: EngineConfig, args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     with EngineClient(config, kind=args.engine) as client:
         facts = {"size": args.size, "device": device_name(client), "dtype": client.facts.dtype, "engine": args.engine}
-        facts |= {
-            "load_s": time.perf_counter() - started,
-            "memory": memory(client, args),
-            "kernels": client.facts.kernels,
-        }
-        report("engine", **facts)
+        facts |= {"load_s": time.perf_counter() - started, "memory": memory(client, args)}
+        print(json.dumps({"line": "engine"} | facts), flush=True)
         runs: list[dict[str, Any]] = []
         for text_tokens in args.text_tokens:
             alone: list[Unit] | None = None
@@ -303,7 +299,7 @@ def measure(config: EngineConfig, args: argparse.Namespace) -> dict[str, Any]:
                 alone = alone or units
                 run["check"] = compare(alone, units)
                 run["memory_used_mib"] = memory_used()
-                report("run", **run)
+                print(json.dumps({"line": "run"} | run), flush=True)
                 runs.append(run)
     return facts | {"runs": runs}
 
@@ -420,11 +416,17 @@ def sound_error(pairs: Sequence[tuple[Unit, Unit]]) -> float | None:
 
 
 def memory(client: EngineClient, args: argparse.Namespace) -> dict[str, float]:
-    """MiB that are planned for a session, and for all of them and the model."""
-    plan = client.facts.plan
-    row = plan.kv_cache / max(plan.kv_tokens, 1)
-    slots = max(client.facts.speech_slots, 1)
-    per = {"kv": row * session_len(args), "speech": plan.speech / slots, "hearing": plan.streams / (slots + 1)}
+    """MiB that are kept for a session, and what is planned for the model and for all sessions."""
+    plan, (config, sizes) = client.facts.plan, SIZES[args.size]
+    tts, flow = config["tts_config"], sizes.flow
+    wide = 2 if client.facts.dtype in ("bfloat16", "float16") else 4
+    past = 100 * args.timesteps * flow.depth * 2 * 2 * flow.heads * flow.head_dim
+    per = {
+        "kv": plan.kv_cache / max(plan.kv_tokens, 1) * session_len(args),
+        "speech": 2 * args.speech_len * tts["num_hidden_layers"] * tts["hidden_size"] * wide,
+        "hearing": plan.streams / (client.config.max_sessions + 1),
+        "codec": past * (2 if args.codec_dtype != "float32" and args.size == "full" else 4),
+    }
     whole = {"weights": plan.weights, "activations": plan.activations, "all_kv": plan.kv_cache}
     return {name: round(value / 2**20, 1) for name, value in {**per, "session": sum(per.values()), **whole}.items()}
 
@@ -447,10 +449,6 @@ def device_name(client: EngineClient) -> str:
     import torch
 
     return torch.cuda.get_device_name()
-
-
-def report(what: str, **fields: Any) -> None:
-    print(json.dumps({"line": what, **fields}), flush=True)
 
 
 # ---- what people look at -------------------------------------------------------------------------------------------
