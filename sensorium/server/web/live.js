@@ -38,6 +38,7 @@ class Talk {
   #played = 0;
   #reports = 0;
   #starved = 0;
+  #late = false; // whether the last unit was
   #awake = null;
   muted = false;
   paused = false;
@@ -90,6 +91,7 @@ class Talk {
     at("seconds").hidden = at("latency").hidden = false;
     timeline.add(unit, this.#heard.stretch(Math.max(0, unit.in_samples - RATE_IN), unit.in_samples, BARS));
     graph.add(unit);
+    this.#late = unit.behind_ms > 0;
     stage.tick(unit);
   }
 
@@ -118,6 +120,8 @@ class Talk {
     stage.level("said", level);
     stage.sounding(waiting > 0);
     this.#reports += 1;
+    // A turn may hold its breath; only a server that is behind breaks it up.
+    if (!this.#late) this.#starved = starved;
     if (starved - this.#starved > MOST_STARVED) {
       this.#starved = starved;
       stage.note({ code: "starved" });
