@@ -1,8 +1,12 @@
-"""`make demo`: starts the server on the packaged model and asks it about a real picture, recording and video file."""
+"""`make demo`: starts the server on the packaged model and asks it about a real picture, recording and video file.
+
+In the end the model reads a sentence aloud and writes down what it hears.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import signal
@@ -12,13 +16,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import wave
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+MODEL = "sensorium-tiny"
 ASSETS = Path(str(files("sensorium") / "packaged" / "demo"))
 KINDS = {".png": "image", ".jpg": "image", ".wav": "audio", ".mp3": "audio", ".mp4": "video", ".webm": "video"}
 PAGE_PORT = 8000
+SAID = "The small bird is near the window."
+SOUND_RATE = 24_000
 
 
 def main() -> int:
@@ -35,6 +43,7 @@ def main() -> int:
         print(f"Ready to answer after {time.perf_counter() - started:.1f} s.", flush=True)
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         right = [_ask(client, **question) for question in questions]
+        right.append(_say(client, SAID))
         print(f"\n{sum(right)} of {len(right)} answers are as expected.", flush=True)
         if sys.stdout.isatty():
             print(f"Open {url} to ask your own questions; Ctrl-C stops the server.", flush=True)
@@ -82,7 +91,7 @@ def _ask(client: Any, question: str, file: str, expected: str) -> bool:
     first = 0.0
     answer, count = "", 0
     stream = client.chat.completions.create(
-        model="sensorium-tiny",
+        model=MODEL,
         messages=[message],
         temperature=0,
         max_tokens=64,
@@ -101,6 +110,22 @@ def _ask(client: Any, question: str, file: str, expected: str) -> bool:
     if answer.strip() != expected:
         print(f"expected: {expected}", flush=True)
     return answer.strip() == expected
+
+
+def _say(client: Any, text: str) -> bool:
+    """Have a text read aloud, ask what was said, and say whether it is the text."""
+    print(f"\n> Say: {text}", flush=True)
+    started = time.perf_counter()
+    spoken = client.audio.speech.create(model=MODEL, voice="default", input=text, response_format="pcm").read()
+    print(f"({len(spoken) / 2 / SOUND_RATE:.1f} s of sound in {time.perf_counter() - started:.1f} s)", flush=True)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, SOUND_RATE, 0, "NONE", ""))
+        sound.writeframes(spoken)
+    file.seek(0)
+    heard = client.audio.transcriptions.create(model=MODEL, file=("said.wav", file)).text
+    print(f"It hears itself say: {heard}", flush=True)
+    return heard.strip() == text
 
 
 def _part(path: Path) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def test_it_asks_about_a_picture_a_recording_and_a_video(demo):
     assert {KINDS[file.suffix] for file in ASSETS.iterdir() if file.name in demo} == {"image", "audio", "video"}
 
 
+def test_it_understands_what_it_says(demo):
+    said, heard = re.search(r"> Say: (.+)\n.*s of sound.*\nIt hears itself say: (.+)", demo).groups()
+    assert heard == said
+
+
 def test_it_says_how_fast(demo):
     assert re.search(r"\d+ tokens/s, the first after \d+ ms", demo)
 
