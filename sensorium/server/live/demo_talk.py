@@ -285,7 +285,7 @@ class DemoTalk:
             session.send_frame(frame)
         if said.force_listen:
             session.force_listen()
-        session.send_audio((np.clip(samples, -1, 1) * 32767).astype(np.int16))
+        session.send_audio((np.minimum(np.maximum(samples, -1), 1) * 32767).astype(np.int16))
 
 
 def _ms(seconds: float) -> float:
