@@ -40,13 +40,14 @@ class EncoderBlock(nn.Module):
 
 
 def run_blocks(
-    blocks: Iterable[EncoderBlock], norm: nn.LayerNorm, x: torch.Tensor, mask: torch.Tensor | Segments | None
+    blocks: Iterable[nn.Module], norm: nn.LayerNorm, x: torch.Tensor, mask: torch.Tensor | Segments | None
 ) -> torch.Tensor:
-    """norm of x [B, L, W] after the blocks; each sum is made together with the normalisation behind it."""
+    """norm of x [B, L, W] after EncoderBlocks; each sum is made together with the normalisation behind it."""
     on_gpu = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
     ops = select.encoder_ops(x.device, x.dtype).implementation if on_gpu else EncoderOps
     added = None
     for block in blocks:
+        assert isinstance(block, EncoderBlock)
         x, normed = ops.add_norm(x, added, block.norm1)
         x, normed = ops.add_norm(x, block.attention(normed, mask), block.norm2)
         added = block.mlp(normed)

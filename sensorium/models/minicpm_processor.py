@@ -78,6 +78,7 @@ class Processor:
         self._scale = int(preprocessor.get("scale_resolution", 448))
         self.speech_instructions = self._instructions(preprocessor)
         self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
+        self._holds_live = bool(preprocessor.get("live", True))
         given = preprocessor.get("speaking_prompts")
         self.speaking_prompts = SPEAKING_PROMPTS if given is None else SpeakingPrompts(**given)
         self._numbered = bool(preprocessor.get("use_image_id", True))
@@ -104,6 +105,8 @@ class Processor:
         """Raises UnsupportedError for a model that was not made for live sessions."""
         if not self._hears or self.variant.version < (4, 5) or "<|listen|>" not in self.tokenizer.control_ids:
             raise UnsupportedError("this model holds no live sessions; MiniCPM-o 4.5 with its audio tower does")
+        if not self._holds_live:
+            raise UnsupportedError("this model was not trained for live sessions; MiniCPM-o 4.5 was")
         return MiniCPMLive(SessionPrompts(self, stream))
 
     def largest(self, modality: Modality, longest: int, options: Mapping[str, Any]) -> Media:

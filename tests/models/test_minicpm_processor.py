@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from tiny_minicpm import tiny_model
 
 from sensorium.config import MediaLimits
+from sensorium.engine.checkpoint import resolve_folder
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.media import audio, image
 from sensorium.models.minicpm_mel import total_rows
@@ -436,3 +437,9 @@ def test_pictures_that_the_device_scales_become_the_same_rows(tiny: Processor, c
         assert early.key == late.key
         assert (late.arrays["source.0"].shape == size) == left
         assert torch.equal(*(model.encode("image", [item])[0] for item in (early, late)))
+
+
+def test_a_model_says_that_it_was_not_trained_for_live_sessions(tiny: Processor):
+    assert tiny.live("someone").policy == "duplex"
+    with pytest.raises(UnsupportedError, match="not trained for live sessions"):
+        Processor(resolve_folder("")).live("someone")
