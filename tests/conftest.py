@@ -9,12 +9,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sensorium.kernels import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
+
+# How long an example takes says nothing on a machine that does other things too.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session", autouse=True)

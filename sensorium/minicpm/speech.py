@@ -56,6 +56,8 @@ def write_sound(
     client: EngineClient, model: SpeechModel, codec: Token2Wav, how: Speech, before: Prompt, said: Sequence[int]
 ) -> None:
     """Speak ids that stand behind a prompt, into a WAV file. The whole is one piece for the codec, as published."""
+    # What fills the context has no place left for the token that every request asks for.
+    said = said[: client.max_model_len - 1 - len(before.ids)]
     if how.embeds is not None:
         torch.save(condition_rows(model, said, hidden_states(client, before, said)), how.embeds)
     sampling = how.sampling

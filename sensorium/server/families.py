@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from sensorium.engine.histogram import COMPILE_S, MEDIA_S, STEP_TOKENS, UNIT_S, Buckets
+from sensorium.engine.histogram import COMPILE_S, MEDIA_S, STEP_TOKENS, UNIT_S, UNIT_STAGES, Buckets
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -114,7 +114,8 @@ def _sessions(make: Families, stats: EngineStats) -> Iterator[Metric]:
     results = {("on_time",): on_time, ("late",): stats.units_late, ("failed",): stats.units_failed}
     yield make.counter("session_units", "Units of sessions by how they ended", results, "result")
     text = "What a unit spends in each stage; total and those of sound are from its arrival"
-    yield make.histograms("session_unit_seconds", text, UNIT_S, _one_label(stats.unit_s), "stage")
+    stages = dict.fromkeys(UNIT_STAGES, Buckets()) | dict(stats.unit_s)
+    yield make.histograms("session_unit_seconds", text, UNIT_S, _one_label(stages), "stage")
     yield make.counter("sound_seconds", "Seconds of sound made", stats.sound_s)
     yield make.counter("session_barge_ins", "Times a session was interrupted", stats.barge_ins)
 

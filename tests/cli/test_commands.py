@@ -42,7 +42,7 @@ def test_help_needs_no_torch(command):
     script += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0
-    assert f"sensorium {command} [MODEL]" in done.stdout
+    assert f"sensorium {command} {'TEXT' if command == 'speak' else '[MODEL]'}" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,6 +51,8 @@ def test_a_missing_model_is_one_line_with_a_next_step(command, tmp_path):
     requests.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}')
     more = {"serve": ["--port", "0"], "run-batch": ["-i", str(requests), "-o", str(tmp_path / "answers.jsonl")]}
     arguments = [command, "./no-such-model", *more.get(command, ())]
+    if command == "speak":
+        arguments = [command, "Hello.", "--model", "./no-such-model", "-o", str(tmp_path / "hello.wav")]
     done = subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -251,13 +251,14 @@ def test_barge_in_again_and_again(live: LiveServer):
     check(client.events)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_walks(live: LiveServer, seed: int):
     """H-310: whatever is said in whatever order, what is told follows the rules."""
     rng = random.Random(seed)
     with duplex(live) as client:
         client.start(**SPEAKS)
-        for _ in range(120):
+        # Short enough for a server that reads all of it late: it hangs up on 33 errors within ten seconds.
+        for _ in range(50):
             action = rng.randrange(9)
             if action < 3:
                 client.sound(noise(action, rng.choice([100, 8000, 16_000])))

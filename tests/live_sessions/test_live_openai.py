@@ -101,7 +101,7 @@ def test_sound_comes_as_it_is_played_with_silence_between(speaking: LiveServer):
         client.hear(noise(1, 4 * 24_000))
         delta = client.until("session.output_transcript.delta")
         assert delta["start_ms"] >= 500, "behind the silence"
-        assert delta["end_ms"] > delta["start_ms"]
+        assert delta["end_ms"] >= delta["start_ms"]
         spoken = b""
         while not any(spoken):
             speaking.clock.advance(0.1 + 1e-6)
