@@ -304,6 +304,7 @@ def check(world: World, seconds: float) -> None:
     assert engine.scheduler.encoder_cache.num_holds == 0
 
 
+@pytest.mark.slow
 def test_32_sessions_are_on_time_and_leave_nothing_behind():
     check(World(32), seconds=6)
 

@@ -217,6 +217,7 @@ def test_a_reset_at_any_point_frees_the_session(live: LiveServer, point: str):
     assert live.empty()
 
 
+@pytest.mark.slow
 def test_who_does_not_read_is_dropped_and_hurts_nobody(live: LiveServer):
     slow = sockets.socket()
     slow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
