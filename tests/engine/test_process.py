@@ -197,6 +197,7 @@ def test_an_abort_while_the_engine_is_away_is_kept(ready: EngineClient):
     assert list(wanted)[-1].reason == "abort"
 
 
+@pytest.mark.slow
 def test_f016_a_request_present_at_two_deaths_is_refused(ready: EngineClient):
     for _ in range(2):
         stream = begun(ready, "A request that kills.")
@@ -210,6 +211,7 @@ def test_f016_a_request_present_at_two_deaths_is_refused(ready: EngineClient):
     assert list(other)[-1].reason == "abort"
 
 
+@pytest.mark.slow
 def test_f011_a_pause_is_told_and_survived_a_hang_is_ended(ready: EngineClient, monkeypatch: pytest.MonkeyPatch):
     pid = ready.engine_pid
     stream = begun(ready, "Slow down.")

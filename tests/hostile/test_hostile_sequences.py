@@ -203,6 +203,7 @@ def test_h116_a_decoder_that_dies_is_replaced(hostile: World):
     assert not server.disturbed()
 
 
+@pytest.mark.slow
 def test_h138_videos_do_not_hold_up_pictures(hostile: World):
     server = hostile.servers["public"]
     films = [video(samples.video(frames=40, side=64 + 2 * n)) for n in range(8)]

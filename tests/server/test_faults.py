@@ -187,6 +187,7 @@ def test_f047_a_second_signal_ends_it_at_once(any_model: Path):
         assert eventually(lambda: not running(pid))
 
 
+@pytest.mark.slow
 def test_f048_a_signal_while_the_model_loads_or_comes_back_ends_it_soon(any_model: Path):
     with service(any_model, wait="listening on") as live:
         live.process.terminate()

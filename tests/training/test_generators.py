@@ -182,6 +182,7 @@ def test_batch_rows_point_at_placeholders() -> None:
     assert (out["learn_target"][learned][last] == end).all()
 
 
+@pytest.mark.slow
 def test_every_weight_gets_a_gradient() -> None:
     batch = {name: torch.from_numpy(array) for name, array in filled().items()}
     pictures = draw.Pictures(batch["scene_rows"], batch["scene_counts"], batch["backdrops"], batch["views"])
