@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 import msgspec
 from starlette.routing import WebSocketRoute
@@ -10,10 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.live import demo_talk as demo
-from sensorium.server.live.clock import within
 from sensorium.server.live.holding import hold
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import FULL, POLICY, START_S, HangUpError, Socket
+from sensorium.server.live.sockets import Socket, answer_first
 from sensorium.server.served import Served
 
 PATH = "/ws/duplex/{id}"
@@ -35,27 +34,18 @@ class DemoDoor:
         await receive()
         await send({"type": "websocket.accept"})
         socket = Socket(receive, send, self._service.clock, demo.MAX_MESSAGE)
-        try:
-            # There the queue comes before `prepare`; here what is prepared waits, so that nobody waits in vain.
-            await socket.write('{"type":"queue_done"}')
-            first = await within(self._service.clock, START_S, socket.read())
-            await self._converse(first, socket, scope.get("state", {}).get("key", ""))
-        except asyncio.TimeoutError:
-            await socket.close(POLICY, "no prepare")
-        except HangUpError as error:
-            if error.code is not None:
-                await socket.close(error.code)
-        except OSError:
-            pass  # the client went while something was written to it
+        converse = partial(self._converse, socket, scope.get("state", {}).get("key", ""))
+        # There the queue comes before `prepare`; here what is prepared waits, so that nobody waits in vain.
+        await answer_first(socket, self._service.clock, converse, "no prepare", greeting='{"type":"queue_done"}')
 
-    async def _converse(self, first: str | bytes, socket: Socket, key: str) -> None:
+    async def _converse(self, socket: Socket, key: str, first: str | bytes) -> None:
         try:
             said = demo.read_said(first)
             if not isinstance(said, demo.Prepare):
                 raise RequestError("the first message is `prepare`", param="type")
             session = await self._service.open(demo.options_of(said, key))
         except SensoriumError as error:
-            await socket.write(msgspec.json.encode({"type": "error", "error": error.message[:1000]}).decode())
-            await socket.close(FULL if error.status in (429, 503) else POLICY, error.code)
+            told = msgspec.json.encode({"type": "error", "error": error.message[:1000]}).decode()
+            await socket.refuse(error, told)
             return
         await hold(demo.DemoTalk(session, said, self._service.clock), self._service, socket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,11 +17,10 @@ from starlette.types import Receive, Scope, Send
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import HttpError, describe
 from sensorium.server.live import duplex_wire as wire
-from sensorium.server.live.clock import within
 from sensorium.server.live.duplex_talk import Talk
 from sensorium.server.live.outbox import SlowReaderError
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import FULL, NORMAL, POLICY, START_S, HangUpError, Socket, both_ways
+from sensorium.server.live.sockets import NORMAL, POLICY, HangUpError, Socket, answer_first, both_ways
 from sensorium.server.served import Served
 
 PATH, SUBPROTOCOL = "/v1/duplex", "sensorium.duplex.v1"
@@ -61,18 +61,10 @@ class DuplexDoor:
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
         socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
         key = scope.get("state", {}).get("key", "")
-        try:
-            first = await within(self._service.clock, START_S, socket.read())
-            await self._converse(first, socket, key, query.get("voice", [None])[0])
-        except asyncio.TimeoutError:
-            await socket.close(POLICY, "no start")
-        except HangUpError as error:
-            if error.code is not None:
-                await socket.close(error.code)
-        except OSError:
-            pass  # the client went while something was written to it
+        converse = partial(self._converse, socket, key, query.get("voice", [None])[0])
+        await answer_first(socket, self._service.clock, converse, "no start")
 
-    async def _converse(self, first: str | bytes, socket: Socket, key: str, voice: str | None) -> None:
+    async def _converse(self, socket: Socket, key: str, voice: str | None, first: str | bytes) -> None:
         try:
             said = wire.read_said(first) if isinstance(first, str) else None
             if isinstance(said, wire.Start):
@@ -82,8 +74,7 @@ class DuplexDoor:
             else:
                 raise RequestError("the first message is `start`, or `resume` with a session", param="type")
         except SensoriumError as error:
-            await socket.write(_refusal(error))
-            await socket.close(FULL if error.status in (429, 503) else POLICY, error.code)
+            await socket.refuse(error, _refusal(error))
             return
         self._service.num_sockets += 1
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -13,11 +13,10 @@ from starlette.types import Receive, Scope, Send
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import HttpError, describe
 from sensorium.server.live import openai_wire as wire
-from sensorium.server.live.clock import within
 from sensorium.server.live.holding import hold
 from sensorium.server.live.openai_talk import OpenAITalk
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import FULL, POLICY, START_S, HangUpError, Socket
+from sensorium.server.live.sockets import Socket, answer_first
 from sensorium.server.served import Served
 
 PATH = "/v1/live/sessions"
@@ -45,18 +44,10 @@ class OpenAIDoor:
         offered = "realtime" in scope["subprotocols"]
         await send({"type": "websocket.accept", "subprotocol": "realtime" if offered else None})
         socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
-        try:
-            first = await within(self._service.clock, START_S, socket.read())
-            await self._converse(first, socket, scope.get("state", {}).get("key", ""))
-        except asyncio.TimeoutError:
-            await socket.close(POLICY, "no session.start")
-        except HangUpError as error:
-            if error.code is not None:
-                await socket.close(error.code)
-        except OSError:
-            pass  # the client went while something was written to it
+        converse = partial(self._converse, socket, scope.get("state", {}).get("key", ""))
+        await answer_first(socket, self._service.clock, converse, "no session.start")
 
-    async def _converse(self, first: str | bytes, socket: Socket, key: str) -> None:
+    async def _converse(self, socket: Socket, key: str, first: str | bytes) -> None:
         try:
             said = wire.read_said(first)
             if not isinstance(said, wire.StartSession):
@@ -65,8 +56,7 @@ class OpenAIDoor:
             wire.rate_of(said.session)
             session = await self._service.open(wire.options_of(said.session, key))
         except SensoriumError as error:
-            await socket.write(_refusal(error))
-            await socket.close(FULL if error.status in (429, 503) else POLICY, error.code)
+            await socket.refuse(error, _refusal(error))
             return
         await hold(OpenAITalk(session, said, self._served.name, self._service.clock), self._service, socket)
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import re
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from sensorium.errors import RequestError
-from sensorium.server.live.clock import Clock
+from sensorium.errors import RequestError, SensoriumError
+from sensorium.server.live.clock import Clock, within
 from sensorium.server.live.outbox import Outbox
 
 T = TypeVar("T")
@@ -58,6 +59,11 @@ class Socket:
         kind = "text" if isinstance(data, str) else "bytes"
         await self._send({"type": "websocket.send", kind: data})
 
+    async def refuse(self, error: SensoriumError, told: str) -> None:
+        """Tell a client why there is no session, and hang up."""
+        await self.write(told)
+        await self.close(FULL if error.status in (429, 503) else POLICY, error.code)
+
     async def close(self, code: int, reason: str = "") -> None:
         """Harmless where the client has gone."""
         with contextlib.suppress(OSError, RuntimeError):
@@ -71,6 +77,26 @@ class Socket:
             self._errors.popleft()
         if len(self._errors) > MAX_ERRORS:
             raise HangUpError(POLICY)
+
+
+async def answer_first(
+    socket: Socket, clock: Clock, answer: Callable[[str | bytes], Awaitable[None]], missing: str, greeting: str = ""
+) -> None:
+    """Give `answer` the first message, after a greeting where there is one; hang up where it or what follows says so.
+
+    missing: the reason of the close where no message comes in time.
+    """
+    try:
+        if greeting:
+            await socket.write(greeting)
+        await answer(await within(clock, START_S, socket.read()))
+    except asyncio.TimeoutError:
+        await socket.close(POLICY, missing)
+    except HangUpError as error:
+        if error.code is not None:
+            await socket.close(error.code)
+    except OSError:
+        pass  # the client went while something was written to it
 
 
 class Talk(Protocol):
