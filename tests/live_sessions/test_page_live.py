@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from live_sessions.tools import LISTENS, LiveServer, duplex
-from server.browser import Page, find_browser
+from server.browser import Page, opened
 from server.live import eventually
 
 pytestmark = pytest.mark.slow  # the browser's microphone gives a second a second: a busy machine cannot keep up
@@ -28,13 +28,8 @@ KEEP_SOCKETS = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    page = Page(program, tmp_path_factory.mktemp("profile"))
-    page.call("Page.addScriptToEvaluateOnNewDocument", source=KEEP_SOCKETS)
-    yield page
-    page.close()
+    with opened(tmp_path_factory.mktemp("profile"), KEEP_SOCKETS) as page:
+        yield page
 
 
 @pytest.fixture

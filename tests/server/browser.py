@@ -8,8 +8,12 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chromium-shell")
 FLAGS = (
@@ -30,6 +34,19 @@ FLAGS = (
 
 def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+@contextmanager
+def opened(folder: Path, script: str = "") -> Iterator[Page]:
+    """A tab in a browser of its own; the test skips where there is none. script: run before those of each page."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    page = Page(program, folder)
+    if script:
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    yield page
+    page.close()
 
 
 class Page:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from server import samples
-from server.browser import Page, find_browser
+from server.browser import Page, opened
 from server.live import Live, eventually, serve
 
 from sensorium.engine.client import EngineClient
@@ -20,12 +20,8 @@ READY = "document.querySelector('#status')?.dataset.state === 'ok'"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    page = Page(program, tmp_path_factory.mktemp("profile"))
-    yield page
-    page.close()
+    with opened(tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
 @pytest.fixture

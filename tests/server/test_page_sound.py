@@ -11,21 +11,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from server.browser import Page, find_browser
+from server.browser import Page, opened
 from server.live import Live
 
 
 @pytest.fixture(scope="module")
 def page(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    page = Page(program, tmp_path_factory.mktemp("profile"))
-    page.call("Page.navigate", url=f"{live.url}/")
-    page.wait("document.querySelector('#status')?.dataset.state === 'ok'")
-    yield page
-    assert page.complaints == []
-    page.close()
+    with opened(tmp_path_factory.mktemp("profile")) as page:
+        page.call("Page.navigate", url=f"{live.url}/")
+        page.wait("document.querySelector('#status')?.dataset.state === 'ok'")
+        yield page
+        assert page.complaints == []
 
 
 def call(page: Page, script: str, *arguments: object) -> object:

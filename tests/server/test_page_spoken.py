@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from server import samples
-from server.browser import Page, find_browser
+from server.browser import Page, opened
 from server.live import Live
 
 ANSWERED = "document.querySelector('.answer:last-child[aria-busy=false]')"
@@ -25,13 +25,8 @@ KEEP_BODIES = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    page = Page(program, tmp_path_factory.mktemp("profile"))
-    page.call("Page.addScriptToEvaluateOnNewDocument", source=KEEP_BODIES)
-    yield page
-    page.close()
+    with opened(tmp_path_factory.mktemp("profile"), KEEP_BODIES) as page:
+        yield page
 
 
 @pytest.fixture
