@@ -228,7 +228,7 @@ class ServerConfig:
     ssl_ca_certs: Path | None = None
     """Certificates that a client's own must lead to; given, clients must present one."""
     allowed_origins: tuple[str, ...] = ()
-    allowed_methods: tuple[str, ...] = ("GET", "POST")
+    allowed_methods: tuple[str, ...] = ("GET", "POST", "DELETE")
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
     allowed_hosts: tuple[str, ...] = ()

@@ -83,6 +83,15 @@ def test_cross_origin_answers_carry_what_was_configured(engine):
     assert headers["access-control-allow-credentials"] == "true"
 
 
+def test_a_listed_origin_may_use_every_method_that_the_server_has(engine):
+    with serve(engine, allowed_origins=("http://friend.test",)) as live:
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/audio/voices"), ("DELETE", "/v1/audio/voices/ada")):
+            ask = {"origin": "http://friend.test", "access-control-request-method": method}
+            status, headers, _ = live.request("OPTIONS", path, headers=ask)
+            assert status == 200
+            assert headers["access-control-allow-origin"] == "http://friend.test"
+
+
 def test_the_access_log_leaves_out_what_it_is_told_to(engine, caplog):
     caplog.set_level(logging.INFO, "sensorium.access")
     with serve(engine, disable_access_log_for_endpoints=("/version",)) as live:
