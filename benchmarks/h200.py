@@ -1,6 +1,6 @@
 """MiniCPM-o 4.5 at full size with random weights on one GPU: the table of docs/performance.md in one call.
 
-    python3 benchmarks/h200.py [--golden FOLDER] [--only decode,prefill,media,load]
+    python3 benchmarks/h200.py [--golden FOLDER] [--only decode,prefill,media,memory]
 
 Greedy, bfloat16. Every figure is a median over repetitions, with the lowest and highest beside it, of what a caller
 waits: the wall clock around engine steps (text) or around prepare and submit (media), host time included.
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_check
@@ -65,6 +66,8 @@ def main() -> int:
             del loaded
         if "media" in parts:
             media(config)
+        if "memory" in parts:
+            memory(replace(config, kv_cache_bytes=None, gpu_memory_utilization=0.9))
     return 0
 
 
@@ -173,6 +176,25 @@ def media(config: EngineConfig) -> None:
             report(f"{name}, to first token", ms={k: v * 1e3 for k, v in spread(alone).items()})
             together = [first(client, [make(rng) for _ in range(many)]) for _ in range(3)]
             report(f"{many} x {name}", per_s=many / statistics.median(together), seconds=spread(together))
+
+
+def memory(config: EngineConfig) -> None:
+    """The share of the device's memory in use, after what takes most: full steps, full batches, the largest media."""
+    rng = np.random.default_rng(0)
+    with EngineClient(config) as client:
+        report("memory", when="ready", share_in_use=in_use(), planned=config.gpu_memory_utilization)
+        sampling = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+        streams = [client.submit(random_prompt(rng, 512), sampling) for _ in range(config.max_num_seqs)]
+        assert all(isinstance(list(stream)[-1], Finished) for stream in streams)
+        report("memory", when="256 x 512 prompts answered", share_in_use=in_use())
+        first(client, [pixels(rng, 1344) for _ in range(16)])
+        first(client, [MediaRef("audio", sound_file(rng, 30.0)) for _ in range(16)])
+        report("memory", when="16 pictures of ten slices and 16 sounds of 30 s answered", share_in_use=in_use())
+
+
+def in_use() -> float:
+    free, total = torch.cuda.mem_get_info()
+    return 1 - free / total
 
 
 def first(client: EngineClient, items: Sequence[MediaRef | Media]) -> float:

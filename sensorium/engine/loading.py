@@ -269,16 +269,15 @@ def plan_memory(
         with compiling(device), torch.inference_mode():
             encode_samples(model, samples or {}, config, longest)
             _full_step(model, config, device, dtype)
-        encoders = _peak(device, lambda: encode_samples(model, samples or {}, config, longest))
+        encoders, activations = _rehearse(
+            device,
+            lambda: encode_samples(model, samples or {}, config, longest),
+            lambda: _full_step(model, config, device, dtype),
+        )
         # The rows of the largest item, in pieces and put together.
-        encoders += 2 * fitting * model.hidden_size * dtype.itemsize
-        step = _peak(device, lambda: _full_step(model, config, device, dtype))
-        # Encoders run before the forward pass and leave no more than the cache holds; what the allocator cannot
-        # reuse between the two is the half step.
-        activations = max(step, encoders) + step // 2
+        later = 2 * fitting * model.hidden_size * dtype.itemsize + encoder_cache + speech + streams
         free, total = torch.cuda.mem_get_info(device)
-        kv = int(total * config.gpu_memory_utilization) - (total - free) - activations - encoder_cache - speech
-        kv -= streams
+        kv = int(total * config.gpu_memory_utilization) - (total - free) - later
     tokens = kv // token_bytes // config.block_size * config.block_size
     if tokens < 2 * config.block_size:
         raise CheckpointError(
@@ -305,6 +304,22 @@ def _peak(device: torch.device, work: Callable[[], object]) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     return peak
+
+
+@torch.inference_mode()
+def _rehearse(device: torch.device, *works: Callable[[], object]) -> list[int]:
+    """Bytes that the allocator holds beyond those before, after each of the works.
+
+    It keeps them: what it could not reuse between two works, and what it rounds up, is counted as it will be.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    held: list[int] = []
+    for work in works:
+        work()
+        held.append(torch.cuda.memory_reserved(device) - before)
+    return held
 
 
 def _full_step(model: Model, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
