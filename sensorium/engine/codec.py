@@ -1,7 +1,8 @@
 """The codec as a stage: pieces of many streams become sound together, in slices between the steps of the backbone.
 
-One batch runs at a time: all pieces of one length that wait when it begins. On a GPU it has a stream of its own, so
-that tokens are decoded meanwhile. Only the engine's thread may use a stage.
+One batch runs at a time: pieces of one kind that wait when it begins, up to a number beyond which more at once gain
+nothing. On a GPU it has a stream of its own, so that tokens are decoded meanwhile. Only the engine's thread may use a
+stage.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,9 +92,8 @@ class CodecStage:
     def record_graphs(self, streams: int, voices: Iterable[Any]) -> None:
         """Let whole pieces of these voices be recorded before anybody waits for them."""
         for voice in voices:
-            for size in (1 << power for power in range((streams - 1).bit_length() + 1)):
-                with self._on_device():
-                    self.codec.rehearse(voice, min(size, streams))
+            with self._on_device():
+                self.codec.record(voice, streams)
 
     def hear(self, samples: np.ndarray, rate: int) -> Any:
         """A voice of a recording's beginning; from any thread."""
@@ -182,12 +182,15 @@ class CodecStage:
         if self._was_voice or not speakable:
             voice = self._unprepared.popleft() if self._unprepared else self._waiting[0].voice
             return _Job(self.codec.prepare(voice), [], voice)
-        piece = speakable[0].piece
-        assert piece is not None
-        streams = [stream for stream in speakable if _is_alike(stream.piece, piece)]
+        kind = self._kind(speakable[0])
+        streams = [stream for stream in speakable if self._kind(stream) == kind][: self.codec.batch]
         for stream in streams:
             self._waiting.remove(stream)
         return _Job(self._speak(streams), [(stream, stream.resets) for stream in streams])
+
+    def _kind(self, stream: SoundStream) -> Hashable:
+        assert stream.piece is not None
+        return self.codec.kind(len(stream.piece.codes), stream.piece.last)
 
     def _speak(self, streams: list[SoundStream]) -> Slices[Any]:
         works: list[tuple[Any, tuple[int, ...], bool]] = []
@@ -227,7 +230,3 @@ class CodecStage:
         for key in idle[: max(len(self._prepared) - self._most_voices, 0)]:
             self.codec.release(self._prepared.pop(key))
         self._users = +self._users
-
-
-def _is_alike(piece: Block | None, other: Block) -> bool:
-    return piece is not None and (len(piece.codes), piece.last) == (len(other.codes), other.last)

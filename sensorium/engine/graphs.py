@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sensorium.kernels.ahead import compiling
+from sensorium.kernels.capture import capture
 from sensorium.models.base import Model, SpeechModel
 from sensorium.types import ModelInputs
 
@@ -55,16 +56,10 @@ class Recorder:
 
     def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = stream
+        self._stream = stream or torch.cuda.Stream()
 
     def record(self, compute: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-        with torch.cuda.stream(self._stream):
-            compute()  # compiles kernels and grows what memory they keep
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = compute()
-        return graph, result
+        return capture(compute, self._pool, self._stream)
 
 
 class Likeliest:
@@ -279,7 +274,7 @@ class ShapeGraphs:
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()
         # One after the other they may compute in the same memory, as results are copied out of it at once.
-        self._memory = torch.cuda.graph_pool_handle()
+        self._recorder = Recorder()
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """args: tensors on the device, and what a graph may depend on as it is: None, numbers, booleans."""
@@ -296,7 +291,7 @@ class ShapeGraphs:
             del self._seen[key]
             if len(self._graphs) == self._MOST_KEPT:
                 self._graphs.popitem(last=False)
-            graph = self._graphs[key] = _Recorded(self._encode, args, self._memory)
+            graph = self._graphs[key] = _Recorded(self._encode, args, self._recorder)
         self._graphs.move_to_end(key)
         return graph.run(args)
 
@@ -304,17 +299,13 @@ class ShapeGraphs:
 class _Recorded:
     """One shape: its inputs are copied to where the graph reads them, its result out of where it writes it."""
 
-    def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any], memory: Any) -> None:
+    def __init__(self, encode: Callable[..., torch.Tensor], args: Sequence[Any], recorder: Recorder) -> None:
         self._inputs = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
-        self._graph = torch.cuda.CUDAGraph()
         # For a shape that comes again cuDNN's attention is worth the time it takes to prepare; see prefer_any_shape.
         before = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(True)
         try:
-            encode(*self._inputs)
-            torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"):
-                self._result = encode(*self._inputs)
+            self._graph, self._result = recorder.record(lambda: encode(*self._inputs))
         finally:
             torch.backends.cuda.enable_cudnn_sdp(before)
 

@@ -54,6 +54,8 @@ class EngineLoop:
         try:
             while not self._closing:
                 if not engine.has_work:
+                    if engine.runner.rehearse():
+                        continue
                     if not self._wake.wait(_IDLE_S):
                         give_back()
                         self._wake.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from sensorium.kernels.upload import upload
 from sensorium.models.base import Model
 from sensorium.types import Decision, MediaItem, ModelInputs
 
+log = logging.getLogger(__name__)
 Chosen = Sampled | Unsampled | Decision
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
@@ -63,6 +66,7 @@ class Runner:
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
         self._ahead: _Ahead | None = None
+        self._rehearsal: Iterator[None] = iter(())
 
     @torch.inference_mode()
     def record_graphs(self, most: int, max_len: int) -> None:
@@ -73,6 +77,16 @@ class Runner:
         self._decodes = DecodeGraphs(self.model, self.kv, self._plan_class, self.block_size, most, blocks)
         self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks)
         self.model.wrap_encoders(ShapeGraphs)
+        self._rehearsal = self.model.rehearse()
+
+    @torch.inference_mode()
+    def rehearse(self) -> bool:
+        """A part of what is better done before anybody waits, 0.1 s at most. False: there is nothing left."""
+        try:
+            return next(self._rehearsal, self) is not self
+        except Exception:
+            log.warning("a rehearsal failed; what it was for is done when it is needed", exc_info=True)
+            return False
 
     @torch.inference_mode()
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -225,7 +225,11 @@ class Codec(Protocol):
         ...
 
     def rehearse(self, voice: Any, streams: int) -> None:
-        """Speak a piece with so many streams: to measure what that needs, and to record what can be recorded."""
+        """Speak a piece with so many streams: to measure what that needs."""
+        ...
+
+    def record(self, voice: Any, streams: int) -> None:
+        """Record what can be recorded for pieces of up to so many streams of a voice."""
         ...
 
     def prepare(self, voice: Any) -> Slices[None]:
@@ -240,10 +244,19 @@ class Codec(Protocol):
         """A stream. Its state goes when nobody refers to it any more."""
         ...
 
+    @property
+    def batch(self) -> int:
+        """Streams that are worth computing at once; of more the rest follows."""
+        ...
+
+    def kind(self, num_codes: int, last: bool) -> Hashable:
+        """Pieces of one kind are computed as one batch."""
+        ...
+
     def pieces(self, works: Sequence[tuple[Any, Sequence[int], bool]]) -> Slices[list[np.ndarray]]:
         """The next codes of each stream, and whether they are its last -> float32 [S] each.
 
-        Unless last, the final codes are only looked at. Pieces of equal length are one batch.
+        Unless last, the final codes are only looked at.
         """
         ...
 
@@ -274,6 +287,10 @@ class Model(Protocol):
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """Let encoders of tensors, positional arguments in and one tensor out, go through `wrap`."""
+        ...
+
+    def rehearse(self) -> Iterator[None]:
+        """Parts of what wrapped encoders are better asked for before anybody waits. It has no effect but time."""
         ...
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

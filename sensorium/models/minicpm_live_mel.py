@@ -17,6 +17,12 @@ CHUNK_FRAMES = 100
 FIRST_SAMPLES = 16_560
 """Zeros in front make the first chunk of a turn at least so long: 1035 ms."""
 _HOP, _REACH = 160, 200
+_DUPLEX_CONTEXT = 2
+DUPLEX_SHAPES = (
+    (CHUNK_FRAMES + _DUPLEX_CONTEXT, 0, _DUPLEX_CONTEXT),
+    (CHUNK_FRAMES + 2 * _DUPLEX_CONTEXT, _DUPLEX_CONTEXT, _DUPLEX_CONTEXT),
+)
+"""Frames of a full-duplex session's first unit and of others, and of them those of the neighbours before and after."""
 _LONGEST, _DROPPED = 30 * RATE, 10 * RATE
 # Below this much sound the loudest frame says little: only the fixed floor counts, which the logarithm has already.
 _DYNAMIC = 5 * RATE
@@ -93,7 +99,7 @@ class LiveSound:
     """Sound of a full-duplex session on its way to the encoder: one second for every unit."""
 
     def __init__(self) -> None:
-        self._mel = LiveMel(redundancy=2)
+        self._mel = LiveMel(_DUPLEX_CONTEXT)
         self._waiting = np.zeros(0, dtype=np.float32)
         self._started = False
 

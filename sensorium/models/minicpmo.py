@@ -21,6 +21,7 @@ from sensorium.models import minicpm_speech
 from sensorium.models.minicpm_config import Config
 from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpm_half_duplex import HalfDuplexPolicy
+from sensorium.models.minicpm_live_mel import DUPLEX_SHAPES
 from sensorium.models.minicpm_pixels import slice_patches, slice_sizes
 from sensorium.models.minicpm_speech import SpeechLM
 from sensorium.models.parts import decoder, siglip, whisper
@@ -81,6 +82,20 @@ class Model(TextModel):
         self._embed_live = wrap(self.embed_live)
         # Few shapes, so that what is wrapped may keep one result of its work for each.
         self._live_keys = _LIVE_KEYS
+
+    def rehearse(self) -> Iterator[None]:
+        """The shapes of a session's sound, smallest batches first, each as often as it takes to be recorded."""
+        if self.audio is None or not self._live_keys or not self._stream_memory().num_slots:
+            return
+        memory, weight = self._stream_memory(), self.decoder.embedding.weight
+        for keys in (*self._live_keys, memory.frames):
+            for size in (1 << power for power in range(LIVE_BATCH.bit_length())):
+                for frames, before, after in DUPLEX_SHAPES if keys == self._live_keys[0] else DUPLEX_SHAPES[1:]:
+                    mel = torch.zeros(size, self.audio.conv1.in_channels, frames, dtype=weight.dtype).to(weight.device)
+                    places = torch.tensor([[memory.num_slots] * size, [0] * size], device=weight.device)
+                    for _ in range(2):
+                        self._embed_live(mel, places, keys, before, after)
+                        yield
 
     # ---- checkpoint names -----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import prompt, request
@@ -26,6 +27,7 @@ from voice_small import (
     voice,
 )
 
+from sensorium.engine.codec import CodecStage, Made
 from sensorium.engine.engine import Engine
 from sensorium.engine.protocol import (
     Abort,
@@ -39,7 +41,7 @@ from sensorium.engine.protocol import (
     RemoveVoice,
     Say,
 )
-from sensorium.engine.speech_chunks import Chunks
+from sensorium.engine.speech_chunks import Block, Chunks
 from sensorium.models.minicpmo import Model
 from sensorium.models.token2wav import Token2Wav
 from sensorium.types import (
@@ -441,14 +443,34 @@ def test_pieces_are_recorded_before_anybody_waits_for_them(model: Model):
     engine.codec.record_graphs(4, [engine.voices.find(name) for name in ("default", "other")])
     graphs = codec.flow._graphs
     assert graphs is not None
-    recorded = set(graphs._graphs)
+    recorded = set(graphs.shapes.keys)
     for name in "abc":
         engine.inbox.append(OpenSpeech(name, SpeechOptions("default", "half_duplex", SEEDED)))
         engine.inbox.append(say(name, 0, last=True, count=ord(name) % 5 + 1, max_new=90))
     events = run(engine)
     assert all(len(samples(events, name)) for name in "abc")
     assert {shape.batch for shape in recorded} == {1, 2, 4}
-    assert set(graphs._graphs) == recorded
+    assert graphs.shapes.keys == recorded
+
+
+def test_pieces_of_any_length_are_one_batch_of_at_most_so_many():
+    codec = small_codec(graphs=True)
+    codec.batch = 3
+    stage, spoken = CodecStage(codec, torch.device("cpu")), voice("default")
+    pieces = (28, False), (9, False), (3, True), (5, True)
+    blocks = [Block(tuple(range(100, 100 + count)), last) for count, last in pieces]
+    streams = [stage.open(spoken) for _ in blocks]
+    for stream, block in zip(streams, blocks, strict=True):
+        stage.push(stream, block)
+    made: list[Made] = []
+    while stage.has_work:
+        made += stage.step(idle=True)
+    assert [one.stream for one in made] == streams
+    assert codec.flow._graphs is not None
+    assert {shape.batch for shape in codec.flow._graphs.shapes.keys} == {4, 1}
+    for one, block in zip(made, blocks, strict=True):
+        (sound,) = codec.stream([(codec.open(spoken), block.codes, block.last)])
+        assert_alike(np.frombuffer(one.pcm, np.int16), np.frombuffer(codec.pcm(sound), np.int16))
 
 
 @pytest.mark.parametrize("rule", ["chat", "half_duplex"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sensorium.models.minicpm_live_mel import FIRST_SAMPLES, LiveMel, LiveSound
+from sensorium.models.minicpm_live_mel import DUPLEX_SHAPES, FIRST_SAMPLES, LiveMel, LiveSound
 from tests.models.minicpm_golden import clip, needs_golden, read_tensors
 
 RATE = 16_000
@@ -51,6 +51,9 @@ def test_what_is_missing_is_known_before_anything_is_taken():
     sound.keep(np.zeros(15_000, np.float32))
     assert sound.missing(920) == 0
     assert sound.take(np.zeros(920, np.float32)).mel.shape == (80, 104)
+    again = LiveSound()
+    chunks = [again.take(np.zeros(samples, np.float32)) for samples in (RATE, RATE)]
+    assert tuple((chunk.mel.shape[1], chunk.before, chunk.after) for chunk in chunks) == DUPLEX_SHAPES
     assert sound.num_waiting == 0
 
 

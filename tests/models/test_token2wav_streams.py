@@ -105,19 +105,59 @@ def test_refusals_move_no_stream(codec: Token2Wav):
 
 
 def test_fixed_shapes_change_nothing():
-    """As CUDA graphs need them: padded batches, tables and voices; recorded anew where the pools have grown."""
-    plain, fixed = (Token2Wav(random_parts(SMALL, "causal", 2, graphs=graphs)) for graphs in (False, True))
-    plans = [(voice(0.6), pieces(3, 1)), (voice(1.4, seed=1), pieces(4, 2)), (voice(0.6), pieces(4, 3))]
-    heard = []
-    for codec in (plain, fixed):
-        fresh = [Voice(one.prompt) for one, _ in plans]
-        streams = [codec.open(one) for one in fresh]
-        sounds = []
-        for tick in range(4):
-            due = [(stream, *parts[tick]) for stream, (_, parts) in zip(streams, plans, strict=True)]
-            sounds += codec.stream(due)
-        heard.append(np.concatenate(sounds))
-    np.testing.assert_allclose(heard[0], heard[1], atol=2e-4)
+    """As CUDA graphs need them: padded batches, tables and pieces, with whatever a stream before left in its rows."""
+    rng = np.random.default_rng(0)
+
+    def part(size: int, last: bool = False) -> tuple[list[int], bool]:
+        return rng.integers(0, 6561, size).tolist(), last
+
+    plans = [
+        (voice(0.6), [part(28), part(28), part(28), part(10, last=True)]),
+        (voice(1.4, seed=1), [part(9), part(5), part(28), part(25, last=True)]),
+        (voice(0.6), [part(28), part(28), part(3, last=True)]),
+        (voice(0.6), [part(7, last=True)]),
+        (voice(0.6), [part(20), part(0, last=True)]),
+        (voice(0.6), [part(28), part(28), part(28), part(27, last=True)]),
+        (voice(0.6), [part(0, last=True)]),
+    ]
+    heard: list[list[np.ndarray]] = []
+    for graphs in (False, True):
+        codec = Token2Wav(random_parts(SMALL, "causal", 2, graphs=graphs))
+        for turn in range(2):
+            streams = [codec.open(Voice(one.prompt)) for one, _ in plans]
+            sounds: list[list[np.ndarray]] = [[] for _ in plans]
+            for tick in range(4):
+                due = [i for i, (_, parts) in enumerate(plans) if tick < len(parts)]
+                if turn and tick == 1:
+                    due = due[1:]  # the first one is late: the others are at other places than before
+                works = [(streams[i], *plans[i][1][tick]) for i in due]
+                for i, sound in zip(due, codec.stream(works), strict=True):
+                    sounds[i].append(sound)
+                if turn and tick == 1:
+                    sounds[0] += codec.stream([(streams[0], *plans[0][1][tick])])
+            heard.append([np.concatenate(parts) for parts in sounds])
+            del streams
+    for others in heard[1:]:
+        for one, other in zip(heard[0], others, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_pieces_of_one_kind():
+    plain, fixed, faded = (
+        Token2Wav(random_parts(SMALL, kind, 1, graphs=graphs))
+        for kind, graphs in (("causal", False), ("causal", True), ("original", True))
+    )
+    assert fixed.kind(28, False) == fixed.kind(25, True) == fixed.kind(0, True) == fixed.kind(8, False)
+    assert fixed.kind(26, True) != fixed.kind(25, True)
+    assert plain.kind(28, False) != plain.kind(25, True)
+    assert faded.kind(28, False) != faded.kind(25, True)
+    # More streams than a shape is for.
+    one, codes = voice(0.6), list(range(5))
+    streams = [fixed.open(one) for _ in range(fixed.batch + 1)]
+    sounds = fixed.stream([(stream, codes, True) for stream in streams])
+    (alone,) = plain.stream([(plain.open(Voice(one.prompt)), codes, True)])
+    for sound in sounds:
+        np.testing.assert_allclose(sound, alone, atol=2e-4)
 
 
 def test_voices_move_between_codecs_and_streams_do_not():
@@ -131,15 +171,18 @@ def test_voices_move_between_codecs_and_streams_do_not():
     assert len(slow.stream([(stream, list(range(28)), False)])[0]) == 24_000
 
 
-def test_what_is_reserved_is_enough():
-    codec = Token2Wav(random_parts(SMALL, "original", 2))
-    codec.reserve(3, voices=1, voice_s=1.0)
-    sizes = [pool.rows for pool in codec.flow.state.pools]
-    one = voice(1.0)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_what_is_reserved_is_enough(graphs: bool):
+    parts = random_parts(SMALL, "causal", 2, trimming="voice", graphs=graphs)
+    codec, pools = Token2Wav(parts), [*parts.flow.state.pools, *parts.streaming.pools.all]
+    codec.reserve(3, voices=1, voice_s=2.0)
+    before = [pool.grown for pool in pools]
+    one = voice(2.0)
+    codec.record(one, 3)
     streams = [codec.open(one) for _ in range(3)]
-    for _ in range(6):
+    for _ in range(4):
         codec.stream([(stream, list(range(28)), False) for stream in streams])
-    assert [pool.rows for pool in codec.flow.state.pools] == sizes
+    assert [pool.grown for pool in pools] == before
 
 
 def test_a_voice_is_kept_once_and_state_is_given_back():

@@ -5,7 +5,7 @@ N packed tokens · E width · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -148,6 +148,10 @@ class TextModel(nn.Module):
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """For families whose towers can be recorded as graphs by shape; see engine.graphs.ShapeGraphs."""
+
+    def rehearse(self) -> Iterator[None]:
+        """See models.base.Model: here there is nothing to rehearse."""
+        return iter(())
 
     def turn(self, before: torch.Tensor, after: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         return self.decoder.rope.turn(before, after)

@@ -28,10 +28,14 @@ _SHIFT_A, _SCALE_A, _GATE_A, _SHIFT_M, _SCALE_M, _GATE_M, _SHIFT_C, _SCALE_C, _G
 
 @dataclass(frozen=True, slots=True)
 class EstimatorPast:
-    """What a chunk sees of those before. columns[step]: [depth, B, 2 convolutions, 2 columns, 2 rows, C]."""
+    """What a chunk sees of those before. columns[step]: [depth, B, 2 convolutions, 2 columns, 2 rows, C].
+
+    ends int64 [B, 2, 2, C]: where the columns for the next chunk are, of 2 + T; None: at the end.
+    """
 
     keys: KeyView
     columns: list[torch.Tensor]
+    ends: torch.Tensor | None = None
 
 
 class Estimator:
@@ -95,7 +99,7 @@ class Estimator:
         before = past.columns[step] if past is not None else [None] * len(self._blocks)
         columns = []
         for layer, block in enumerate(self._blocks):
-            y, after = block(y, step, layer, past and past.keys, before[layer])
+            y, after = block(y, step, layer, past, before[layer])
             columns.append(after)
         y = _modulate(y, self._final_shift[step], self._final_scale[step])
         return F.linear(y, *self._out).float(), torch.stack(columns)
@@ -125,13 +129,13 @@ class _Block:
         self._heads, self._head_dim = c.heads, c.head_dim
 
     def __call__(
-        self, x: torch.Tensor, step: int, layer: int, keys: KeyView | None, before: torch.Tensor | None
+        self, x: torch.Tensor, step: int, layer: int, past: EstimatorPast | None, before: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x [B, T, 2, C] and columns [B, 2, 2, 2, C] or None to the same."""
         m = self._steps[step]
-        attended = self._attend(_modulate(x, m[_SHIFT_A], m[_SCALE_A]), step, layer, keys)
+        attended = self._attend(_modulate(x, m[_SHIFT_A], m[_SCALE_A]), step, layer, past and past.keys)
         x = x + m[_GATE_A] * attended
-        y, columns = self._convolve(_modulate(x, m[_SHIFT_C], m[_SCALE_C]), before)
+        y, columns = self._convolve(_modulate(x, m[_SHIFT_C], m[_SCALE_C]), before, past and past.ends)
         x = x + m[_GATE_C] * y
         y = F.linear(_modulate(x, m[_SHIFT_M], m[_SCALE_M]), *self._up)
         return x + m[_GATE_M] * F.linear(F.gelu(y, approximate="tanh"), *self._down), columns
@@ -150,12 +154,14 @@ class _Block:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return F.linear(out.transpose(1, 2).reshape(b, n, ROWS, -1), *self._proj)
 
-    def _convolve(self, x: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _convolve(
+        self, x: torch.Tensor, before: torch.Tensor | None, ends: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         columns = []
         for i, conv in enumerate(self._convs):
             past = before[:, i] if before is not None else x.new_zeros(len(x), TAPS_PAST, *x.shape[2:])
             wide = torch.cat((past, x), 1)
-            columns.append(wide[:, -TAPS_PAST:])
+            columns.append(wide[:, -TAPS_PAST:] if ends is None else wide.gather(1, ends))
             n = x.shape[1]
             x = F.linear(torch.cat([wide[:, tap : tap + n] for tap in range(3)], -1), *conv)
             if i == 0:

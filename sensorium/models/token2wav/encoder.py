@@ -22,11 +22,15 @@ _BLOCK_EPS = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class EncoderPast:
-    """What a chunk sees of those before: keys at the rate of codes and of frames, and columns [B, 2 + 4, C]."""
+    """What a chunk sees of those before: keys at the rate of codes and of frames, and columns [B, 2 + 4, C].
+
+    heard int64 [B]: how many codes of each stream make sound; None: all that there is room for.
+    """
 
     codes: KeyView
     frames: KeyView
     columns: torch.Tensor
+    heard: torch.Tensor | None = None
 
 
 class Encoder:
@@ -56,9 +60,13 @@ class Encoder:
         """codes [B, k] to (mu [B, T, 80], columns for the next chunk [B, 6, C]).
 
         last: every code makes sound, T = 2k; else the last three are only looked at, T = 2(k - 3). Without a past the
-        codes are the whole utterance so far.
+        codes are the whole utterance so far. A code of -1 stands for what is behind the end of an utterance.
         """
-        x = self._embed(self._codes[codes])
+        heard = past.heard if past is not None else None
+        if heard is None:
+            x = self._embed(self._codes[codes])
+        else:
+            x = self._embed(self._codes[codes.clamp(min=0)]).masked_fill((codes < 0)[..., None], 0.0)
         columns = past.columns if past is not None else x.new_zeros(len(x), CODE_PAST + FRAME_PAST, self.width)
         ahead = F.pad(x, (0, 0, 0, LOOKAHEAD)) if last else x
         ahead = F.leaky_relu(_convolve(ahead, self._ahead), 0.01)
@@ -66,10 +74,20 @@ class Encoder:
         x = x[:, : ahead.shape[1] - CODE_PAST] + _convolve(ahead, self._behind)
         x = _run(self._blocks, x, past and past.codes, self.width)
         x = torch.cat((columns[:, CODE_PAST:], x.repeat_interleave(FRAMES_PER_CODE, 1)), 1)
-        columns = torch.cat((ahead[:, -CODE_PAST:], x[:, -FRAME_PAST:]), 1)
+        if heard is None:
+            columns = torch.cat((ahead[:, -CODE_PAST:], x[:, -FRAME_PAST:]), 1)
+        else:
+            ends = ends_at(heard, CODE_PAST, ahead), ends_at(heard * FRAMES_PER_CODE, FRAME_PAST, x)
+            columns = torch.cat((ahead.gather(1, ends[0]), x.gather(1, ends[1])), 1)
         x = self._up_embed(_convolve(x, self._up))
         x = _run(self._up_blocks, x, past and past.frames, self.width)
         return F.linear(F.layer_norm(x, (self.width,), *self._norm), *self._out), columns
+
+
+def ends_at(lengths: torch.Tensor, count: int, like: torch.Tensor) -> torch.Tensor:
+    """Where the last `count` rows of each are behind `count` earlier ones: to gather from like [B, count + n, ...]."""
+    at = lengths[:, None] + torch.arange(count, device=lengths.device)
+    return at.view(*at.shape, *(1 for _ in like.shape[2:])).expand(-1, -1, *like.shape[2:])
 
 
 def _convolve(x: torch.Tensor, conv: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

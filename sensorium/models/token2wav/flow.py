@@ -5,7 +5,8 @@ B streams · k codes of a chunk · T = 2k or 2(k - 3) frames · n codes of a voi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -45,7 +46,7 @@ class Flow:
     ) -> None:
         """silent_ahead: a voice is followed by silence while it is computed (1.0.5, 1.0.6), else by its own start.
 
-        graphs: whole pieces have few fixed shapes, and on a GPU are CUDA graphs.
+        graphs: pieces of up to 25 codes have few fixed shapes, and on a GPU are CUDA graphs.
         """
         self.config, self._silent_ahead = config, silent_ahead
         self._trimming: Trimming = trimming
@@ -64,6 +65,7 @@ class Flow:
 
     def reserve(self, streams: int, voices: int, voice_s: float) -> None:
         """Room for the state of so many streams and voices of so many seconds: it is then never copied to grow."""
+        streams += self.has_fixed_shapes  # the one that nobody hears
         frames = int(voice_s * FRAMES_PER_S)
         own = TAIL_FRAMES if self._trimming == "voice" else max(frames, TAIL_FRAMES)
         # A chunk's rows are there before those it displaces go back.
@@ -131,31 +133,57 @@ class Flow:
         self.state.copy_slot(voice.rows.slot[0], stream.slot)
         return stream
 
+    @property
+    def has_fixed_shapes(self) -> bool:
+        return self._graphs is not None
+
+    def takes(self, num_codes: int, last: bool) -> bool:
+        """Whether such pieces have a fixed shape: then they are computed in one batch with all others that have it."""
+        return self._graphs is not None and self._graphs.takes(num_codes, last)
+
+    @torch.inference_mode()
+    def fixed(
+        self, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], last: Sequence[bool]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Chunks that have the fixed shape: mel [B, 50, 80] float32, and how many frames of it each stream has."""
+        assert self._graphs is not None
+        for stream, given in zip(streams, codes, strict=True):
+            self.check(given, stream)
+        counts = [max(len(given) - (0 if ends else LOOKAHEAD), 0) for given, ends in zip(codes, last, strict=True)]
+        with self._rows_for(streams, counts) as new:
+            mel = self._graphs.run(streams, codes, new)
+        return mel, [FRAMES_PER_CODE * count for count in counts]
+
     @torch.inference_mode()
     def chunk(self, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], last: bool) -> Steps[torch.Tensor]:
         """mel [B, T, 80] float32. All chunks have k codes; unless last, the final three make no sound yet."""
+        shape = shape_of(streams, len(codes[0]), last)
+        if self.takes(shape.codes, last):
+            mel, _ = self.fixed(streams, codes, [last] * len(streams))
+            return mel[:, : shape.new[1]]
         for stream, given in zip(streams, codes, strict=True):
             self.check(given, stream)
-        shape = shape_of(streams, len(codes[0]), last)
-        new_codes, new_frames, _ = shape.new
-        new = [self.state.allocate(new_codes, new_frames) for _ in streams]
+        with self._rows_for(streams, [shape.new[0]] * len(streams)) as new:
+            numbers = numbers_of(shape, streams, codes, new)
+            return (
+                yield from self._compute(shape, torch.from_numpy(numbers).to(self.device), is_padded(numbers, shape))
+            )
+
+    @contextmanager
+    def _rows_for(self, streams: Sequence[FlowStream], counts: Sequence[int]) -> Iterator[list[Rows]]:
+        """Rows for so many new codes of each stream, which has them afterwards unless something failed."""
+        new = [self.state.allocate(count, FRAMES_PER_CODE * count) for count in counts]
         try:
-            if self._graphs is not None and self._graphs.takes(shape.codes, last):
-                mel = self._graphs.run(streams, codes, new)
-            else:
-                numbers = numbers_of(shape, streams, codes, new)
-                device_numbers = torch.from_numpy(numbers).to(self.device)
-                mel = yield from self._compute(shape, device_numbers, is_padded(numbers, shape))
+            yield new
         except BaseException:
             for rows in new:
                 self.state.free(rows)
             raise
         for stream, rows in zip(streams, new, strict=True):
             self.state.advance(stream, rows, self._trimming)
-        return mel
 
-    def _at_once(self, shape: PieceShape, numbers: torch.Tensor, padded: bool) -> torch.Tensor:
-        return finish(self._compute(shape, numbers, padded))
+    def _at_once(self, shape: PieceShape, numbers: torch.Tensor) -> torch.Tensor:
+        return finish(self._compute(shape, numbers, padded=True))
 
     def _compute(self, shape: PieceShape, numbers: torch.Tensor, padded: bool) -> Steps[torch.Tensor]:
         return Piece(shape, self.encoder, self.estimator, self.state, self._noise).compute(numbers, padded)

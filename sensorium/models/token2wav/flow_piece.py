@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from sensorium.models.token2wav.config import FRAMES_PER_CODE, LOOKAHEAD
-from sensorium.models.token2wav.dit import Estimator, EstimatorPast
-from sensorium.models.token2wav.encoder import Encoder, EncoderPast
+from sensorium.models.token2wav.dit import TAPS_PAST, Estimator, EstimatorPast
+from sensorium.models.token2wav.encoder import Encoder, EncoderPast, ends_at
 from sensorium.models.token2wav.flow_state import FlowState, FlowStream, Rows
 from sensorium.models.token2wav.rows import KeyView
 from sensorium.models.token2wav.steps import Steps
 
-_FIXED = 2
-"""Numbers of a stream beside its codes and tables: its slot, and where its noise begins."""
+FIXED = 3
+"""Numbers of a stream beside its codes and tables: its slot, where its noise begins, how many codes make sound."""
 
 
 class PieceShape(NamedTuple):
@@ -37,7 +37,7 @@ class PieceShape(NamedTuple):
 
     @property
     def width(self) -> int:
-        return self.codes + _FIXED + sum(self.lengths)
+        return self.codes + FIXED + sum(self.lengths)
 
 
 def shape_of(streams: Sequence[FlowStream], num_codes: int, last: bool) -> PieceShape:
@@ -55,22 +55,36 @@ def shape_of(streams: Sequence[FlowStream], num_codes: int, last: bool) -> Piece
 def numbers_of(
     shape: PieceShape, streams: Sequence[FlowStream], codes: Sequence[Sequence[int]], new: Sequence[Rows]
 ) -> np.ndarray:
-    """int64 [streams, shape.width]: codes, slot, start of the noise, then the three tables, padded in front."""
+    """int64 [streams, shape.width]: codes, the other numbers, then the three tables, padded in front."""
     numbers = np.zeros((len(streams), shape.width), dtype=np.int64)
-    for row, stream, given, rows in zip(numbers, streams, codes, new, strict=True):
-        row[: shape.codes] = given
-        row[shape.codes : shape.codes + _FIXED] = stream.slot, len(stream.estimator)
-        end = shape.codes + _FIXED
-        tables = (stream.codes, rows.codes), (stream.frames, rows.frames), (stream.estimator, rows.estimator)
-        for length, (seen, own) in zip(shape.lengths, tables, strict=True):
-            end += length
-            row[end - len(own) : end] = own
-            row[end - len(own) - len(seen) : end - len(own)] = seen
+    fill_in(numbers, shape, streams, codes, new)
     return numbers
 
 
+def fill_in(
+    numbers: np.ndarray,
+    shape: PieceShape,
+    streams: Sequence[FlowStream],
+    codes: Sequence[Sequence[int]],
+    new: Sequence[Rows],
+) -> None:
+    """Numbers of streams over those of streams that nobody hears; pieces may be shorter than the shape's."""
+    for row, stream, given, rows in zip(numbers, streams, codes, new, strict=False):
+        row[: shape.codes] = -1
+        row[: len(given)] = given
+        row[shape.codes : shape.codes + FIXED] = stream.slot, len(stream.estimator), len(rows.codes)
+        end = shape.codes + FIXED
+        tables = (stream.codes, rows.codes), (stream.frames, rows.frames), (stream.estimator, rows.estimator)
+        for length, count, (seen, own) in zip(shape.lengths, shape.new, tables, strict=True):
+            end += length
+            first = end - count
+            row[first - len(seen) : first] = seen
+            row[first : first + len(own)] = own
+            row[first + len(own) : end] *= -1  # rows of nobody: filled, and not seen
+
+
 def is_padded(numbers: np.ndarray, shape: PieceShape) -> bool:
-    return not numbers[:, shape.codes + _FIXED :].all()
+    return bool((numbers[:, shape.codes + FIXED :] <= 0).any())
 
 
 class Piece:
@@ -86,21 +100,26 @@ class Piece:
         Pools may grow between slices, so what they hold is looked up where it is used.
         """
         k, state = self.shape.codes, self._state
-        codes, slots, starts, *tables = numbers.split((k, 1, 1, *self.shape.lengths), 1)
-        slots = slots[:, 0].contiguous()
+        codes, slots, starts, heard, *tables = numbers.split((k, 1, 1, 1, *self.shape.lengths), 1)
+        slots, ends = slots[:, 0].contiguous(), None
         views = [
             KeyView(pool, table, new, padded)
             for pool, table, new in zip(
                 (state.codes, state.frames, state.estimator), tables, self.shape.new, strict=True
             )
         ]
-        past = EncoderPast(views[0], views[1], state.encoder_columns.data[0].index_select(0, slots))
+        before = state.encoder_columns.data[0].index_select(0, slots)
+        past = EncoderPast(views[0], views[1], before, heard[:, 0] if padded else None)
         mu, after = self._encoder(codes, self.shape.last, past)
-        noise = self._noise[starts + torch.arange(mu.shape[1], device=mu.device)]
+        at = starts + torch.arange(mu.shape[1], device=mu.device)
+        noise = self._noise[at.clamp(max=len(self._noise) - 1)]
         speaker = state.speakers.data[0].index_select(0, slots)
-        before = EstimatorPast(views[2], [step.index_select(1, slots) for step in state.estimator_columns.data])
+        columns = [step.index_select(1, slots) for step in state.estimator_columns.data]
+        if padded:
+            ends = ends_at(heard[:, 0] * FRAMES_PER_CODE, TAPS_PAST, columns[0][0, :, 0])
+        seen = EstimatorPast(views[2], columns, ends)
         yield None
-        mel, columns = yield from self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), before)
+        mel, columns = yield from self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), seen)
         state.encoder_columns.data[0].index_copy_(0, slots, after)
         for step, made in zip(state.estimator_columns.data, columns, strict=True):
             step.index_copy_(1, slots, made)

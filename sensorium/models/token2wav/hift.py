@@ -24,6 +24,8 @@ SINE, NOISE = 0.1, 0.003
 _VOICED_HZ = 10.0
 _FFT, _STEP = 16, 4
 BINS = _FFT // 2 + 1
+EDGE = _FFT // 2
+"""Samples on each side of the one that a frame of the transform is centred on."""
 _RATES, _KERNELS = (8, 5, 3), (16, 11, 7)
 _RESBLOCKS, _SOURCE_RESBLOCKS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
 _SLOPE, _LIMIT, _LOUDEST = 0.1, 0.99, 100.0
@@ -47,6 +49,8 @@ def kind_of(weights: Weights) -> Kind:
 
 class StreamingVocoder(Protocol):
     """What both vocoders do for streams. Their states differ."""
+
+    def reserve(self, streams: int) -> None: ...
 
     def open(self) -> Any: ...
 
@@ -135,15 +139,18 @@ class Hift:
         self._noise = noise.to(w.device, torch.float32).contiguous()
         self._transform = short_transform(w.device)
 
-    def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: list[int]) -> torch.Tensor:
-        """f0 [B, M] in Hz and phase [B, S, 9] in radians to the source [B, S]; starts: absolute number of sample 0."""
-        at = torch.tensor(starts, device=self.device)[:, None] + torch.arange(phase.shape[1], device=self.device)
+    def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """f0 [B, M] in Hz, phase [B, S, 9] in radians, starts int64 [B], absolute numbers of samples 0 -> [B, S]."""
+        at = starts[:, None] + torch.arange(phase.shape[1], device=self.device)
         voiced = (f0 > _VOICED_HZ).to(phase.dtype).repeat_interleave(HOP, 1)[..., None]
         noise = self._noise[at % len(self._noise)] * (NOISE * voiced + SINE / 3 * (1 - voiced))
         return F.linear(SINE * torch.sin(phase) * voiced + noise, *self._source)[..., 0].tanh()
 
-    def decode(self, x: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
-        """Rows of conv_pre [B, C, M] and the source's spectrum [B, 18, 120 M + 1] to sound [B, S]."""
+    def decode(self, x: torch.Tensor, spectrum: torch.Tensor, ends: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows of conv_pre [B, C, M] and the source's spectrum [B, 18, 120 M + 1] to sound [B, S].
+
+        ends int64 [B]: mel frames after which a sound is over, where that is before M.
+        """
         last = len(_RATES) - 1
         for i, (weight, bias, rate) in enumerate(self._ups):
             x = F.leaky_relu(x, _SLOPE)
@@ -159,7 +166,7 @@ class Hift:
             x = sum(others, first) / len(self._blocks[i])
         left, right = (6, 0) if self.causal else (3, 3)
         x = self._post(F.leaky_relu(x), left, right)
-        return self.from_spectrum(x[:, :BINS].exp(), x[:, BINS:].sin()).clamp(-_LIMIT, _LIMIT)
+        return self.from_spectrum(x[:, :BINS].exp(), x[:, BINS:].sin(), ends).clamp(-_LIMIT, _LIMIT)
 
     def _down(self, i: int, spectrum: torch.Tensor) -> torch.Tensor:
         conv, stride = self._downs[i]
@@ -167,14 +174,18 @@ class Hift:
             return conv(spectrum, stride - 1, 0, stride)
         return conv(spectrum, stride // 2, stride // 2, stride)
 
-    def spectrum(self, sound: torch.Tensor) -> torch.Tensor:
-        """[B, S] to [B, 18, S / 4 + 1]: real parts, then imaginary parts."""
-        return self._transform.forward(sound)
+    def spectrum(self, sound: torch.Tensor, ahead: int = 0) -> torch.Tensor:
+        """[B, S] to [B, 18, S / 4 + 1]: real parts, then imaginary parts. ahead: see ShortTransform."""
+        return self._transform.forward(sound, ahead)
 
-    def from_spectrum(self, magnitude: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
-        """[B, 9, n] each to [B, 4 (n - 1)]; magnitudes are cut at 100."""
-        magnitude = magnitude.clamp(max=_LOUDEST)
-        return self._transform.inverse(torch.cat((magnitude * phase.cos(), magnitude * phase.sin()), 1))
+    def from_spectrum(
+        self, magnitude: torch.Tensor, phase: torch.Tensor, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[B, 9, n] each to [B, 4 (n - 1)]; magnitudes are cut at 100. ends: see decode."""
+        magnitude, heard = magnitude.clamp(max=_LOUDEST), None
+        if ends is not None:
+            heard = torch.arange(magnitude.shape[2], device=self.device) <= ends[:, None] * (HOP // _STEP)
+        return self._transform.inverse(torch.cat((magnitude * phase.cos(), magnitude * phase.sin()), 1), heard)
 
 
 class ShortTransform:
@@ -194,15 +205,19 @@ class ShortTransform:
         self._synthesis = (waves * twice.repeat(2, 1) * window).float().to(device)
         self._power = (window**2).float().view(1, 1, _FFT).to(device)
 
-    def forward(self, sound: torch.Tensor) -> torch.Tensor:
-        """[B, S] to [B, 18, S / 4 + 1], frames centred on their samples, the ends reflected."""
-        edge = _FFT // 2
-        return F.conv1d(F.pad(sound[:, None], (edge, edge), mode="reflect"), self._analysis, stride=_STEP)
+    def forward(self, sound: torch.Tensor, ahead: int = 0) -> torch.Tensor:
+        """[B, S] to [B, 18, S / 4 + 1], frames centred on their samples, the ends reflected.
 
-    def inverse(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """[B, 18, n] to [B, 4 (n - 1)]."""
-        frames = spectrum.transpose(1, 2) @ self._synthesis
-        return _overlap(frames) / _overlap(self._power.expand(1, frames.shape[1], _FFT))
+        ahead: samples behind the end that are given with the sound, at most EDGE.
+        """
+        return F.conv1d(F.pad(sound[:, None], (EDGE, EDGE - ahead), mode="reflect"), self._analysis, stride=_STEP)
+
+    def inverse(self, spectrum: torch.Tensor, heard: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, 18, n] to [B, 4 (n - 1)]. heard bool [B, n]: which frames there are; behind them is anything."""
+        frames, power = spectrum.transpose(1, 2) @ self._synthesis, self._power
+        if heard is not None:
+            frames, power = frames.masked_fill(~heard[..., None], 0.0), power * heard[..., None]
+        return _overlap(frames) / _overlap(power.expand(-1, frames.shape[1], -1))
 
 
 @lru_cache(maxsize=8)
@@ -218,7 +233,7 @@ def _overlap(frames: torch.Tensor) -> torch.Tensor:
     out = frames.new_zeros(b, n + _FFT // _STEP - 1, _STEP)
     for i in range(_FFT // _STEP):
         out[:, i : i + n] += steps[:, :, i]
-    return out.flatten(1)[:, _FFT // 2 : -_FFT // 2]
+    return out.flatten(1)[:, EDGE:-EDGE]
 
 
 class F0Predictor:
@@ -231,6 +246,9 @@ class F0Predictor:
             take_conv(w, f"f0_predictor.condnet.{2 * i}", width, width if i else MELS, 4 if causal and i == 0 else 3)
             for i in range(5)
         ]
+        if causal:
+            # As products over the taps side by side: float64 has fast products on GPUs, and slow convolutions.
+            convs = [Conv(conv.weight.permute(0, 2, 1).flatten(1), conv.bias) for conv in convs]
         self._convs = [Conv(*(part.to(self._dtype) for part in conv)) for conv in convs]
         self._out = (
             w.take("f0_predictor.classifier.weight", 1, width).to(self._dtype),
@@ -243,12 +261,17 @@ class F0Predictor:
         right: zeros to see behind the end.
         """
         x = mel.to(self._dtype)
-        for i, conv in enumerate(self._convs):
-            if not self._causal:
+        if not self._causal:
+            for conv in self._convs:
                 x = F.elu(conv(x, 1, 1))
-            else:
-                x = F.elu(conv(x, 2, 0) if i else conv(x, 0, right))
-        return F.linear(x.transpose(1, 2), *self._out)[..., 0].abs().float()
+            return F.linear(x.transpose(1, 2), *self._out)[..., 0].abs().float()
+        x = x.transpose(1, 2)
+        for i, conv in enumerate(self._convs):
+            taps = conv.weight.shape[1] // x.shape[2]
+            x = F.pad(x, (0, 0, taps - 1, 0) if i else (0, 0, 0, right))
+            n = x.shape[1] - taps + 1
+            x = F.elu(F.linear(torch.cat([x[:, tap : tap + n] for tap in range(taps)], -1), *conv))
+        return F.linear(x, *self._out)[..., 0].abs().float()
 
 
 def cycles(f0: torch.Tensor) -> torch.Tensor:

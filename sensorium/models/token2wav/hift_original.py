@@ -41,6 +41,9 @@ class OriginalVocoder:
         mel = mel.transpose(1, 2)
         return self._decode(mel, self._source(mel, [0] * len(mel)))
 
+    def reserve(self, streams: int) -> None:
+        """What streams keep is made as they go."""
+
     def open(self) -> FadeState:
         device = self.hift.device
         return FadeState(
@@ -77,7 +80,7 @@ class OriginalVocoder:
         phase = cycles(f0).cumsum(1) * 2 * math.pi
         phase = F.interpolate(phase.transpose(1, 2) * HOP, scale_factor=float(HOP), mode="linear").transpose(1, 2)
         assert phase.shape[2] == HARMONICS
-        return self.hift.source(f0, phase, starts)
+        return self.hift.source(f0, phase, torch.tensor(starts, device=self.hift.device))
 
     def _decode(self, mel: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         return self.hift.decode(self.hift.pre(mel, 3, 3), self.hift.spectrum(source))

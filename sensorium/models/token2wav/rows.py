@@ -77,12 +77,16 @@ class KeyView:
     """
 
     def __init__(self, pool: RowPool, seen: torch.Tensor, new: int, padded: bool = False) -> None:
-        """seen int64 [B, L]: rows in order, 0 at padding; the last `new` of them are the rows to fill."""
+        """seen int64 [B, L]: rows in order; the last `new` of them are the rows to fill.
+
+        padded: 0 stands for no row, and -r among the new ones for a row r that is filled and that nobody sees.
+        """
         self._pool = pool
         self.batch, self.length = seen.shape
-        self._seen, self._new = seen.reshape(-1), seen[:, self.length - new :].reshape(-1)
-        self.mask = (seen != 0)[:, None, None] if padded else None
+        self.mask = (seen > 0)[:, None, None] if padded else None
         """bool [B, 1, 1, L], False at padding; None where there is none."""
+        rows = seen.abs() if padded else seen
+        self._seen, self._new = rows.reshape(-1), rows[:, self.length - new :].reshape(-1)
 
     def extend(self, part: int, layer: int, kv: torch.Tensor) -> torch.Tensor:
         """Stores kv [2, B, T, F] and returns all that is seen, [2, B, L, F]."""

@@ -12,7 +12,7 @@ Threads may share a codec; their calls wait for each other. k codes of a piece Â
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +22,11 @@ import torch
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.models.token2wav.assets import Parts, load_parts
 from sensorium.models.token2wav.config import CODES_PER_S, FRAMES_PER_CODE, LOOKAHEAD, MELS, RATE
+from sensorium.models.token2wav.fixed import BATCHES, batch_for
 from sensorium.models.token2wav.flow import SILENCE_CODE
 from sensorium.models.token2wav.flow_state import FlowStream, FlowVoice
-from sensorium.models.token2wav.hift_causal import CausalState
+from sensorium.models.token2wav.hift_causal import CausalState, CausalVocoder
+from sensorium.models.token2wav.hift_fixed import FixedVocoder
 from sensorium.models.token2wav.hift_original import OVERLAP, FadeState
 from sensorium.models.token2wav.pcm import to_pcm16
 from sensorium.models.token2wav.prompt import VoicePrompt
@@ -59,9 +61,13 @@ class Token2Wav:
 
     rate = RATE
     pcm = staticmethod(to_pcm16)
+    batch = BATCHES[-1]
+    """Streams that are computed at once in a fixed shape."""
 
     def __init__(self, parts: Parts) -> None:
         self.flow, self._whole, self._streaming, self._prompts = parts.flow, parts.whole, parts.streaming, parts.prompts
+        is_fixed = parts.flow.has_fixed_shapes and isinstance(parts.streaming, CausalVocoder)
+        self._fixed = FixedVocoder(parts.streaming) if is_fixed else None
         self._lock, self._listening = threading.RLock(), threading.Lock()
 
     @property
@@ -89,7 +95,7 @@ class Token2Wav:
 
         cloning: recordings can become voices, for which the extra `speech` must be installed; without it only saved
         voices can. trimming: what streams still see of their past (see `Trimming`); "voice" takes the least memory.
-        graphs: pieces of 25 codes are computed in few fixed shapes, each of which is a CUDA graph on a GPU.
+        graphs: pieces of up to 25 codes are computed in few fixed shapes, each of which is a CUDA graph on a GPU.
         Raises CheckpointError naming a file or tensor, ConfigError, UnsupportedError naming the extra.
         """
         where = torch.device(device)
@@ -99,6 +105,7 @@ class Token2Wav:
     def reserve(self, streams: int, voices: int = 1, voice_s: float = 10.0) -> None:
         """Memory for so many streams at once, before they come; what is not reserved is added as it is needed."""
         self.flow.reserve(streams, voices, voice_s)
+        self._streaming.reserve(streams + 1)
 
     def silent_voice(self, seconds: float) -> Voice:
         """A voice of that length, for rehearsals."""
@@ -107,9 +114,16 @@ class Token2Wav:
         return Voice(VoicePrompt(codes, torch.ones(config.speaker), torch.zeros(FRAMES_PER_CODE * n, MELS)))
 
     def rehearse(self, voice: Voice, streams: int) -> None:
-        """Speak a second with so many streams: to measure what that needs, and to record its graph."""
+        """Speak a second with so many streams: to measure what that needs."""
         piece = voice.prompt.codes[:1].tolist() * (CODES_PER_S + LOOKAHEAD)
         self.stream([(self.open(voice), piece, False) for _ in range(streams)])
+
+    def record(self, voice: Voice, streams: int) -> None:
+        """Have the graphs of pieces of this voice ready, for up to so many streams at once; nothing without graphs."""
+        largest = batch_for(min(streams, self.batch))
+        for size in BATCHES if self.flow.has_fixed_shapes else ():
+            if size <= largest:
+                self.rehearse(voice, min(size, streams))
 
     def voice(self, samples: np.ndarray, rate: int) -> Voice:
         """A recording of a voice: [S] or [S, channels] floats, full scale 1. Raises MediaError if it cannot be used."""
@@ -160,7 +174,7 @@ class Token2Wav:
             stream.begun = stream.ended = False
 
     def stream(self, works: Sequence[Work]) -> list[np.ndarray]:
-        """The next codes of each stream to float32 [S] each, S >= 0; pieces of equal length are computed together.
+        """The next codes of each stream to float32 [S] each, S >= 0; pieces of one `kind` are computed together.
 
         Unless last, the final three codes are only looked at, and must be given again at the head of the next piece.
         Raises RequestError, before any stream moves, for codes out of range, fewer than four codes that are not the
@@ -186,16 +200,36 @@ class Token2Wav:
     def _stream(self, works: Sequence[Work]) -> Steps[list[np.ndarray]]:
         self._check(works)
         sounds: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(works)
-        groups: dict[tuple[int, bool], list[int]] = {}
+        groups: dict[Hashable, list[int]] = {}
         for i, (_, codes, last) in enumerate(works):
-            groups.setdefault((len(codes), last), []).append(i)
-        for (length, last), members in groups.items():
+            groups.setdefault(self.kind(len(codes), last), []).append(i)
+        for kind, members in groups.items():
+            if kind is None:
+                for first in range(0, len(members), self.batch):
+                    yield from self._fixed_shape(works, members[first : first + self.batch], sounds)
+                continue
+            _, codes, last = works[members[0]]
             mels = torch.empty(len(members), 0, self.flow.mels, device=self.flow.device)
-            if length:
+            if len(codes):
                 streams = [works[i][0].flow for i in members]
                 mels = yield from self.flow.chunk(streams, [works[i][1] for i in members], last)
             yield from self._vocode(works, members, mels, last, sounds)
         return sounds
+
+    def kind(self, num_codes: int, last: bool) -> Hashable:
+        """Pieces of one kind are computed together; None: in a fixed shape, up to `batch` of them at once."""
+        if self._fixed is not None and self.flow.takes(num_codes, last):
+            return None
+        return num_codes, last
+
+    def _fixed_shape(self, works: Sequence[Work], members: list[int], sounds: list[np.ndarray]) -> Steps[None]:
+        assert self._fixed is not None
+        streams, codes, last = zip(*(works[i] for i in members), strict=True)
+        mel, counts = self.flow.fixed([stream.flow for stream in streams], codes, last)
+        sound, samples = self._fixed.stream([stream.vocoder for stream in streams], mel, counts, last)
+        heard = yield from to_host(sound)
+        for i, stream, piece, count, over in zip(members, streams, heard, samples, last, strict=True):
+            sounds[i] = self._led(stream, piece[:count], over)
 
     def _vocode(
         self, works: Sequence[Work], members: list[int], mels: torch.Tensor, last: bool, sounds: list[np.ndarray]
