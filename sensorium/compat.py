@@ -44,7 +44,6 @@ REFUSED: dict[str, Foreign] = {
     "lora_modules": Foreign("list", None, _NO_LORA),
     "default_mm_loras": Foreign("json", None, _NO_LORA),
     "speculative_config": Foreign("json", None, "speculative decoding is not supported; leave it out"),
-    "enable_sleep_mode": Foreign("bool", False, "sleep mode is not supported; stop and start the server"),
     "enable_prompt_embeds": Foreign("bool", False, "prompts as embeddings are not supported; send text or media"),
     "skip_tokenizer_init": Foreign("bool", False, "the tokenizer is always loaded; leave it out"),
     "tokenizer_mode": Foreign("str", "auto", "only tokenizer.json files are read; leave it at auto", ("hf",)),

@@ -169,6 +169,8 @@ class EngineConfig:
     """Workers that fetch, decode and preprocess; 0 is half the cores, at least one."""
     video_decode_workers: int = 2
     """Most videos decoded at once, so that they never hold up pictures and text."""
+    enable_sleep_mode: bool = False
+    """The device may be given back for a while: LLM.sleep, and with ServerConfig.dev_mode POST /sleep."""
     use_tqdm_on_load: bool = True
     """A progress bar while loading, on terminals."""
     disable_log_stats: bool = False
@@ -292,6 +294,8 @@ class ServerConfig:
     """Keep answers of /v1/responses in memory, for previous_response_id and background."""
     max_audio_filesize_mb: int = 25
     """Largest file that may be transcribed."""
+    vad: str = "energy"
+    """What hears where a turn ends: energy, the path of Silero's .onnx file, or module:Class of your own."""
     max_realtime_sessions: int = 64
     """WebSockets of /v1/realtime at once; more are refused."""
     live_max_len: int = 8192

@@ -15,6 +15,7 @@ import torch
 from sensorium.config import EngineConfig
 from sensorium.engine.beam import beam_search
 from sensorium.engine.client import EngineClient
+from sensorium.engine.sleep import check_sleep, check_tags
 from sensorium.errors import SensoriumError, UnsupportedError
 from sensorium.inputs import PromptType
 from sensorium.messages import read_content, read_messages
@@ -251,6 +252,26 @@ class LLM:
         self._queue.shutdown(wait=False, cancel_futures=True)
         self._close()
 
+    def sleep(self, level: int = 1, mode: str = "abort") -> None:
+        """Give the device back until wake_up(); needs LLM(enable_sleep_mode=True). What is queued fails.
+
+        Levels 1 and 2 are one: weights are read again, caches are empty. Raises UnsupportedError for other wishes.
+        """
+        check_sleep(level, mode, self.client.config)
+        if not self.is_sleeping:
+            self._close()
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Load again after sleep(); weights and caches come back together, whichever of them `tags` names."""
+        check_tags(tags or ())
+        if self.is_sleeping:
+            self.client = self._load(self.client.config)
+            self._close = weakref.finalize(self, _stop, self.client)
+
+    @property
+    def is_sleeping(self) -> bool:
+        return not self.client.is_alive
+
     def __enter__(self) -> LLM:
         return self
 
@@ -345,8 +366,6 @@ class LLM:
 
 _ABSENT = {
     "classify": "no model with a classification head is supported",
-    "sleep": "delete the LLM to free the device",
-    "wake_up": "delete the LLM to free the device",
     "start_profile": "profile the process with torch.profiler",
     "stop_profile": "profile the process with torch.profiler",
     "collective_rpc": "there is one engine, without workers to call",

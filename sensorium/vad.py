@@ -6,15 +6,17 @@ the rules here make stretches of it.
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from sensorium.errors import RequestError, UnsupportedError
+from sensorium.errors import ConfigError, RequestError, SensoriumError, UnsupportedError
 
 RATE = 16_000
 WINDOW = 1024
@@ -86,6 +88,11 @@ class VoiceActivity:
     @property
     def is_speaking(self) -> bool:
         return self._speech_start is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long the speech is that has not ended yet."""
+        return len(self._speech) * WINDOW / RATE
 
     def feed(self, samples: np.ndarray) -> np.ndarray | None:
         """More sound [S] float32 -> the speech [n] that ended in it, its closing silence included, or None.
@@ -237,3 +244,28 @@ class EnergyDetector:
         self._levels = [*self._levels[-31:], level]
         background = max(min(self._levels), self._quietest - self._margin)
         return 1.0 / (1.0 + math.exp(-(level - background - self._margin) / 1.5))
+
+
+def detectors(wanted: str) -> Callable[[], Detector]:
+    """Makes detectors, one for each voice to be followed.
+
+    wanted: "energy", the path of Silero's .onnx file, or module:Class of a detector of one's own. Raises ConfigError.
+    """
+    if wanted == "energy":
+        return EnergyDetector
+    module, _, name = wanted.partition(":")
+    try:
+        make: Callable[[], Detector] = getattr(_imported(module), name) if name else partial(SileroDetector, wanted)
+        make().probability(np.zeros(WINDOW, dtype=np.float32))
+    except SensoriumError as error:
+        raise ConfigError(f"vad: {error.message}", param="vad") from None
+    except Exception as error:
+        raise ConfigError(f"vad: {wanted!r} detects nothing: {error}", param="vad") from error
+    return make
+
+
+def _imported(module: str) -> object:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"vad: {module!r} cannot be imported ({error}); write module:Class", param="vad") from None

@@ -168,6 +168,23 @@ def test_unknown_names_are_refused(llm):
         llm.chat([{"role": "robot", "content": "a"}])
 
 
+def test_it_sleeps_and_wakes_up(any_model):
+    options = {"max_model_len": 512, "max_num_seqs": 2, "kv_cache_bytes": 8 << 20}
+    with LLM(str(any_model), enable_sleep_mode=True, **options) as llm:
+        before = ask(llm, "Hello")
+        for level, mode, named in ((0, "abort", "level"), (3, "abort", "level"), (1, "keep", "mode")):
+            with pytest.raises(RequestError, match=named):
+                llm.sleep(level, mode)
+        llm.sleep(level=2)
+        assert llm.is_sleeping
+        with pytest.raises(SensoriumError, match="closed"):
+            ask(llm, "Hello")
+        with pytest.raises(RequestError, match="tags"):
+            llm.wake_up(tags=["nothing"])
+        llm.wake_up(tags=["weights"])
+        assert ask(llm, "Hello") == before
+
+
 def test_closing_leaves_no_thread(any_model):
     before = set(threading.enumerate())
     with LLM(str(any_model), kv_cache_bytes=1 << 20) as llm:

@@ -414,7 +414,9 @@ def test_keywords_of_vllm(any_model, caplog):
 
 
 def test_methods_that_are_not_there_say_what_to_do(llm):
-    with pytest.raises(AttributeError, match=r"LLM has no sleep: delete the LLM"):
+    with pytest.raises(AttributeError, match=r"LLM has no start_profile: profile the process"):
+        llm.start_profile()
+    with pytest.raises(RequestError, match="enable_sleep_mode"):
         llm.sleep(1)
     assert not hasattr(llm, "apply_model")
     with pytest.raises(RequestError, match="lora_request"):

@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sensorium.errors import RequestError, SensoriumError
-from sensorium.vad import RATE, WINDOW, EnergyDetector, SileroDetector, VadOptions, VoiceActivity, find_speech
+from sensorium.errors import ConfigError, RequestError, SensoriumError
+from sensorium.vad import (
+    RATE,
+    WINDOW,
+    EnergyDetector,
+    SileroDetector,
+    VadOptions,
+    VoiceActivity,
+    detectors,
+    find_speech,
+)
 
 
 class Scripted:
@@ -150,3 +159,22 @@ def test_a_silero_network_keeps_its_state_until_it_is_reset(tmp_path):
     assert [detector.probability(window) for _ in range(3)] == [0.25, 1.25, 2.25]
     detector.reset()
     assert detector.probability(window) == 0.25
+
+
+class Mine:
+    """A detector that an operator brings."""
+
+    def reset(self) -> None:
+        pass
+
+    def probability(self, window: np.ndarray) -> float:
+        return float(len(window) == WINDOW)
+
+
+def test_servers_are_told_what_hears_where_turns_end(tmp_path):
+    assert isinstance(detectors("energy")(), EnergyDetector)
+    assert isinstance(detectors(f"{__name__}:Mine")(), Mine)
+    (tmp_path / "silero.onnx").write_bytes(b"nothing")
+    for wrong in ("nothing.here:Mine", f"{__name__}:Nobody", f"{__name__}:RATE", str(tmp_path / "silero.onnx")):
+        with pytest.raises(ConfigError, match="vad: "):
+            detectors(wrong)

@@ -30,10 +30,11 @@ PARTS = {
         "throughput": ("sensorium.cli.bench_throughput", "many requests at once: requests and tokens a second"),
         "media": ("sensorium.cli.bench_media", "pictures, sounds and videos: every stage, and items a second"),
         "serve": ("sensorium.cli.bench_serve", "load on a running server: latencies, rates, goodput"),
+        "startup": ("sensorium.cli.bench_startup", "from nothing to ready, part by part, and to the first token"),
     },
 }
 # Other names by which people look for a command.
-ALIASES = {"collect-env": "doctor"}
+ALIASES = {"collect-env": "doctor", "mm-processor": "media"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         return _top(argv)
     (module, summary), words = COMMANDS[name], argv[1:]
     parts = PARTS.get(name, {})
-    if words and words[0] in parts:
-        name, (module, summary), words = f"{name} {words[0]}", parts[words[0]], words[1:]
+    if words and (part := ALIASES.get(words[0], words[0])) in parts:
+        name, (module, summary), words = f"{name} {part}", parts[part], words[1:]
     command = import_module(module)
     prog = f"sensorium {name}"
     parser = Parser(
@@ -81,7 +82,7 @@ def _top(argv: list[str]) -> int:
     parser = Parser(
         prog="sensorium",
         usage="sensorium [-h] [--version] COMMAND ...",
-        description="A small serving engine for models that see and hear.",
+        description="A small serving engine for models that see, hear and speak.",
         epilog=f"{_listing(COMMANDS, 'commands')}\n\n`sensorium COMMAND --help` lists a command's options.",
     )
     parser.add_argument("-v", "--version", action="version", version=f"sensorium {__version__}")

@@ -114,6 +114,7 @@ def serving(given: dict[str, Any]) -> Iterator[str]:
     with LoadingBar(config.use_tqdm_on_load) as bar:
         engine = EngineClient(config, bar.update)
     with engine:
+        engine.live("")  # says at once where the model holds no live sessions
         settings = ServerConfig(port=0, access_log=False)
         listener = bind(settings)
         server = http_server(build_app(engine, settings), settings)
@@ -137,8 +138,17 @@ def connected(url: str, key: str) -> Iterator[Talk]:
         with connect(address, max_size=None, subprotocols=["sensorium.duplex.v1"], additional_headers=headers) as made:  # type: ignore[list-item]
             yield Talk(made)
     except InvalidStatus as error:
-        body = (error.response.body or b"").decode("utf-8", "replace")[:500]
-        raise EngineError(f"{address} answers {error.response.status_code}: {body}") from None
+        raise EngineError(
+            _reason(error.response.body or b"", f"{address} answers {error.response.status_code}")
+        ) from None
+
+
+def _reason(body: bytes, otherwise: str) -> str:
+    """Why a server refuses, in its own words where it has any."""
+    try:
+        return json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return otherwise
 
 
 class Talk:

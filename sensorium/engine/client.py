@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-State = Literal["ready", "stalled", "restarting", "failed", "draining", "closed"]
+State = Literal["ready", "stalled", "sleeping", "restarting", "failed", "draining", "closed"]
 _SESSION_LEN = 8192
 # By name, so that a program whose engine is a process of its own never imports torch.
 _LINKS = {"thread": "thread_link:ThreadLink", "process": "process_link:ProcessLink"}
@@ -380,7 +380,7 @@ class EngineClient(SpeechDoor):
         if self._closing or self._link.state == "closed":
             return "closed"
         if self._link.state != "ready":
-            return "failed" if self._link.state == "failed" else "restarting"
+            return self._link.state if self._link.state in ("failed", "sleeping") else "restarting"
         if self._draining:
             return "draining"
         return "stalled" if self._link.stuck_s > self.supervision.stall_s else "ready"
@@ -447,6 +447,13 @@ class EngineClient(SpeechDoor):
         self._link.send(ForgetPrefixes())
 
     # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def sleep(self, *, wait: bool = False) -> None:
+        """Free the device until wake(); see Link.sleep."""
+        self._link.sleep(wait=wait)
+
+    def wake(self) -> None:
+        self._link.wake()
 
     def drain(self) -> None:
         """Refuse new requests and those still queued, with 503; let go on what runs. Safe to call twice."""

@@ -11,7 +11,7 @@ from sensorium.models.base import Processor
 from sensorium.types import Event, Request
 
 Kind = Literal["thread", "process"]
-LinkState = Literal["loading", "ready", "restarting", "failed", "closed"]
+LinkState = Literal["loading", "ready", "sleeping", "restarting", "failed", "closed"]
 Deliver = Callable[[list[Event]], None]
 """Takes the events of one step, or those of a death. Called from the link's own thread, never from two at once."""
 
@@ -73,6 +73,18 @@ class Link(Protocol):
 
     def send(self, message: Request | Control) -> None:
         """Never blocks. For one of those, raises EngineDeadError where no engine could take it."""
+        ...
+
+    def sleep(self, *, wait: bool = False) -> None:
+        """Free the device until wake(), and block until it is free. Nothing new is taken meanwhile; what is in flight
+        ends with Failed("engine_sleeping"), or is waited for.
+
+        Raises UnsupportedError where the engine is not a process of its own.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Start again after sleep(); blocks until the engine is there, or has been given up."""
         ...
 
     def kill(self) -> None:

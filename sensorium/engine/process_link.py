@@ -51,6 +51,9 @@ main(int(sys.argv[1]), int(sys.argv[2]))
 _STDERR = 2
 _SOCKET_BYTES = 1 << 20
 _END_S = 2.0
+_IDLE_S = 0.02
+"""How often a sleep that waits for requests looks whether they have ended."""
+_SLEEPS = "the engine sleeps; POST /wake_up to wake it"
 _LATE_S = 2.0
 """Pulses come once a second; one that is so late says that the whole process stands still."""
 _MOST_DEATHS = 4096
@@ -121,6 +124,7 @@ class ProcessLink:
         self._supervision = supervision
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._asleep, self._free, self._woken, self._up = (threading.Event() for _ in range(4))
         self._flights: dict[str, _Flight] = {}
         self._voices: dict[str, AddVoice] = {}
         """Those that an engine which starts again has to make again."""
@@ -190,12 +194,34 @@ class ProcessLink:
         if done:
             self._deliver(done)
 
+    def sleep(self, *, wait: bool = False) -> None:
+        with self._lock:
+            if self.state == "sleeping":
+                return
+            if self.state != "ready":
+                raise EngineDeadError(self.reason)
+            for event in (self._free, self._woken, self._up):
+                event.clear()
+            self.state, self.reason = "sleeping", _SLEEPS
+        while wait and self._flights and not self._closing.wait(_IDLE_S):
+            pass
+        self._asleep.set()
+        if self._process is not None:
+            self._process.connection.shut()
+        self._free.wait()
+
+    def wake(self) -> None:
+        if self.state == "sleeping":
+            self._woken.set()
+            self._up.wait()
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
 
     def close(self) -> None:
         self._closing.set()
+        self._woken.set()
         process = self._process
         if process is not None:
             process.connection.shut()
@@ -244,6 +270,8 @@ class ProcessLink:
                 self.state, self.reason = "closed", "the engine is closed"
             events = self._fail([*self._flights], "engine_dead", self.reason)
         self._deliver(events)
+        self._free.set()
+        self._up.set()
         if not self._first.done():
             self._first.set_exception(EngineDeadError(self.reason))
 
@@ -256,6 +284,9 @@ class ProcessLink:
             was_ready, cause = self._live()
             if self._closing.is_set() or self.state == "failed":
                 return
+            if self._asleep.is_set():
+                self._rest()
+                continue
             short_lives = 0 if was_ready and time.monotonic() - began > rules.healthy_s else short_lives + 1
             failed_starts = 0 if was_ready else failed_starts + 1
             if failed_starts >= rules.failed_starts:
@@ -265,6 +296,20 @@ class ProcessLink:
             self._bury(cause, delay, was_ready)
             self._restarts += 1
             self._closing.wait(delay)
+
+    def _rest(self) -> None:
+        """Nothing is on the device until wake() or close()."""
+        with self._lock:
+            self.state, self.reason = "sleeping", _SLEEPS
+            self._pulse = Pulse(EngineStats(), 0.0)
+            ended = self._end_aborted() + self._fail([*self._flights], "engine_sleeping", _SLEEPS)
+        self._deliver(ended)
+        log.info("the engine sleeps")
+        self._free.set()
+        self._woken.wait()
+        self._asleep.clear()
+        with self._lock:
+            self.state, self.reason = "restarting", "the engine is waking up"
 
     def _live(self) -> tuple[bool, str]:
         """One life of the process: whether it was ever ready, and how it ended."""
@@ -277,7 +322,7 @@ class ProcessLink:
         finally:
             with self._lock:
                 was_ready = self.state == "ready"
-                if self.state != "failed":
+                if self.state not in ("failed", "sleeping"):
                     self.state, self.reason = "restarting", "the engine is starting again"
             how = process.end()
         return was_ready, f"{why} ({how})"
@@ -305,7 +350,7 @@ class ProcessLink:
         return "closed"
 
     def _check(self) -> None:
-        if self._closing.is_set():
+        if self._closing.is_set() or self._asleep.is_set():
             raise EOFError
         limit = self._supervision.kill_s
         if limit and self.stuck_s > limit:
@@ -336,6 +381,7 @@ class ProcessLink:
             waiting = [flight.request for flight in self._flights.values() if flight.request is not None]
             process.outbox.put([*self._voices.values(), *waiting])
             self.state, self.reason = "ready", ""
+        self._up.set()
         if self._first.done():
             log.warning("the engine is back (process %d); %d requests were waiting", process.pid, len(waiting))
         else:

@@ -11,7 +11,7 @@ from sensorium.engine.link import Deliver, LinkState, Supervision
 from sensorium.engine.loading import load
 from sensorium.engine.loop import EngineLoop
 from sensorium.engine.protocol import AddVoice, Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
-from sensorium.errors import EngineDeadError
+from sensorium.errors import EngineDeadError, UnsupportedError
 from sensorium.types import Request
 
 
@@ -43,6 +43,12 @@ class ThreadLink:
                 self._loop.put(message)
             elif isinstance(message, Request | OpenSession | OpenSpeech | AddVoice):
                 raise EngineDeadError(self.reason)
+
+    def sleep(self, *, wait: bool = False) -> None:
+        raise UnsupportedError("an engine in a thread does not sleep; close it, and make another one later")
+
+    def wake(self) -> None:
+        """It never sleeps."""
 
     def kill(self) -> None:
         """A thread cannot be killed."""

@@ -24,6 +24,7 @@ from sensorium.server.guard import Guard
 from sensorium.server.info import info_routes
 from sensorium.server.live.clock import Clock
 from sensorium.server.live.demo import demo_routes
+from sensorium.server.live.demo_answers import Turns
 from sensorium.server.live.duplex import duplex_routes
 from sensorium.server.live.openai_door import openai_live_routes
 from sensorium.server.live.service import LiveService
@@ -41,6 +42,7 @@ from sensorium.server.tokenize import tokenize_routes
 from sensorium.server.tracing import Tracer
 from sensorium.server.transcriptions import transcription_routes
 from sensorium.server.unsupported import unsupported_routes
+from sensorium.vad import detectors
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -78,7 +80,7 @@ def build_app(
         *voice_routes(served, voices),
         *duplex_routes(served, live),
         *openai_live_routes(served, live),
-        *demo_routes(served, live),
+        *demo_routes(served, live, Turns(served, config, metrics, voices), detectors(config.vad)),
         *tokenize_routes(served, config),
         *info_routes(served, metrics, described=not config.disable_fastapi_docs),
         *dev_routes(served, config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
@@ -12,11 +13,11 @@ from starlette.routing import Route
 
 from sensorium import __version__
 from sensorium.config import ServerConfig
+from sensorium.engine.sleep import check_sleep, check_tags
+from sensorium.errors import EngineDeadError
 from sensorium.server.served import Served
-from sensorium.server.unsupported import refuse
 
 SECRET = ("api_keys",)
-ABSENT = ("/sleep", "/wake_up")
 
 
 def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
@@ -50,18 +51,33 @@ def dev_routes(served: Served, config: ServerConfig) -> list[Route]:
         return _json({"success": True})
 
     async def is_sleeping(request: Request) -> Response:
-        return _json({"is_sleeping": False})
+        return _json({"is_sleeping": served.client().state == "sleeping"})
+
+    async def sleep(request: Request) -> Response:
+        client, query = served.client(), request.query_params
+        level, mode = query.get("level", "1"), query.get("mode", "abort")
+        check_sleep(int(level) if level.isdecimal() else level, mode, client.config)
+        await asyncio.to_thread(client.sleep, wait=mode == "wait")
+        return _json({"status": "sleeping", "level": int(level)})
+
+    async def wake_up(request: Request) -> Response:
+        client = served.client()
+        check_tags(request.query_params.getlist("tags"))
+        await asyncio.to_thread(client.wake)
+        if not client.is_alive:
+            raise EngineDeadError(client.reason)
+        return _json({"status": "awake"})
 
     routes = [Route("/load", load)]
     if config.dev_mode:
-        hint = "the engine keeps its weights and its cache while it runs"
         routes += [Route("/server_info", server_info), Route("/is_sleeping", is_sleeping)]
         routes += [
             Route("/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
             Route("/reset_mm_cache", reset_mm_cache, methods=["POST"]),
             Route("/reset_encoder_cache", reset_encoder_cache, methods=["POST"]),
+            Route("/sleep", sleep, methods=["POST"]),
+            Route("/wake_up", wake_up, methods=["POST"]),
         ]
-        routes += [Route(path, refuse(path, hint), methods=["POST"]) for path in ABSENT]
     return routes
 
 

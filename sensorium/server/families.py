@@ -68,6 +68,10 @@ def compatible(make: Families, client: EngineClient, stats: EngineStats, media: 
         "gpu_memory_utilization": client.config.gpu_memory_utilization,
     }
     yield make.gauge("cache_config_info", "The KV cache; always 1", {tuple(map(str, facts.values())): 1}, *facts)
+    if client.config.enable_sleep_mode:
+        asleep = client.state == "sleeping"
+        states = {("awake",): not asleep, ("weights_offloaded",): False, ("discard_all",): asleep}
+        yield make.gauge("engine_sleep_state", "1 for the state that it is in, else 0", states, "sleep_state")
     yield make.counter("prompt_tokens", "Prompt tokens, cached ones included", prompt_tokens)
     yield make.counter("prompt_tokens_cached", "Those found in the prefix cache", stats.prefix_hit_tokens)
     sources = {("local_compute",): stats.prompt_tokens, ("local_cache_hit",): stats.prefix_hit_tokens}

@@ -49,7 +49,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
 
     async def health(request: Request) -> Response:
         state = served.state()
-        return _json({"status": state}, 200 if state == "ok" else 503)
+        return _json({"status": state}, 200 if state in ("ok", "sleeping") else 503)
 
     async def version(request: Request) -> Response:
         return _json({"version": __version__})

@@ -167,3 +167,18 @@ def test_products_are_counted_once_however_they_are_computed():
     before = products.flops
     model(torch.ones(1, 3, 8, 8))
     assert products.flops == before
+
+
+@pytest.mark.slow
+def test_starts_are_measured_part_by_part(capsys, any_model):
+    words = ["startup", any_model, "--max-model-len", 256, "--kv-cache-bytes", "8M"]
+    found = bench(capsys, *words)
+    stages = {row["stage"]: row["s"]["median"] for row in found["rows"]}
+    assert 0 < stages["ready"] < stages["first_token"]
+    assert {"processor", "weights"} <= set(stages)
+
+
+def test_vllms_name_of_the_media_benchmark(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "mm-processor", "--batch-size", "0"])
+    assert "sensorium bench media: error: argument --batch-size" in capsys.readouterr().err

@@ -118,3 +118,14 @@ def test_without_a_sound_card_the_reason_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(UnsupportedError, match="--input FILE"):
         SoundCard()
+
+
+def test_a_model_without_live_sessions_says_so(golden: Path, recording: Path, capsys: Any):
+    model = str(golden / "models" / "llava")
+    said = "sensorium: this model holds no live sessions"
+    assert main(["talk", model, "--input", str(recording), "--max-model-len", "256", "--no-use-tqdm-on-load"]) == 1
+    assert capsys.readouterr().err.splitlines() == [said]
+    config = EngineConfig(model=model, max_model_len=256, kv_cache_bytes=8 << 20)
+    with EngineClient(config) as engine, serve(engine) as server:
+        assert main(["talk", "--url", server.url, "--input", str(recording)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == said

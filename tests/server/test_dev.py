@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from server.bodies import PNG_URL, chat, image_part
 from server.live import Live, eventually, serve, user
 
+from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 
 
@@ -49,12 +52,42 @@ def test_developers_see_the_settings_without_the_keys(engine: EngineClient):
     assert info["server_config"]["dev_mode"] is True
 
 
-def test_sleeping_names_itself(dev: Live):
-    for path in ("/sleep?level=1", "/wake_up"):
-        status, answer = dev.post(b"", path)
-        assert status == 501
-        assert answer["error"]["message"].startswith(path.split("?")[0])
+def test_sleep_is_refused_where_it_is_not_enabled(dev: Live):
+    status, answer = dev.post(b"", "/sleep?level=1")
+    assert (status, answer["error"]["code"]) == (400, "unsupported")
+    assert "--enable-sleep-mode" in answer["error"]["message"]
     assert get(dev, "/is_sleeping") == (200, {"is_sleeping": False})
+    assert dev.post(b"", "/wake_up") == (200, {"status": "awake"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="engine processes need socket pairs that can be inherited")
+def test_a_server_that_sleeps_gives_its_device_back(any_model: Path):
+    config = EngineConfig(
+        model=str(any_model), max_model_len=1024, kv_cache_bytes=32 << 20, max_num_seqs=2, enable_sleep_mode=True
+    )
+    question = chat(messages=user("Say something."), max_tokens=4, temperature=0)
+    with EngineClient(config, kind="process") as client, serve(client, dev_mode=True) as server:
+        for wrong, named in (("level=0", "level"), ("level=x", "level"), ("mode=keep", "mode"), ("mode=x", "mode")):
+            status, answer = server.post(b"", f"/sleep?{wrong}")
+            assert (status, answer["error"]["param"]) == (400, named)
+        status, before = server.post(question)
+        assert status == 200
+        pid = client.engine_pid
+        assert server.post(b"", "/sleep?level=1&mode=wait") == (200, {"status": "sleeping", "level": 1})
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert get(server, "/is_sleeping") == (200, {"is_sleeping": True})
+        assert get(server, "/health") == (200, {"status": "sleeping"})
+        assert b'engine_sleep_state{engine="0",model_name=' in server.request("GET", "/metrics")[2]
+        status, answer = server.post(question)
+        assert status == 503
+        assert "/wake_up" in answer["error"]["message"]
+        assert server.post(b"", "/sleep?level=2")[0] == 200  # again changes nothing
+        assert server.post(b"", "/wake_up?tags=nothing")[0] == 400
+        assert server.post(b"", "/wake_up?tags=weights&tags=kv_cache") == (200, {"status": "awake"})
+        status, after = server.post(question)
+        assert (status, after["choices"]) == (200, before["choices"])
+        assert client.stats().restarts == 0
 
 
 def test_an_emptied_prefix_cache_finds_nothing(dev: Live):

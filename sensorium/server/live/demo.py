@@ -1,7 +1,8 @@
-"""WS /ws/duplex/{id}: full duplex for the client of MiniCPM-o's published demo."""
+"""Sockets for the client of MiniCPM-o's published demo; here WS /ws/duplex/{id}, its full duplex."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -9,17 +10,28 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from sensorium.errors import RequestError, SensoriumError
+from sensorium.server.live import demo_chat, demo_half_duplex
 from sensorium.server.live import demo_talk as demo
+from sensorium.server.live.demo_answers import Turns
 from sensorium.server.live.holding import hold
 from sensorium.server.live.service import LiveService
 from sensorium.server.live.sockets import Socket, answer_first
 from sensorium.server.served import Served
+from sensorium.vad import Detector
 
 PATH = "/ws/duplex/{id}"
 
 
-def demo_routes(served: Served, service: LiveService) -> list[WebSocketRoute]:
-    return [WebSocketRoute(PATH, DemoDoor(served, service))]
+def demo_routes(
+    served: Served, service: LiveService, turns: Turns, detector: Callable[[], Detector]
+) -> list[WebSocketRoute]:
+    """detector: hears where a turn ends; a new one for each conversation."""
+    half_duplex = demo_half_duplex.HalfDuplexDoor(turns, service.clock, detector)
+    return [
+        WebSocketRoute(PATH, DemoDoor(served, service)),
+        WebSocketRoute(demo_half_duplex.PATH, half_duplex),
+        WebSocketRoute(demo_chat.PATH, demo_chat.ChatDoor(turns, service.clock)),
+    ]
 
 
 class DemoDoor:
