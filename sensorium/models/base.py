@@ -120,8 +120,9 @@ class LivePrompts(Protocol):
         """A second of sound [16000] float32, pictures and typed words; and the row that decides."""
         ...
 
-    def unit_options(self, settings: LiveSettings, *, force_listen: bool) -> Mapping[str, Any]:
-        """The policy's options for a unit."""
+    def unit_options(self, settings: LiveSettings, *, force_listen: bool, force_speak: bool) -> Mapping[str, Any]:
+        """The policy's options for a unit. force_speak: it speaks, if the model knows what, also where a session begins
+        with units in which the model only listens."""
         ...
 
 

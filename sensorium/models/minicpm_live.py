@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,11 @@ class MiniCPMLive:
         made = self._prompts.unit_of(samples, pictures, texts)
         return made.prompt, made.deciding
 
-    def unit_options(self, settings: LiveSettings, *, force_listen: bool) -> Mapping[str, Any]:
+    def unit_options(self, settings: LiveSettings, *, force_listen: bool, force_speak: bool) -> Mapping[str, Any]:
+        if force_speak:
+            settings = replace(settings, listen_bias=0.0)
         given = {name: getattr(settings, ours) for ours, name in _SAMPLING.items()}
-        return {name: value for name, value in given.items() if value is not None} | {"force_listen": force_listen}
+        return {name: value for name, value in given.items() if value is not None} | {
+            "force_listen": force_listen,
+            "skip_listen": force_speak,
+        }

@@ -104,6 +104,7 @@ def test_sound_comes_as_it_is_played_with_silence_between(speaking: LiveServer):
         assert delta["end_ms"] >= delta["start_ms"]
         spoken = b""
         while not any(spoken):
+            client.hear(np.zeros(1))  # however long the sound takes, the session is not idle
             speaking.clock.advance(0.1 + 1e-6)
             spoken = base64.b64decode(client.until("session.output_audio.delta")["delta"])
         client.say("session.close")
@@ -135,6 +136,19 @@ def test_steering_pictures_and_muting(live: LiveServer):
         client.until("session.input_audio.unmuted")
         client.say("session.update", session={"triggers": []})
         client.until("session.updated")
+        client.say("session.close")
+        client.until("session.closed")
+
+
+def test_a_session_can_be_asked_to_speak_first(live: LiveServer):
+    """Also in the units at its start in which the model only listens by itself."""
+    with talk(live) as client:
+        client.start(sensorium={"force_listen_units": 3})
+        client.hear(noise())
+        client.say("session.commentary.append", content="Greet the user.", delegation_id=None)
+        client.hear(noise())
+        delta = client.until("session.output_transcript.delta")
+        assert delta["start_ms"] == 2000, "with the unit that follows it"
         client.say("session.close")
         client.until("session.closed")
 

@@ -270,6 +270,18 @@ def test_an_answer_can_be_cancelled_and_nothing_follows_its_end(client: Client, 
     assert kinds(client.answer()) == ANSWERED, "the conversation goes on"
 
 
+def test_nulls_are_fields_left_out_and_faults_name_their_event(client: Client):
+    client.update(instructions="Be brief.", tool_choice="none")
+    client.say("Hello?")
+    left_out = {"instructions": None, "tools": None, "tool_choice": None, "parallel_tool_calls": None}
+    assert kinds(client.answer(**left_out)) == ANSWERED
+    assert client.error("response.create", response={"instructions": 7})["code"] == "invalid_value"
+    assert client.error("conversation.item.retrieve", item_id="x")["code"] == "item_retrieve_invalid_item_id"
+    client.say("Hello?", id="a")
+    item = {"type": "message", "role": "user", "id": "a", "content": [{"type": "input_text", "text": "Hello?"}]}
+    assert client.error("conversation.item.create", item=item)["code"] == "item_create_duplicate_item_id"
+
+
 def test_one_answer_at_a_time_but_others_beside_the_conversation(client: Client):
     client.say("Write on.")
     client.send("response.create", response=ENDLESS)

@@ -161,6 +161,19 @@ def test_speech_of_the_user_ends_the_sound(speaking: Live):
 
 
 @pytest.mark.usefixtures("talkative")
+def test_cutting_an_answer_that_is_being_made_ends_it(client: Client):
+    client.say("Go on.")
+    client.send("response.create", response={"max_output_tokens": 600})
+    first = client.until("response.output_audio.delta")[-1]
+    heard_ms = len(base64.b64decode(first["delta"])) / 48
+    client.send("conversation.item.truncate", item_id=first["item_id"], content_index=0, audio_end_ms=round(heard_ms))
+    events = client.until("conversation.item.truncated")
+    [done] = [event for event in events if event["type"] == "response.done"]
+    assert done["response"]["status_details"]["reason"] == "client_cancelled"
+    assert kinds(client.answer(output_modalities=["text"], max_output_tokens=2))[-1] == "rate_limits.updated"
+
+
+@pytest.mark.usefixtures("talkative")
 def test_clearing_the_output_ends_the_answer(client: Client):
     client.say("Go on.")
     client.send("response.create", response={"max_output_tokens": 600})

@@ -392,8 +392,8 @@ class LiveSession:
             frames = await self._prepared(unit.frames)
             prompt, deciding = await asyncio.to_thread(prompts.unit, unit.samples, frames, unit.texts)
             now = self._clock.now()
-            settings = replace(self._settings, listen_bias=0.0) if unit.force_speak else self._settings
-            options = prompts.unit_options(settings, force_listen=unit.force_listen)
+            forced = {"force_listen": unit.force_listen, "force_speak": unit.force_speak}
+            options = prompts.unit_options(self._settings, **forced)
             due = unit.heard_s + UNIT_S
             index = engine.append(prompt, deadline_s=due, deciding=deciding, options=options)
         except EngineDeadError:

@@ -89,7 +89,7 @@ class Connection:
             ident = event.event_id
             await self._dispatch(event)
         except SensoriumError as error:
-            await self.tell_error(error, ident)
+            await self.tell_error(error, ident or _ident_of(data))
         except Exception as error:
             log.exception("a message to /v1/realtime failed")
             await self.tell_error(error, ident)
@@ -120,7 +120,8 @@ class Connection:
             case CreateItem():
                 await self._create(event)
             case RetrieveItem(item_id=ident):
-                await self._tell("conversation.item.retrieved", item=self._conversation.get(ident).told())
+                item = self._conversation.get(ident, "item_retrieve_invalid_item_id")
+                await self._tell("conversation.item.retrieved", item=item.told())
             case DeleteItem(item_id=ident):
                 self._conversation.delete(ident)
                 await self._tell("conversation.item.deleted", item_id=ident)
@@ -237,16 +238,17 @@ class Connection:
         item = self._conversation.get(event.item_id)
         if item.role != "assistant":
             raise RequestError("item_id: only answers can be truncated", param="item_id")
+        if item.status == "in_progress" and self._active is not None:
+            self._stop("client_cancelled")  # whoever has heard enough of it wants no more
+            await asyncio.wait({self._active})
         if not 0 <= event.content_index < len(item.content):
             raise RequestError("content_index: there is no such part", param="content_index")
         if item.sound_ms is None:
             raise RequestError("audio_end_ms: that answer has no sound", param="audio_end_ms")
-        if item.status == "in_progress":
-            raise RequestError("item_id: that answer is still being made; cancel it first", param="item_id")
-        if event.audio_end_ms > item.sound_ms:
+        if event.audio_end_ms > item.sound_ms + 1:  # clients round
             reason = f"audio_end_ms: that answer has {item.sound_ms} ms of sound"
             raise RequestError(reason, param="audio_end_ms")
-        item.cut(event.audio_end_ms)
+        item.cut(min(event.audio_end_ms, item.sound_ms))
         told = {"content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
         await self._tell("conversation.item.truncated", item_id=item.id, **told)
 
@@ -300,6 +302,8 @@ class Connection:
                 raise  # the connection is gone
             response.status = "cancelled"
             response.status_details = {"type": "cancelled", "reason": reason}
+        if joins:
+            self._reason = self._reason or "ended"  # too late to stop it: its end is told whole
         await writer.end("completed" if response.status == "completed" else "incomplete")
         if joins:
             self._active = None
@@ -308,7 +312,7 @@ class Connection:
 
     def _cancel(self, ident: str | None) -> None:
         if self._active is None or self._reason is not None:
-            raise refusal("response_cancel_not_active", "there is no response to cancel")
+            raise refusal("response_cancel_not_active", "Cancellation failed: there is no response to cancel")
         self._stop("client_cancelled")
 
     def _stop(self, reason: str) -> None:
@@ -338,6 +342,12 @@ def _read(data: str | bytes) -> Event:
         raise refusal("invalid_event", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refusal("invalid_event", f"the message is not valid JSON: {error}") from None
+
+
+def _ident_of(data: str | bytes) -> str | None:
+    """The event_id of a message that could not be read: clients wait for what becomes of it."""
+    ident = read_object(data).get("event_id")
+    return ident[:512] if isinstance(ident, str) else None
 
 
 def _ms(place: int) -> int:

@@ -89,11 +89,11 @@ class Conversation:
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items.values())
 
-    def get(self, ident: str) -> Item:
-        """Raises NotFoundError."""
+    def get(self, ident: str, code: str = "item_not_found") -> Item:
+        """Raises NotFoundError with that code."""
         if ident not in self._items:
             error = NotFoundError(f"item_id: there is no item {ident[:64]!r}", param="item_id")
-            error.code = "item_not_found"
+            error.code = code
             raise error
         return self._items[ident]
 
@@ -109,7 +109,9 @@ class Conversation:
     def add(self, item: Item, previous: str | None = None) -> str | None:
         """At the end, after another item, or with previous "root" in front; returns what is before it now."""
         if item.id in self._items:
-            raise RequestError(f"item.id: {item.id!r} is taken", param="item.id")
+            error = RequestError(f"item.id: {item.id!r} is taken", param="item.id")
+            error.code = "item_create_duplicate_item_id"
+            raise error
         if len(self._items) >= MAX_ITEMS or self._bytes + item.size > MAX_BYTES:
             raise TooLargeError(
                 f"item: a conversation has at most {MAX_ITEMS} items and {MAX_BYTES >> 20} MiB of media; delete some"

@@ -86,14 +86,14 @@ class FunctionChoice(Input, kw_only=True):
 
 
 class Answering(Input, kw_only=True):
-    """Fields that a session and a single response have alike."""
+    """Fields that a session and a single response have alike. Clients write null for those they leave out."""
 
     output_modalities: list[Modality] | UnsetType = UNSET
     modalities: list[Modality] | UnsetType = UNSET
-    instructions: Text | UnsetType = UNSET
-    tools: Annotated[list[FunctionTool], Meta(max_length=128)] | UnsetType = UNSET
-    tool_choice: Literal["auto", "none", "required"] | FunctionChoice | UnsetType = UNSET
-    parallel_tool_calls: bool | UnsetType = UNSET
+    instructions: Text | UnsetType | None = UNSET
+    tools: Annotated[list[FunctionTool], Meta(max_length=128)] | UnsetType | None = UNSET
+    tool_choice: Literal["auto", "none", "required"] | FunctionChoice | UnsetType | None = UNSET
+    parallel_tool_calls: bool | UnsetType | None = UNSET
     max_output_tokens: MaxTokens | UnsetType | None = UNSET
     max_response_output_tokens: MaxTokens | UnsetType | None = UNSET
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET

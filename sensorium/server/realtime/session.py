@@ -59,9 +59,9 @@ class Answers:
                 raise UnsupportedError(reason, param=f"{place}.{name}")
             changes["speaks"] = "audio" in wanted and self.can_speak
         for name in ("instructions", "tool_choice", "parallel_tool_calls"):
-            if (value := getattr(given, name)) is not UNSET:
+            if (value := getattr(given, name)) not in (UNSET, None):
                 changes[name] = value
-        if given.tools is not UNSET:
+        if given.tools not in (UNSET, None):
             changes["tools"] = tuple(given.tools)
         for name in ("max_output_tokens", "max_response_output_tokens"):
             if (value := getattr(given, name)) is not UNSET:
