@@ -19,7 +19,7 @@ def measure_start(config: EngineConfig, runs: Runs) -> dict[str, Any]:
     Runs that only warm up fill what is kept between starts: the machine's file cache and compiled kernels.
     """
     found: dict[str, list[float]] = {}
-    facts = None
+    model, facts = "", None
     for number in range(runs.count):
         start = time.perf_counter()
         with EngineClient(config, kind="process") as client:

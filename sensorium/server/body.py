@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import difflib
 import logging
@@ -27,6 +28,7 @@ MIN_RATE = 16 * 1024 / 10.0
 MAX_UNKNOWN = 100
 """Unknown fields of one request that may be ignored, where they are at all."""
 
+_PATTERN = re.compile(r"str matching regex ('.*'|\".*\")")
 _MISPLACED = re.compile(r"Object (contains unknown|missing required) field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
 _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)", re.DOTALL)
 _KEY = re.compile(rb'"([^"\\]{1,64})"\s*:')
@@ -146,10 +148,25 @@ def _invalid(text: str, kind: type, unsupported: dict[str, str]) -> RequestError
         reason, _, path = text.replace("`", "").partition(" - at ")
         param = path.replace("key in ", "").removeprefix("$").lstrip(".")
         reason = (reason[:1].lower() + reason[1:]).replace(" | null", "")
+        reason = _PATTERN.sub(lambda match: _in_words(ast.literal_eval(match[1])), reason)
     root = re.split(r"[.\[]", param, maxsplit=1)[0]
     if root in unsupported:
         return UnsupportedError(f"{root}: {unsupported[root]} is not supported by this server", param=root)
     return RequestError(f"{param[:200]}: {reason}" if param else f"the body: {reason}", param=param or None)
+
+
+def _in_words(pattern: str) -> str:
+    """What a pattern of ours wants of a text: they are all one class of characters."""
+    match = re.fullmatch(r"\^\[(\^?)(.*)\][*+{].*\$", pattern)
+    if match is None:
+        return f"text like {pattern}"
+    named = {r"\x00-\x1f\x7f": "control characters", r"\x20-\x7e": "printable ASCII", "A-Za-z": "letters a to z",
+             "a-zA-Z": "letters a to z", "0-9": "digits"}  # fmt: skip
+    rest, words = match[2].replace("\\\\", "\\"), list[str]()
+    for piece, name in named.items():
+        if piece in rest:
+            rest, words = rest.replace(piece, ""), [*words, name]
+    return f"text {'without' if match[1] else 'of'} {', '.join([*words, *rest])}"
 
 
 def _malformed(text: str, body: bytes) -> RequestError:

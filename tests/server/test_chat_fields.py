@@ -350,3 +350,15 @@ def test_options_beyond_the_safe_list_need_trust(trusting: Live):
     body = chat(messages=user([video, "?"]), media_io_kwargs={"video": {"stack_frames": 2}})
     status, answer = trusting.post(body)
     assert "--trust-request" not in json.dumps(answer), (status, answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cache_salt": "a/b"}, "cache_salt: expected text without control characters, @, /, \\"),
+        ({"request_id": "a b"}, "request_id: expected text of letters a to z, digits, ., _, :, -"),
+    ],
+)
+def test_texts_of_the_wrong_characters_are_told_the_right_ones(live: Live, fields: dict[str, str], said: str):
+    status, answer = live.post(chat(messages=user("?"), **fields))
+    assert (status, answer["error"]["message"]) == (400, said)
