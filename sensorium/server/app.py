@@ -32,6 +32,7 @@ from sensorium.server.messages_api import messages_routes
 from sensorium.server.metrics import Metrics
 from sensorium.server.page import page_routes
 from sensorium.server.pooling import pooling_routes
+from sensorium.server.realtime.client_secrets import ClientSecrets
 from sensorium.server.realtime.door import realtime_routes
 from sensorium.server.responses import responses_routes
 from sensorium.server.served import Served
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 def build_app(
     engine: EngineClient | Future[EngineClient], config: ServerConfig, clock: Clock | None = None
 ) -> Starlette:
-    """The ASGI application for an engine, or for one that is still loading. clock: of live sessions."""
+    """The ASGI application for an engine, or for one that is still loading. clock: of live and realtime sessions."""
     served = Served(engine if isinstance(engine, Future) else _ready(engine), config)
 
     def current() -> tuple[str, EngineClient] | None:
@@ -63,6 +64,7 @@ def build_app(
     page = page_routes()
     voices = Voices(config.voice_folder, config.max_voices, served.created)
     live = LiveService(served, config, metrics.live, voices, clock)
+    secrets = ClientSecrets(live.clock)
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics, voices), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
     doors = [
@@ -76,7 +78,7 @@ def build_app(
     ]
     routes = [
         *doors,
-        *realtime_routes(served, config, metrics, voices),
+        *realtime_routes(served, config, metrics, voices, live.clock, secrets),
         *voice_routes(served, voices),
         *duplex_routes(served, live),
         *openai_live_routes(served, live),
@@ -89,18 +91,11 @@ def build_app(
     ]
     labels = {route.path: route.path for route in routes}
     desk = Desk(metrics, labels, config, tracer)
-    guard = Guard(config, [*open_paths(config), *(route.path for route in page)])
+    guard = Guard(config, [*open_paths(config), *(route.path for route in page)], secrets.key_of)
     gate = Gate(served, [route.path for route in doors], config.root_path)
     middleware = [Middleware(Exchanges, desk=desk), Middleware(Checked, checks=[guard.check, gate.check])]
     if config.allowed_origins:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=list(config.allowed_origins),
-            allow_methods=list(config.allowed_methods),
-            allow_headers=list(config.allowed_headers),
-            allow_credentials=config.allow_credentials,
-        )
-        middleware.insert(0, cors)
+        middleware.insert(0, _cors(config))
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
     app.state.served = served
     app.state.live = live
@@ -108,6 +103,16 @@ def build_app(
     app.state.doorstep = Doorstep(gate, guard, desk)
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(config: ServerConfig) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(config.allowed_origins),
+        allow_methods=list(config.allowed_methods),
+        allow_headers=list(config.allowed_headers),
+        allow_credentials=config.allow_credentials,
+    )
 
 
 def open_paths(config: ServerConfig) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.types import Scope
 
@@ -35,7 +35,14 @@ class Guard:
     its own that resolves here (DNS rebinding), and to POSTs only from its own pages and `allowed_origins`.
     """
 
-    def __init__(self, config: ServerConfig, open_paths: Collection[str]) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        open_paths: Collection[str],
+        session_key: Callable[[Collection[bytes]], str | None] = lambda presented: None,
+    ) -> None:
+        """session_key: the digest of the key behind a secret, which opens WebSockets of /v1/realtime alone."""
+        self._session_key = session_key
         self._open_paths = frozenset(open_paths)
         self._root = config.root_path.rstrip("/")
         self._digests = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
@@ -51,7 +58,10 @@ class Guard:
         if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
             self._check_origin(_values(scope, b"origin"), host)
         if self._digests and scope["path"].removeprefix(self._root) not in self._open_paths:
-            scope["state"]["key"] = self._check_key(_presented(scope))
+            values = presented(scope)
+            opens = scope["type"] == "websocket" and scope["path"].removeprefix(self._root) == "/v1/realtime"
+            known = self._session_key(values) if opens else None
+            scope["state"]["key"] = self._check_key(values) if known is None else known
 
     def _check_host(self, values: list[bytes]) -> str:
         host = values[0].decode("latin-1").lower() if len(values) == 1 else ""
@@ -84,7 +94,7 @@ def is_anthropic(path: str) -> bool:
     return path.startswith("/v1/messages")
 
 
-def _presented(scope: Scope) -> list[bytes]:
+def presented(scope: Scope) -> list[bytes]:
     """The Authorization header; where the Anthropic API is spoken, its own header may stand for it, and for a WebSocket
     of a browser, which sends no such headers, a subprotocol."""
     values = _values(scope, b"authorization")

@@ -22,6 +22,7 @@ from sensorium.server.pooling_schema import (
     ScoreRequest,
     Scores,
 )
+from sensorium.server.realtime.client_secrets import SecretOut, SecretRequest
 from sensorium.server.responses_schema import Response, ResponsesRequest
 from sensorium.server.schema import ModelCard, ModelList
 from sensorium.server.speech.schema import (
@@ -65,6 +66,7 @@ _POSTS: dict[str, tuple[str, Any, Any]] = {
     "/v1/embeddings": ("Vectors of texts and conversations", EmbeddingRequest, Embeddings),
     "/pooling": ("The same, or a vector for every token", PoolingRequest, None),
     "/classify": ("Classes of texts", ClassifyRequest, None),
+    "/v1/realtime/client_secrets": ("Make a key for a browser's realtime sessions", SecretRequest, SecretOut),
     "/tokenize": ("Tokens of a prompt or a conversation", TokenizeRequest, Tokenized),
     "/detokenize": ("Text of tokens", DetokenizeRequest, Detokenized),
     **dict.fromkeys(("/score", "/v1/score"), ("How alike texts are", ScoreRequest, Scores)),

@@ -13,6 +13,10 @@ from sensorium.server.errors import HttpError
 ROUTES = {
     ("POST", "/v1/audio/voice_consents"): "say in `consent` of POST /v1/audio/voices that the speaker agrees",
     ("POST", "/v1/live/sessions"): "WebRTC is not served; open it as a WebSocket",
+    ("POST", "/v1/realtime/calls"): "WebRTC is not served; open /v1/realtime as a WebSocket",
+    ("POST", "/v1/realtime/sessions"): "use POST /v1/realtime/client_secrets",
+    ("POST", "/v1/realtime/transcription_sessions"): "use POST /v1/realtime/client_secrets",
+    ("POST", "/v1/realtime/translations/client_secrets"): "speech is not translated",
     ("POST", "/v1/chat/completions/batch"): "send one request per conversation, or use `sensorium run-batch`",
     ("POST", "/v1/chat/completions/render"): "POST /tokenize gives the tokens of a conversation",
     ("POST", "/v1/completions/render"): "POST /tokenize gives the tokens of a prompt",

@@ -382,10 +382,6 @@ def test_the_oldest_turns_are_left_out_when_the_context_is_full(client: Client):
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "speech": ({"output_modalities": ["audio"]}, "session.output_modalities"),
     "another model": ({"model": "other"}, "session.model"),
-    "semantic_vad": (
-        {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
-        "session.audio.input.turn_detection.type",
-    ),
     "a format that is none": ({"input_audio_format": "mp3"}, "session.audio.input.format"),
     "tools that have one name": (
         {"tools": [{"type": "function", "name": "a"}, {"type": "function", "name": "a"}], "tool_choice": "required"},
@@ -414,7 +410,10 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "half a sample": ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "invalid_audio"),
     "nothing to commit": ('{"type": "input_audio_buffer.commit"}', "input_audio_buffer_commit_empty"),
     "no such item": ('{"type": "conversation.item.delete", "item_id": "x"}', "item_not_found"),
-    "an empty item": ('{"type": "conversation.item.create", "item": {"type": "message"}}', "invalid_request"),
+    "an empty item": (
+        '{"type": "conversation.item.create", "item": {"type": "message"}}',
+        "missing_required_parameter",
+    ),
 }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from sensorium.server.errors import describe
 from sensorium.server.generation import Generation, Job, Origin, Progress, Tally, Unwritten, prepare_chat
 from sensorium.server.metrics import Metrics
 from sensorium.server.realtime.conversation import Item, made_id, to_messages
-from sensorium.server.realtime.schema import FunctionChoice
+from sensorium.server.realtime.schema import FunctionChoice, Retention, Truncation
 from sensorium.server.realtime.session import Answers
 from sensorium.server.realtime.writer import Response, Writer
 from sensorium.server.reports import report_usage
@@ -104,11 +105,13 @@ class Answering:
             return None
         return await self._voices.pick(answers.voice, self._owner, self._client(), place)
 
-    async def answer(self, response: Response, items: list[Item], writer: Writer, *, cut: bool) -> None:
-        """Generate it, and set what became of it. cut: leave out the oldest items where there are too many."""
+    async def answer(
+        self, response: Response, items: list[Item], writer: Writer, truncation: Truncation, *, is_kept: bool
+    ) -> None:
+        """Generate it, and set what became of it. is_kept: what is left out of these items stays so."""
         response.status, making = "completed", None
         try:
-            making = await self._begin(response.answers, items, cut=cut)
+            making = await self._begin(response.answers, items, truncation, is_kept=is_kept)
             await self._tell(making, writer)
             if making.codec.answer.finish_reason == "length":
                 response.status = "incomplete"
@@ -157,22 +160,20 @@ class Answering:
             making.generation.tallies[0].sound_bytes = reading.tally.sound_bytes
         await writer.sound(b"", last=True)
 
-    async def _begin(self, answers: Answers, items: list[Item], *, cut: bool) -> _Making:
+    async def _begin(self, answers: Answers, items: list[Item], truncation: Truncation, *, is_kept: bool) -> _Making:
         client = self._client()
         voice = await self.voice(answers, "response.audio.output.voice")
         tools = self.tools(answers)
         options = ChatOptions(
-            template_kwargs=self._config.default_chat_template_kwargs,
+            template_kwargs={**self._config.default_chat_template_kwargs, **answers.template_kwargs},
             template=self._config.chat_template,
             content_format=self._config.chat_template_content_format,
             interleave=self._config.interleave_mm_strings,
             tools=tools.in_prompt,
             namespace=self._origin.namespace,
         )
-        prompt = await self._prompt(answers, items, options, voice)
-        while cut and len(items) > 1 and (prompt is None or len(prompt.ids) >= client.max_model_len):
-            items = _without_oldest(items)
-            prompt = await self._prompt(answers, items, options, voice)
+        make = functools.partial(self._prompt, answers, options=options, voice=voice)
+        prompt = await self._fit(items, truncation, make, is_kept=is_kept)
         if prompt is None:
             raise ContextLengthError("the conversation is longer than this model's context; delete items")
         form = AnswerForm.of(self._config, prompt, tools)
@@ -186,6 +187,36 @@ class Answering:
         job = Job(prompt, sampling, speech=speech)
         generation = Generation(client, self._metrics, origin, [job], hear=codec.hear)
         return _Making(generation, codec, prompt, voice, voice is not None and speech is None)
+
+    async def _fit(
+        self,
+        items: list[Item],
+        truncation: Truncation,
+        make: Callable[[list[Item]], Awaitable[Prompt | None]],
+        *,
+        is_kept: bool,
+    ) -> Prompt | None:
+        """The prompt of the items, or of the newest where they are too many."""
+        prompt = await make(items)
+        if truncation == "disabled":
+            return prompt
+        most = aim = self._client().max_model_len - 1
+        if isinstance(truncation, Retention):
+            nothing = await make([Item("nothing", "message", "user", parts=[""])])
+            fixed = 0 if nothing is None else len(nothing.ids)
+            if truncation.token_limits is not None and truncation.token_limits.post_instructions is not None:
+                most = min(most, fixed + truncation.token_limits.post_instructions)
+            aim = fixed + int(truncation.retention_ratio * (most - fixed))
+        if prompt is not None and len(prompt.ids) <= most:
+            return prompt
+        newest = items
+        while len(newest) > 1 and (prompt is None or len(prompt.ids) > aim):
+            newest = _without_oldest(newest)
+            prompt = await make(newest)
+        if is_kept and isinstance(truncation, Retention):
+            for item in items[: len(items) - len(newest)]:
+                item.is_left_out = True
+        return prompt
 
     async def _prompt(
         self, answers: Answers, items: list[Item], options: ChatOptions, voice: Picked | None

@@ -1,11 +1,10 @@
-"""Sound as clients send it, made into 16 kHz samples, kept until it becomes an item, and watched for speech."""
+"""Sound as clients send it, made into 16 kHz samples and kept until it becomes an item."""
 
 from __future__ import annotations
 
 import io
 import wave
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,13 @@ import pybase64
 import soxr  # pyright: ignore[reportMissingTypeStubs]
 
 from sensorium.errors import RequestError, TooLargeError
+from sensorium.media.encode import to_alaw, to_mulaw
 from sensorium.media.wav import WavFile
-from sensorium.server.realtime.conversation import refusal
-from sensorium.server.realtime.schema import AudioFormat, TurnDetection
+from sensorium.server.realtime.conversation import Item
+from sensorium.server.realtime.schema import AudioFormat, refusal
 from sensorium.server.realtime.session import RATES
-from sensorium.vad import RATE, WINDOW, Detector, EnergyDetector
+from sensorium.types import MediaRef
+from sensorium.vad import RATE
 
 CODECS = {"audio/pcm": (1, 16), "audio/pcmu": (7, 8), "audio/pcma": (6, 8)}
 """Format -> the WAVE code of its codec, and bits of a sample."""
@@ -73,12 +74,16 @@ class Heard:
         self._chunks.append(samples)
         self.end += len(samples)
 
+    def copy(self, start: int, end: int) -> np.ndarray:
+        """Samples [start, end) of those that are there."""
+        whole = np.concatenate([np.zeros(0, dtype=np.float32), *self._chunks])
+        return whole[max(start - self.start, 0) : max(end - self.start, 0)]
+
     def take(self, start: int, end: int) -> np.ndarray:
         """Samples [start, end); they and all before them are gone then."""
-        whole = np.concatenate([np.zeros(0, dtype=np.float32), *self._chunks])
-        first = self.start
+        samples = self.copy(start, end)
         self.forget(end)
-        return whole[max(start - first, 0) : max(end - first, 0)]
+        return samples
 
     def forget(self, before: int) -> None:
         """Drop whole chunks that lie before a place, and the beginning of the one it lies in."""
@@ -87,71 +92,6 @@ class Heard:
         if self._chunks and self.start < before:
             self._chunks[0] = self._chunks[0][before - self.start :]
             self.start = before
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Somebody speaks; at: place of the first sample that counts, padding included."""
-
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """They have been silent for long enough; start, at: the places of what belongs to it."""
-
-    start: int
-    at: int
-
-
-class Turns:
-    """server_vad: where turns begin and end in samples that arrive in pieces of any size."""
-
-    def __init__(self, settings: TurnDetection, place: int, detector: Detector | None = None) -> None:
-        """place: where the next sample lies."""
-        self._detector = detector or EnergyDetector()
-        self._threshold = settings.threshold
-        self._ends_below = max(settings.threshold - 0.15, 0.05)
-        self._padding = settings.prefix_padding_ms * RATE // 1000
-        self._silence = settings.silence_duration_ms * RATE // 1000
-        self._rest = np.zeros(0, dtype=np.float32)
-        self._first = self._place = place
-        self._start: int | None = None
-        self._quiet: int | None = None
-
-    @property
-    def needed(self) -> int:
-        """Samples before this place will never belong to a turn."""
-        return max(self._place - self._padding, self._first) if self._start is None else self._start
-
-    def hear(self, samples: np.ndarray) -> list[Started | Stopped]:
-        found: list[Started | Stopped] = []
-        self._rest = np.concatenate([self._rest, samples])
-        whole = len(self._rest) // WINDOW * WINDOW
-        for start in range(0, whole, WINDOW):
-            event = self._judge(self._rest[start : start + WINDOW])
-            if event is not None:
-                found.append(event)
-        self._rest = self._rest[whole:]
-        return found
-
-    def _judge(self, window: np.ndarray) -> Started | Stopped | None:
-        probability = self._detector.probability(window)
-        place, self._place = self._place, self._place + WINDOW
-        if self._start is None:
-            if probability < self._threshold:
-                return None
-            self._start, self._quiet = max(place - self._padding, self._first), None
-            return Started(self._start)
-        if probability >= self._ends_below:
-            self._quiet = None
-            return None
-        self._quiet = place if self._quiet is None else self._quiet
-        if self._place - self._quiet < self._silence:
-            return None
-        stopped = Stopped(self._start, self._place)
-        self._start, self._first = None, self._place
-        return stopped
 
 
 def to_wav(samples: np.ndarray) -> bytes:
@@ -164,6 +104,31 @@ def to_wav(samples: np.ndarray) -> bytes:
         scaled = np.minimum(np.maximum(np.rint(samples * 32768), -32768), 32767)
         writer.writeframes(scaled.astype("<i2").tobytes())
     return file.getvalue()
+
+
+def with_media(item: Item, format_: AudioFormat) -> dict[str, Any]:
+    """As a client sees an item that it asks for: with the sound, in that format, and the pictures that it holds."""
+    told = item.told()
+    media = iter([part for part in item.parts if isinstance(part, MediaRef)])
+    for part in told.get("content", ()):
+        if part["type"] not in ("input_audio", "input_image") or (ref := next(media, None)) is None:
+            continue
+        if part["type"] == "input_image":
+            part["image_url"] = ref.source
+        elif isinstance(ref.source, bytes):
+            part["audio"] = pybase64.b64encode(_from_wav(ref.source, format_)).decode()
+    return told
+
+
+def _from_wav(data: bytes, format_: AudioFormat) -> bytes:
+    with wave.open(io.BytesIO(data)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    rate = format_.rate or RATES[format_.type]
+    if rate != RATE:
+        samples = soxr.resample(samples, RATE, rate)
+    if format_.type == "audio/pcm":
+        return samples.astype("<i2").tobytes()
+    return (to_mulaw if format_.type == "audio/pcmu" else to_alaw)(samples).tobytes()
 
 
 def _invalid(reason: str) -> RequestError:

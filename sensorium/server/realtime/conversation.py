@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sensorium.errors import NotFoundError, RequestError, TooLargeError
 from sensorium.server.realtime.heard import heard_part
-from sensorium.server.realtime.schema import ItemInput, Part
+from sensorium.server.realtime.schema import ItemInput, Part, refusal
 from sensorium.types import MediaRef, Message
 
 MAX_ITEMS, MAX_BYTES = 2048, 64 << 20
@@ -38,6 +38,8 @@ class Item:
     sound_ms: int | None = None
     """How much sound of it was sent; None where it has none. is_said: that was all."""
     is_said: bool = False
+    is_left_out: bool = False
+    """The model is not shown it any more; see Retention."""
 
     @property
     def size(self) -> int:
@@ -67,17 +69,12 @@ def made_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex[:24]}"
 
 
-def refusal(code: str, message: str) -> RequestError:
-    """An error with the code that clients of these events know."""
-    error = RequestError(message)
-    error.code = code
-    return error
-
-
-def spoken_item(ident: str, wav: bytes) -> Item:
-    """What a user said."""
-    media = MediaRef("audio", wav, f"item {ident}")
-    return Item(ident, "message", "user", content=[{"type": "input_audio", "transcript": None}], parts=[media])
+def spoken_item(ident: str, wav: bytes | None) -> Item:
+    """What a user said; None where that is nothing at all."""
+    item = Item(ident, "message", "user", content=[{"type": "input_audio", "transcript": None}])
+    if wav is not None:
+        item.parts.append(MediaRef("audio", wav, f"item {ident}"))
+    return item
 
 
 class Conversation:
@@ -145,7 +142,8 @@ class Conversation:
         if given.type == "function_call_output":
             call = {"call_id": _needed(given, "call_id", place), "output": _needed(given, "output", place)}
         else:
-            call = {name: _needed(given, name, place) for name in ("call_id", "name", "arguments")}
+            call = {"call_id": given.call_id or made_id("call")}
+            call |= {name: _needed(given, name, place) for name in ("name", "arguments")}
             try:
                 if not isinstance(json.loads(call["arguments"]), dict):
                     raise ValueError
@@ -177,7 +175,7 @@ def to_messages(instructions: str, items: Sequence[Item]) -> list[Message]:
 def _message(given: ItemInput, ident: str, hear: Hear, place: str) -> Item:
     role = given.role
     if role is None:
-        raise RequestError(f"{place}.role: this field is required", param=f"{place}.role")
+        raise _missing(f"{place}.role")
     if not given.content:
         raise RequestError(f"{place}.content: must have at least one part", param=f"{place}.content")
     item = Item(ident, "message", role)
@@ -213,5 +211,9 @@ def _add(item: Item, part: Part, hear: Hear, where: str) -> None:
 def _needed(given: ItemInput | Part, name: str, place: str) -> Any:
     value = getattr(given, name)
     if value is None:
-        raise RequestError(f"{place}.{name}: this field is required", param=f"{place}.{name}")
+        raise _missing(f"{place}.{name}")
     return value
+
+
+def _missing(place: str) -> RequestError:
+    return refusal("missing_required_parameter", f"{place}: this field is required", place)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,16 +16,18 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from sensorium.config import ServerConfig
-from sensorium.errors import OverloadedError
+from sensorium.errors import OverloadedError, RequestError, UnsupportedError
 from sensorium.server.errors import HttpError
 from sensorium.server.generation import Origin
+from sensorium.server.guard import presented
+from sensorium.server.live.clock import Clock
 from sensorium.server.metrics import Metrics
 from sensorium.server.realtime.answers import Answering
 from sensorium.server.realtime.beta import HEADER, SUBPROTOCOL, to_beta
+from sensorium.server.realtime.client_secrets import SESSION_S, ClientSecrets, fresh_session, secret_routes
 from sensorium.server.realtime.connection import Connection
-from sensorium.server.realtime.conversation import made_id, refusal
-from sensorium.server.realtime.schema import read_object
-from sensorium.server.realtime.session import Answers, Session
+from sensorium.server.realtime.schema import read_object, refusal
+from sensorium.server.realtime.session import Session
 from sensorium.server.realtime.transcripts import Transcriber
 from sensorium.server.realtime.vllm import TranscriptionDialect
 from sensorium.server.served import Served
@@ -31,17 +35,24 @@ from sensorium.server.speech.voices import Voices, owner_of
 
 Speaker = Connection | TranscriptionDialect
 PATH = "/v1/realtime"
-SESSION_S = 3600.0
-"""How long a session may last."""
+INTENTS = ("conversation", "transcription")
+ELSEWHERE = {
+    "call_id": "there are no calls here, as WebRTC is not served",
+    "duplex": "full duplex is at /v1/live/sessions and /v1/duplex",
+    "mode": "the protocol of the duplex demo is at /ws/duplex/{id}",
+}
+"""What other servers take in this address, and where to find it."""
 CLOSE_EXPIRED, CLOSE_FULL = 1001, 1013
 BYTES_PER_S = 2 * 16_000
 """Of 16-bit sound at 16 kHz: what max_audio_filesize_mb means in seconds."""
 
 
 def realtime_routes(
-    served: Served, config: ServerConfig, metrics: Metrics, voices: Voices
+    served: Served, config: ServerConfig, metrics: Metrics, voices: Voices, clock: Clock, secrets: ClientSecrets
 ) -> list[Route | WebSocketRoute]:
-    return [WebSocketRoute(PATH, Realtime(served, config, metrics, voices)), Route(PATH, _upgrade, methods=["GET"])]
+    door = Realtime(served, config, metrics, voices, clock, secrets)
+    socket, upgrade = WebSocketRoute(PATH, door), Route(PATH, _upgrade, methods=["GET"])
+    return [socket, upgrade, *secret_routes(served, config, voices, secrets)]
 
 
 async def _upgrade(request: Request) -> Response:
@@ -51,18 +62,28 @@ async def _upgrade(request: Request) -> Response:
 class Realtime:
     """The endpoint, as raw ASGI."""
 
-    def __init__(self, served: Served, config: ServerConfig, metrics: Metrics, voices: Voices) -> None:
+    def __init__(
+        self,
+        served: Served,
+        config: ServerConfig,
+        metrics: Metrics,
+        voices: Voices,
+        clock: Clock,
+        secrets: ClientSecrets,
+    ) -> None:
         self._served = served
+        self._clock = clock
+        self._secrets = secrets
         self._voices = voices
         self._config = config
         self._metrics = metrics
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = self._served.client()
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model = query.get("model", [None])[0]
         self._served.check_name(model)
+        session = self._session(scope, query)
         await receive()
         offered = scope["subprotocols"]
         await send({"type": "websocket.accept", "subprotocol": "realtime" if "realtime" in offered else None})
@@ -77,10 +98,7 @@ class Realtime:
         owner = owner_of(scope["state"])
         answering = Answering(self._served.client, self._config, self._metrics, origin, self._voices, owner)
         most_s = (self._config.max_audio_filesize_mb << 20) / BYTES_PER_S
-        speaks = client.can_sound and self._voices.has_default(client)
-        answers = Answers(can_speak=client.can_sound, speaks=speaks)
-        session = Session(made_id("sess"), self._served.name, int(time.time() + SESSION_S), answers=answers)
-        connection = Connection(session, answering, transcriber, tell, most_s)
+        connection = Connection(session, answering, transcriber, tell, most_s, self._clock)
         if self._open >= self._config.max_realtime_sessions:
             full = OverloadedError(f"all {self._config.max_realtime_sessions} realtime sessions are taken")
             full.code = "session_limit_reached"
@@ -96,6 +114,20 @@ class Realtime:
             self._open -= 1
             self._metrics.realtime_sessions = self._open
             await connection.close()
+
+    def _session(self, scope: Scope, query: Mapping[str, list[str]]) -> Session:
+        """As it begins. Raises UnsupportedError for what an address may ask for elsewhere."""
+        for name, instead in ELSEWHERE.items():
+            if name in query:
+                raise UnsupportedError(f"{name}: {instead}", param=name)
+        intent = query.get("intent", ["conversation"])[0]
+        if intent not in INTENTS:
+            raise RequestError(f"intent: must be one of {', '.join(INTENTS)}", param="intent")
+        session = fresh_session(self._served, self._voices)
+        secret = self._secrets.find(presented(scope))
+        if secret is not None:
+            session = session.changed(secret.session)
+        return replace(session, kind="transcription") if intent == "transcription" else session
 
 
 async def _converse(connection: Connection, dialect: TranscriptionDialect, receive: Receive, send: Send) -> None:

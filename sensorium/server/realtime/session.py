@@ -16,8 +16,13 @@ from sensorium.server.realtime.schema import (
     FunctionChoice,
     FunctionTool,
     NoiseReduction,
+    Reasoning,
+    SemanticVad,
+    ServerVad,
     SessionUpdate,
+    Tracing,
     Transcription,
+    Truncation,
     TurnDetection,
 )
 from sensorium.server.speech.schema import chosen
@@ -36,6 +41,7 @@ class Answers:
     parallel_tool_calls: bool = True
     max_output_tokens: int | Literal["inf"] = "inf"
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+    reasoning: Reasoning | None = None
     can_speak: bool = False
     """Whether the model does."""
     speaks: bool = False
@@ -58,7 +64,7 @@ class Answers:
                 reason = f'{place}.{name}: this model does not speak; ask for ["text"]'
                 raise UnsupportedError(reason, param=f"{place}.{name}")
             changes["speaks"] = "audio" in wanted and self.can_speak
-        for name in ("instructions", "tool_choice", "parallel_tool_calls"):
+        for name in ("instructions", "tool_choice", "parallel_tool_calls", "reasoning"):
             if (value := getattr(given, name)) not in (UNSET, None):
                 changes[name] = value
         if given.tools not in (UNSET, None):
@@ -72,6 +78,12 @@ class Answers:
     @property
     def modalities(self) -> list[str]:
         return ["audio"] if self.speaks else ["text"]
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the model's template is told."""
+        effort = None if self.reasoning is None else self.reasoning.effort
+        return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
     def sound(self) -> dict[str, Any]:
         """How answers sound, as clients are told."""
@@ -89,11 +101,11 @@ class Session:
     kind: Literal["realtime", "transcription"] = "realtime"
     answers: Answers = field(default_factory=Answers)
     format: AudioFormat = field(default_factory=AudioFormat)
-    turn_detection: TurnDetection | None = field(default_factory=TurnDetection)
+    turn_detection: ServerVad | SemanticVad | None = field(default_factory=ServerVad)
     transcription: Transcription | None = None
     noise_reduction: NoiseReduction | None = None
-    truncation: Literal["auto", "disabled"] = "auto"
-    tracing: Any = None
+    truncation: Truncation = "auto"
+    tracing: Literal["auto"] | Tracing | None = None
     include: tuple[str, ...] = ()
 
     @property
@@ -112,7 +124,7 @@ class Session:
             if (value := getattr(given, name)) is not UNSET:
                 changes[name] = value
         if given.include is not UNSET:
-            changes["include"] = _include(given.include or [])
+            changes["include"] = tuple(given.include or ())
         return replace(self, **changes, **_hearing(given))
 
     def told(self) -> dict[str, Any]:
@@ -142,8 +154,10 @@ class Session:
             "tools": msgspec.to_builtins(answers.tools),
             "tool_choice": msgspec.to_builtins(answers.tool_choice),
             "max_output_tokens": answers.max_output_tokens,
-            "truncation": self.truncation,
-            "tracing": self.tracing,
+            "truncation": msgspec.to_builtins(self.truncation),
+            "tracing": msgspec.to_builtins(self.tracing),
+            "reasoning": msgspec.to_builtins(answers.reasoning),
+            "parallel_tool_calls": answers.parallel_tool_calls,
             **answers.sampling,
         }
 
@@ -161,19 +175,19 @@ def _hearing(given: SessionUpdate) -> dict[str, Any]:
     found = {name: value for name, value in found.items() if value is not UNSET}
     if "format" in found:
         found["format"] = _format(found["format"], "session.audio.input.format")
-    detection: Any = found.get("turn_detection")
-    if detection is not None:
-        place = "session.audio.input.turn_detection"
-        if detection.type == "semantic_vad":
-            reason = (
-                f"{place}.type: semantic_vad is not supported; use server_vad, or null and input_audio_buffer.commit"
-            )
-            raise UnsupportedError(reason, param=f"{place}.type")
-        if detection.idle_timeout_ms is not None:
-            raise UnsupportedError(f"{place}.idle_timeout_ms: is not supported", param=f"{place}.idle_timeout_ms")
-        if detection.eagerness is not None:
-            raise RequestError(f"{place}.eagerness: only with semantic_vad", param=f"{place}.eagerness")
+    if found.get("turn_detection") is not None:
+        found["turn_detection"] = _detection(found["turn_detection"], "session.audio.input.turn_detection")
     return found
+
+
+def _detection(given: TurnDetection, place: str) -> ServerVad | SemanticVad:
+    kind = SemanticVad if given.type == "semantic_vad" else ServerVad
+    fields = {name: value for name, value in _given(given).items() if value is not None and name != "type"}
+    foreign = sorted(set(fields) - set(kind.__struct_fields__))
+    if foreign:
+        reason = f"{place}.{foreign[0]}: {given.type} has no such field; it has {', '.join(kind.__struct_fields__)}"
+        raise RequestError(reason, param=f"{place}.{foreign[0]}")
+    return kind(**fields)
 
 
 def _sounding(given: Answering, place: str) -> dict[str, Any]:
@@ -193,13 +207,6 @@ def _sounding(given: Answering, place: str) -> dict[str, Any]:
     if output.speed is not UNSET:
         found["speed"] = output.speed
     return found
-
-
-def _include(names: list[str]) -> tuple[str, ...]:
-    if names:
-        reason = f"session.include: {names[0][:64]!r} is not supported; a transcript has no log-probabilities here"
-        raise UnsupportedError(reason, param="session.include")
-    return ()
 
 
 def _format(given: AudioFormat | str, place: str) -> AudioFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensorium.errors import RequestError, SensoriumError
 from sensorium.server.errors import describe
@@ -14,7 +14,8 @@ from sensorium.server.metrics import Metrics
 from sensorium.server.realtime.conversation import Item, made_id
 from sensorium.server.realtime.schema import Transcription
 from sensorium.server.realtime.writer import Tell
-from sensorium.types import MediaRef, TextDelta
+from sensorium.server.reports import LEAST
+from sensorium.types import MediaRef, TextDelta, TokenLogprob
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -23,14 +24,23 @@ EVENT = "conversation.item.input_audio_transcription"
 
 
 class _Texts(Unwritten):
-    """The texts of the clips of a recording; see generation.Codec."""
+    """The texts of the clips of a recording, and the log-probabilities of their tokens; see generation.Codec."""
 
     def __init__(self, count: int) -> None:
         self.texts = [""] * count
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
 
     def take(self, number: int, event: Progress) -> None:
         if isinstance(event, TextDelta):
             self.texts[number] += event.text
+            self._logprobs[number] += event.logprobs
+
+    def take_logprobs(self, until: int) -> list[TokenLogprob]:
+        """Of the clips before that one, what was not taken yet."""
+        taken = [entry for clip in self._logprobs[:until] for entry in clip]
+        for clip in self._logprobs[:until]:
+            clip.clear()
+        return taken
 
 
 class Transcriber:
@@ -43,32 +53,49 @@ class Transcriber:
         """Whether the model writes down speech. Raises RequestError for a language that it does not know."""
         if "transcribe" not in self._client().speech_instructions:
             return False
-        self._instruction(wanted.language)
+        self._instruction(wanted)
         return True
 
-    async def transcribe(self, item: Item, wanted: Transcription, seconds: float, tell: Tell) -> None:
+    async def transcribe(
+        self, item: Item, wanted: Transcription, seconds: float, tell: Tell, *, logprobs: bool = False
+    ) -> None:
         """Tells the item's transcript as it grows, and that it is done or has failed."""
-        whole = ""
+        whole, certain = "", list[dict[str, Any]]()
         try:
             media = item.parts[0]
             assert isinstance(media, MediaRef)
-            async with contextlib.aclosing(self.texts(media, wanted)) as deltas:
-                async for delta in deltas:
+            async with contextlib.aclosing(self.texts(media, wanted, logprobs=logprobs)) as deltas:
+                async for delta, entries in deltas:
                     whole += delta
-                    await tell(f"{EVENT}.delta", delta=delta)
+                    told = [self._told(entry) for entry in entries]
+                    certain += told
+                    await tell(f"{EVENT}.delta", delta=delta, **({"logprobs": told} if logprobs else {}))
         except SensoriumError as error:
             detail = describe(error)[1].error
             reason = {"type": detail.type, "code": detail.code, "message": detail.message, "param": detail.param}
             await tell(f"{EVENT}.failed", error=reason)
             return
         item.content[0]["transcript"] = whole
-        await tell(f"{EVENT}.completed", transcript=whole, usage={"type": "duration", "seconds": round(seconds, 3)})
+        usage = {"type": "duration", "seconds": round(seconds, 3)}
+        more = {"logprobs": certain} if logprobs else {}
+        await tell(f"{EVENT}.completed", transcript=whole, usage=usage, **more)
 
-    async def texts(self, recording: MediaRef, wanted: Transcription) -> AsyncGenerator[str, None]:
+    def _told(self, entry: TokenLogprob) -> dict[str, Any]:
+        spelling = self._client().tokenizer.token_bytes(entry.token_id)
+        return {
+            "token": spelling.decode("utf-8", "replace"),
+            "logprob": max(entry.logprob, LEAST),
+            "bytes": list(spelling),
+        }
+
+    async def texts(
+        self, recording: MediaRef, wanted: Transcription, *, logprobs: bool = False
+    ) -> AsyncGenerator[tuple[str, list[TokenLogprob]], None]:
         """The transcript in pieces; a long recording is heard in clips, whose texts come in order."""
         client = self._client()
-        clips = await client.aprepare_speech(recording, self._instruction(wanted.language), wanted.prompt or "")
-        sampling = replace(client.default_sampling, temperature=0.0)
+        hint = "\n".join(filter(None, (wanted.prompt, ", ".join(wanted.keywords or ()))))
+        clips = await client.aprepare_speech(recording, self._instruction(wanted), hint)
+        sampling = replace(client.default_sampling, temperature=0.0, logprobs=0 if logprobs else None)
         origin = replace(self._origin, id=made_id("trsc"))
         codec = _Texts(len(clips))
         generation = Generation(client, self._metrics, origin, [Job(clip.prompt, sampling) for clip in clips])
@@ -79,10 +106,11 @@ class Transcriber:
                 open_ = ended.index(False) if False in ended else len(ended) - 1
                 whole = " ".join(text for part in codec.texts[: open_ + 1] if (text := part.strip()))
                 if len(whole) > len(sent) and whole.startswith(sent):
-                    yield whole[len(sent) :]
+                    yield whole[len(sent) :], codec.take_logprobs(open_ + 1)
                     sent = whole
 
-    def _instruction(self, language: str | None) -> str:
+    def _instruction(self, wanted: Transcription) -> str:
+        language = wanted.language or (wanted.languages[0] if wanted.languages else None)
         instructions = self._client().speech_instructions
         name = "transcribe" if language is None else f"transcribe:{language.lower()}"
         if name not in instructions:

@@ -12,8 +12,8 @@ from typing import Any
 from sensorium.errors import NotFoundError, SensoriumError
 from sensorium.server.errors import describe
 from sensorium.server.realtime.audio import Ear, Heard, to_wav
-from sensorium.server.realtime.conversation import made_id, refusal
-from sensorium.server.realtime.schema import AudioFormat, Transcription, read_object
+from sensorium.server.realtime.conversation import made_id
+from sensorium.server.realtime.schema import AudioFormat, Transcription, read_object, refusal
 from sensorium.server.realtime.transcripts import Transcriber
 from sensorium.types import MediaRef
 from sensorium.vad import RATE
@@ -82,7 +82,7 @@ class TranscriptionDialect:
         recording = MediaRef("audio", to_wav(samples), "audio")
         whole = ""
         async with contextlib.aclosing(self._transcriber.texts(recording, Transcription())) as deltas:
-            async for delta in deltas:
+            async for delta, _ in deltas:
                 whole += delta
                 await self._tell("transcription.delta", delta=delta)
         usage = {"type": "duration", "seconds": round(len(samples) / RATE, 3)}

@@ -33,6 +33,8 @@ class Response:
     answers: Answers
     status: str = "in_progress"
     status_details: dict[str, Any] | None = None
+    stopped: str | None = None
+    """Why it is to end early, where it is."""
     output: list[Item] = field(default_factory=list[Item])
     usage: dict[str, Any] | None = None
 
@@ -94,6 +96,7 @@ class Writer:
         self._add = add
         self._text = ""
         self._open: Item | None = None
+        self._before: str | None = None
         self._speaks = response.answers.speaks
         self._mouth: Mouth | None = None
 
@@ -147,7 +150,7 @@ class Writer:
         await self._close("completed")
         self._open = item
         self._response.output.append(item)
-        before = self._add(item)
+        self._before = before = self._add(item)
         place = len(self._response.output) - 1
         ident = self._response.id
         await self._tell("response.output_item.added", response_id=ident, output_index=place, item=item.told())
@@ -172,7 +175,7 @@ class Writer:
             item=item.told(),
         )
         if self._response.conversation_id is not None:
-            await self._tell("conversation.item.done", previous_item_id=None, item=item.told())
+            await self._tell("conversation.item.done", previous_item_id=self._before, item=item.told())
 
     async def _close_message(self, item: Item) -> None:
         name, kind = ("transcript", "output_audio") if self._speaks else ("text", "output_text")
