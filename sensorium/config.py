@@ -108,6 +108,11 @@ class EngineConfig:
     """Split prompts over steps. Without it max_num_batched_tokens must hold the longest prompt."""
     long_prefill_token_threshold: int = 0
     """Most prompt tokens one request computes in a step while others wait; 0 is no such bound."""
+    decode_slowdown: float = 0.0
+    """How many times as long a step with decodes may take for the prompts beside them, by measurement; 0 is no bound.
+
+    Without chunked prefill, or with disable_chunked_mm_input, there is none.
+    """
     disable_chunked_mm_input: bool = False
     """Compute a media item's positions in one step, never over several."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
@@ -181,6 +186,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self, _ENGINE_RANGES)
+        if 0 < self.decode_slowdown < 1:
+            raise ConfigError(
+                f"decode_slowdown must be 0 for no bound, or at least 1, not {self.decode_slowdown:g}",
+                param="decode_slowdown",
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization:g}",
@@ -337,6 +347,7 @@ _ENGINE_RANGES: dict[str, Range] = {
     "max_sessions": (0, None),
     "max_num_batched_tokens": (1, None),
     "long_prefill_token_threshold": (0, None),
+    "decode_slowdown": (0, None),
     "stream_interval": (1, None),
     "max_encoder_rows": (1, None),
     "encoder_cache_bytes": (0, None),

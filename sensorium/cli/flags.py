@@ -90,6 +90,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "max_num_batched_tokens": _flag("tokens in one step"),
         "enable_chunked_prefill": _flag("split prompts over steps"),
         "long_prefill_token_threshold": _flag("most prompt tokens of one request in a step while others wait"),
+        "decode_slowdown": _flag("times as long a step may take that decodes, for prompts beside; 0 is no bound"),
         "disable_chunked_mm_input": _flag("never split the positions of one media item over steps"),
         "scheduling_policy": _flag("fcfs, or priority: the request's number, lower first"),
         "stream_interval": _flag("least tokens of a piece of a stream but the first and the last"),

@@ -110,6 +110,8 @@ class Engine:
         self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock(), self.speakers)
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
+        self._paced_s = 0.0
+        """When the step that is computed began, or the one before it was over."""
         self._counters = self._count()
 
     @property
@@ -123,6 +125,8 @@ class Engine:
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
         events: list[Event] = []
+        if not self._follow:
+            self._paced_s = self.clock()
         laps = self._counters.laps
         laps.start()
         self._drain_inbox(events)
@@ -134,8 +138,7 @@ class Engine:
         try:
             self._encode(batch, events)
             laps.lap("encode")
-            self._follow = self._followers(batch)
-            tokens = self.runner.run(batch, self._follow) if batch.works else {}
+            tokens = self.runner.run(batch, lambda: self._followers(batch)) if batch.works else {}
         except Exception as error:
             self._follow = []
             log.exception("a step failed; its %d requests end", len(batch.works))
@@ -143,6 +146,8 @@ class Engine:
                 self._fail(work.seq, _explain(error), events)
             tokens = {}
         laps.lap("run")
+        since, self._paced_s = self._paced_s, self.clock()
+        self.scheduler.took(batch, self._paced_s - since)
         self._advance(batch, tokens, events)
         self.sessions.move_rows()
         laps.lap("advance")
@@ -174,20 +179,22 @@ class Engine:
 
     def _followers(self, batch: Batch) -> list[Work]:
         """What the device may start before it is known which tokens this step yields."""
-        if not self.runner.runs_ahead or self.inbox or self._compiling or not batch.works:
+        readout = self.runner.readout
+        if not self.runner.runs_ahead or self._compiling or readout.is_observing:
             return []
-        states = self.runner.readout.states
-        if self.sessions and any(work.seq.resident for work in batch.works):
+        if self.inbox and self.sessions:
             return []
-        if not all(states[work.seq.id].takes_likeliest for work in batch.works):
+        sampling = [work.seq for work in batch.works if work.sample]
+        if any(seq.resident or not readout.states[seq.id].takes_likeliest for seq in sampling):
             return []
-        if self._answers and any(self.runner.readout.speaks(work.seq.id) for work in batch.works):
+        if self._answers and any(readout.speaks(seq.id) for seq in sampling):
             return []
-        return [
-            work
-            for work in self.scheduler.follow(batch)
-            if work.seq.num_generated + 1 < self._outputs[work.seq.id].max_tokens
-        ]
+        self._follow = self.scheduler.follow(batch, self._ends_next, self.clock())
+        return self._follow
+
+    def _ends_next(self, seq: Sequence) -> bool:
+        """Whether its next token is the last one it may have."""
+        return seq.num_generated + 1 >= self._outputs[seq.id].max_tokens
 
     def fail_all(self, message: str, code: str = "engine_dead", status: int = 503) -> list[Event]:
         """Terminal events for everything in flight or in the inbox (shutdown, a dead engine)."""

@@ -79,7 +79,7 @@ class Likeliest:
         return self._host.tolist()
 
 
-def _pick(logits: torch.Tensor) -> torch.Tensor:
+def pick(logits: torch.Tensor) -> torch.Tensor:
     """The likeliest token of each row, -1 where the row holds a NaN."""
     best, greedy = logits.max(-1)
     return torch.where(torch.isnan(best), -1, greedy)
@@ -164,7 +164,7 @@ class DecodeGraphs:
         at = positions[0] if self._axes == 1 else torch.stack(positions)
         hidden = self._model.forward(self._model.embed(ids), ModelInputs(at, plan, self._kv))
         logits = self._model.logits(hidden)
-        return logits, _pick(logits), hidden
+        return logits, pick(logits), hidden
 
 
 class ChunkGraphs:
@@ -257,7 +257,7 @@ class ChunkGraphs:
         # A copy, as the layers may write to what they are given.
         hidden = self._model.forward(self.x[:size].clone(), inputs)
         logits = self._model.logits(hidden)
-        return logits, _pick(logits), hidden
+        return logits, pick(logits), hidden
 
 
 class ShapeGraphs:

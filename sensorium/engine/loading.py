@@ -23,6 +23,7 @@ from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.grammar import GrammarCompiler
 from sensorium.engine.largest import check_sizes, encode_samples, largest_item, largest_media, sample_media
+from sensorium.engine.pace import Pace
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
 from sensorium.engine.pooling import Pooler
 from sensorium.engine.protocol import EngineFacts, MemoryPlan
@@ -46,6 +47,7 @@ _MAX_PACKED_BYTES = 1 << 30
 # The compiled decoder's own copy of the weights may take this share of the machine's memory, where it is more.
 _PACKED_SHARE = 1 / 8
 _ENCODER_CACHE_ROWS = 65_536
+_FEWEST_PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +396,7 @@ def build_engine(
         enable_chunked_prefill=config.enable_chunked_prefill,
         split_media=not config.disable_chunked_mm_input,
         long_prefill_tokens=config.long_prefill_token_threshold,
+        pace=make_pace(config),
     )
     longest = served_context(config, model, plan)
     grammars = GrammarCompiler(processor.tokenizer, config.structured_outputs_config)
@@ -407,6 +410,14 @@ def build_engine(
     if config.max_sessions and (reserve := getattr(model, "reserve_streams", None)) is not None:
         reserve(config.max_sessions)
     return engine
+
+
+def make_pace(config: EngineConfig) -> Pace | None:
+    """None without a bound, and where steps hold what cannot be split."""
+    if not config.decode_slowdown or not config.enable_chunked_prefill or config.disable_chunked_mm_input:
+        return None
+    most = config.max_num_batched_tokens
+    return Pace(config.decode_slowdown, max(most // 32, _FEWEST_PROMPT_TOKENS), most)
 
 
 def own_policies(config: EngineConfig) -> dict[str, type]:

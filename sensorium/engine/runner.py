@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs
+from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs, pick
 from sensorium.engine.histogram import MEDIA_S, Histograms
 from sensorium.engine.readout import Readout
 from sensorium.engine.resident import Resident, RowMoves
@@ -29,11 +30,19 @@ _SMALL_STEP = 64 * 256
 
 
 @dataclass(slots=True)
-class _Ahead:
-    """A decode step that is on the device and not read yet."""
+class _Flight:
+    """A step that the device was told to compute.
+
+    A row of logits [M, V], hidden [M, E] and, where it was found there, the likeliest token [M] for each id in `rows`.
+    """
 
     works: list[Work]
-    likeliest: Likeliest
+    rows: dict[str, int]
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    greedy: torch.Tensor | None
+    likeliest: Likeliest | None = None
+    """Where nothing else decides about the next tokens: greedy, on its way to the host."""
 
 
 class Runner:
@@ -65,8 +74,9 @@ class Runner:
         self.passes = Stopwatch(device, self.device_s)
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
-        self._ahead: _Ahead | None = None
         self._rehearsal: Iterator[None] = iter(())
+        self._ahead: _Flight | None = None
+        self._launched: deque[torch.cuda.Event] = deque()
 
     @torch.inference_mode()
     def record_graphs(self, most: int, max_len: int) -> None:
@@ -128,42 +138,83 @@ class Runner:
         return self._decodes is not None
 
     @torch.inference_mode()
-    def run(self, batch: Batch, follow: Seq[Work] = ()) -> dict[str, Chosen]:
+    def run(self, batch: Batch, follow: Callable[[], Seq[Work]] = tuple) -> dict[str, Chosen]:
         """Compute the batch. Result: next token per sampling sequence id, or why there is none.
 
-        follow: the next step of sequences that only decode and take the likeliest token. The device starts with it
-        while the host still reads this one's results; a later `run` of those works, or of some of them, finds it done.
+        follow: asked for the next step once the device computes this one. Its works that decode continue sequences of
+        this batch, which take the likeliest token. The device goes on with it while the host still reads this one's
+        results; a later `run` of those works, or of some of them, finds it done.
         """
         works = batch.works
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and {id(work) for work in works} <= {id(work) for work in ahead.works}:
-            return self._collect(ahead, works, follow)
-        if self._decodes is not None and (replayed := self._replay(works, follow)) is not None:
-            return replayed
-        self._use_threads(batch.num_tokens * self.model.hidden_size)
-        x = self.model.embed(self._ids(works))
-        self._fuse(x, works)
-        plan = self._plan_class(
-            [work.count for work in works],
-            [work.start + work.count for work in works],
-            [work.seq.blocks for work in works],
-            self.block_size,
-            self.device,
+        flight, self._ahead = self._ahead, None
+        if flight is None or not {id(work) for work in works} <= {id(work) for work in flight.works}:
+            flight = self._start(works, None)
+        if next_works := follow():
+            self._ahead = self._start(next_works, flight)
+        return self._read(flight, works)
+
+    def _start(self, works: Seq[Work], before: _Flight | None) -> _Flight:
+        """before: the step on the device whose tokens these works may continue."""
+        if len(self._launched) == 2:
+            # Two steps wait on the device at most; memory that the numbers of a step are sent from serves every other.
+            self._launched.popleft().synchronize()
+        flight = self._replay(works, before) if self._decodes is not None else None
+        flight = flight or self._compute(works, before)
+        if flight.greedy is not None and self._all_likeliest(works):
+            flight.likeliest = Likeliest(flight.greedy)
+        if self.device.type == "cuda":
+            self._launched.append(torch.cuda.Event())
+            self._launched[-1].record()
+        return flight
+
+    def _all_likeliest(self, works: Seq[Work]) -> bool:
+        """Whether all that is wanted of a step are its likeliest tokens."""
+        states, speaks = self.readout.states, self.readout.speaks
+        return all(
+            not work.seq.resident and states[work.seq.id].takes_likeliest and not speaks(work.seq.id)
+            for work in works
+            if work.sample
         )
+
+    def _compute(self, works: Seq[Work], before: _Flight | None) -> _Flight:
+        """The step, one kernel after the other."""
+        num_tokens = sum(work.count for work in works)
+        self._use_threads(num_tokens * self.model.hidden_size)
+        x = self.model.embed(self._ids(works, before))
+        self._fuse(x, works)
+        lens, positions, _ = self._places(works)
+        tables = [work.seq.blocks for work in works]
+        plan = self._plan_class([work.count for work in works], lens, tables, self.block_size, self.device)
         picked = self._picked(works)
-        rows = None if len(picked) == len(x) else torch.tensor(picked, dtype=torch.int64, device=self.device)
+        rows = None if len(picked) == len(x) else upload(np.asarray(picked, np.int64), self.device)
         every = self.readout.is_observing
-        inputs = ModelInputs(self._positions(works), plan, self.kv, None if every else rows)
-        with self.passes.time("prefill" if batch.num_tokens > len(works) else "decode"):
+        at = upload(np.array(positions if len(positions) > 1 else positions[0]), self.device)
+        inputs = ModelInputs(at, plan, self.kv, None if every else rows)
+        with self.passes.time("prefill" if num_tokens > len(works) else "decode"):
             hidden = self.model.forward(x, inputs)
-        if every:
-            self.readout.observe(works, hidden)
-            hidden = hidden if rows is None else hidden[rows]
-        sampled = [work.seq for work in works if work.sample]
-        if not sampled:
+            if every:
+                self.readout.observe(works, hidden)
+                hidden = hidden if rows is None else hidden[rows]
+            logits = self.model.logits(hidden) if picked else hidden
+        greedy = pick(logits) if picked and self.runs_ahead and self._all_likeliest(works) else None
+        sampled = (work.seq.id for work in works if work.sample)
+        return _Flight(list(works), {name: row for row, name in enumerate(sampled)}, logits, hidden, greedy)
+
+    def _read(self, flight: _Flight, works: Seq[Work]) -> dict[str, Chosen]:
+        """What comes after `works`, which are of the flight."""
+        seqs = [work.seq for work in works if work.sample]
+        if not seqs:
             return {}
+        rows = [flight.rows[seq.id] for seq in seqs]
+        if flight.likeliest is not None:
+            tokens, states = flight.likeliest.tolist(), self.readout.states
+            return {seq.id: states[seq.id].take(tokens[row]) for seq, row in zip(seqs, rows, strict=True)}
+        logits, hidden, greedy = flight.logits, flight.hidden, flight.greedy
         with self.passes.time("choose"):
-            return self.readout.choose(sampled, self.model.logits(hidden), hidden)
+            if len(rows) < len(logits):
+                at = upload(rows, self.device)
+                logits, hidden, greedy = logits[at], hidden[at], None if greedy is None else greedy[at]
+            return self.readout.choose(seqs, logits, hidden, greedy)
 
     @torch.inference_mode()
     def move_rows(self, moves: RowMoves) -> None:
@@ -184,7 +235,7 @@ class Runner:
             return [int(end) for end, work in zip(ends, works, strict=True) if work.sample]
         return [int(end) - _behind(work) for end, work in zip(ends, works, strict=True) if work.sample]
 
-    def _replay(self, works: Seq[Work], follow: Seq[Work]) -> dict[str, Chosen] | None:
+    def _replay(self, works: Seq[Work], before: _Flight | None) -> _Flight | None:
         """The step as a graph, if it is small enough and one was recorded."""
         counts = [work.count for work in works]
         assert self._decodes is not None
@@ -195,34 +246,20 @@ class Runner:
         # Graphs end in logits; what pools or scores a prompt reads hidden rows.
         if any(work.seq.needs_every_row or work.seq.request.pooling is not None for work in works):
             return None
+        lens, positions, tables = self._places(works)
         if decodes:
-            ids = [work.seq.ids[work.start] for work in works]
-            logits, greedy, hidden = self._decode(self._decodes, works, ids)
-            if follow:
-                return self._collect(_Ahead(list(works), Likeliest(greedy)), works, follow)
+            numbers, source = self._numbers(works, before)
+            with self.passes.time("decode"):
+                found = self._decodes.run(numbers, positions, lens, tables, source)
         else:
             x = self._chunks.x[: sum(counts)]
-            x.copy_(self.model.embed(self._ids(works)))
+            x.copy_(self.model.embed(self._ids(works, before)))
             self._fuse(x, works)
-            lens, positions, tables = self._places(works)
             behind = [_behind(work) for work in works] if self.readout.deciders else None
             with self.passes.time("prefill"):
-                logits, greedy, hidden = self._chunks.run(counts, lens, positions, tables, behind)
-        rows = [row for row, work in enumerate(works) if work.sample]
-        if not rows:
-            return {}
-        if len(rows) < len(works):
-            at = upload(rows, self.device)
-            logits, greedy, hidden = logits[at], greedy[at], hidden[at]
-        with self.passes.time("choose"):
-            return self.readout.choose([works[row].seq for row in rows], logits, hidden, greedy)
-
-    def _decode(
-        self, graphs: DecodeGraphs, works: Seq[Work], ids: list[int], source: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        lens, positions, tables = self._places(works)
-        with self.passes.time("decode"):
-            return graphs.run(ids, positions, lens, tables, source)
+                found = self._chunks.run(counts, lens, positions, tables, behind)
+        logits, greedy, hidden = found
+        return _Flight(list(works), {work.seq.id: row for row, work in enumerate(works)}, logits, hidden, greedy)
 
     def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
         """Lengths after the step, positions [axes, N] and block tables of works."""
@@ -233,17 +270,6 @@ class Runner:
             return lens, np.broadcast_to(np.asarray(lens) - 1, (axes, len(lens))), tables
         return lens, np.concatenate([_axis_positions(work, axes) for work in works], axis=1), tables
 
-    def _collect(self, ahead: _Ahead, works: Seq[Work], follow: Seq[Work]) -> dict[str, Chosen]:
-        """Start what follows a step that is on the device, then read that step's tokens."""
-        rows = {work.seq.id: row for row, work in enumerate(ahead.works)}
-        if follow and self._decodes is not None:
-            places = [rows[work.seq.id] for work in follow]
-            _, greedy, _ = self._decode(self._decodes, follow, places, ahead.likeliest.device)
-            self._ahead = _Ahead(list(follow), Likeliest(greedy))
-        tokens = ahead.likeliest.tolist()
-        states = self.readout.states
-        return {work.seq.id: states[work.seq.id].take(tokens[rows[work.seq.id]]) for work in works}
-
     def _use_threads(self, size: int) -> None:
         """On a CPU, let one thread compute small steps.
 
@@ -253,24 +279,34 @@ class Runner:
         if self.device.type == "cpu":
             torch.set_num_threads(1 if size < _SMALL_STEP else self._threads)
 
-    def _ids(self, works: Seq[Work]) -> torch.Tensor:
+    def _numbers(self, works: Seq[Work], before: _Flight | None) -> tuple[list[int], torch.Tensor | None]:
+        """Token ids of works; with a source [any] on the device they are places in it."""
         ids: list[int] = []
+        unread: list[int] = []
+        """Where in ids there are rows of `before` instead."""
         for work in works:
-            if work.count == 1:
+            if work.count == 1 and work.start < len(work.seq.ids):
                 ids.append(work.seq.ids[work.start])
-            else:
+            elif work.start < len(work.seq.ids):
                 ids.extend(work.seq.ids[work.start : work.start + work.count])
-        return upload(np.asarray(ids, np.int64), self.device)
+            else:
+                assert before is not None
+                unread.append(len(ids))
+                ids.append(before.rows[work.seq.id])
+        if not unread:
+            return ids, None
+        assert before is not None
+        assert before.greedy is not None
+        if len(unread) == len(ids):
+            return ids, before.greedy
+        places, first = np.arange(len(ids)) + len(before.greedy), np.asarray(unread)
+        places[first] = np.asarray(ids)[first]
+        return places.tolist(), torch.cat((before.greedy, upload(np.asarray(ids, np.int64), self.device)))
 
-    def _positions(self, works: Seq[Work]) -> torch.Tensor:
-        if all(work.seq.positions is None for work in works):
-            flat: list[int] = []
-            for work in works:
-                flat.extend(range(work.start, work.start + work.count))
-            return torch.tensor(flat, device=self.device)
-        axes = next(work.seq.positions.shape[0] for work in works if work.seq.positions is not None)
-        parts = [_axis_positions(work, axes) for work in works]
-        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self.device)
+    def _ids(self, works: Seq[Work], before: _Flight | None) -> torch.Tensor:
+        numbers, source = self._numbers(works, before)
+        there = upload(np.asarray(numbers, np.int64), self.device)
+        return there if source is None else source[there]
 
     def _fuse(self, x: torch.Tensor, works: Seq[Work]) -> None:
         """Overwrite the placeholder rows of x [N, E] with media rows."""

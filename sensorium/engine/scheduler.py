@@ -7,6 +7,7 @@ budget of tokens to let the computed ones catch up. Order: sessions by deadline,
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sensorium.engine.blocks import BlockPool
 from sensorium.engine.encoder_cache import EncoderCacheIndex
+from sensorium.engine.pace import Pace
 from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.sequence import Sequence, Status
 from sensorium.errors import OverloadedError
@@ -47,7 +49,17 @@ class Batch:
 class _Budget:
     tokens: int
     rows: int
+    prompts: int
     encode: dict[bytes, MediaItem] = field(default_factory=dict[bytes, MediaItem])
+    ahead: bool = False
+    """Whether the step before is not over."""
+    is_short: bool = False
+    """Whether something is to be done first that cannot be done ahead."""
+
+    @property
+    def left(self) -> int:
+        """For prompts."""
+        return min(self.tokens, self.prompts)
 
 
 class Scheduler:
@@ -66,8 +78,10 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         split_media: bool = True,
         long_prefill_tokens: int = 0,
+        pace: Pace | None = None,
     ) -> None:
-        """split_media: whether a step may end inside a media item. long_prefill_tokens: EngineConfig's threshold."""
+        """split_media: whether a step may end inside a media item. long_prefill_tokens: EngineConfig's threshold.
+        pace: bounds prompts beside decodes; it needs chunked prefill and media that may be split."""
         self.pool = pool
         self.encoder_cache = encoder_cache
         self.max_num_seqs = max_num_seqs
@@ -78,11 +92,14 @@ class Scheduler:
         self.enable_chunked_prefill = enable_chunked_prefill
         self.split_media = split_media
         self.long_prefill_tokens = long_prefill_tokens
+        self.pace = pace
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.resident: list[Resident] = []
         self.reset_counters()
         self._held: dict[str, set[bytes]] = {}
+        self._before: dict[str, Work] = {}
+        """While a step is decided before the last one is over: the works of that."""
 
     def reset_counters(self) -> None:
         self.num_preemptions = 0
@@ -122,36 +139,77 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Batch:
         """The next step's batch. Empty only if nothing can run."""
-        budget = _Budget(self.max_num_batched_tokens, self.max_encoder_rows)
+        budget = _Budget(self.max_num_batched_tokens, self.max_encoder_rows, self.max_num_batched_tokens)
         works: list[Work] = []
-        scheduled: set[str] = set()
         for seq in self._due():
             if budget.tokens > 0 and (work := self._resident_work(seq, budget, now_s)) is not None:
                 works.append(work)
-        for seq in self._by_urgency():
-            if budget.tokens == 0:
-                break
-            if seq.status is Status.WAITING:  # preempted by an earlier one in this very step
-                continue
-            count = self._admit(seq, budget)
-            if count == 0 or not self._grow(seq, seq.computed + count, scheduled):
-                continue
-            works.append(self._work(seq, count, budget, now_s))
-            scheduled.add(seq.id)
-        self._start_waiting(budget, works, now_s)
+        self._catch_up(budget, works, self._by_urgency(budget), now_s)
         if not works and len(self.running) > 1:
             # Every running sequence waits for media rows whose place the others hold: the newest steps back.
             self.rewind(self.running[-1])
             return self.schedule(now_s)
         return Batch(works, [item for key, item in budget.encode.items() if key in self.encoder_cache])
 
-    def _by_urgency(self) -> list[Sequence]:
-        """Decodes, then unfinished prefills."""
+    def follow(self, batch: Batch, ends: Callable[[Sequence], bool], now_s: float) -> list[Work]:
+        """What the next step computes, decided while this one is on the device; nothing where that is to be awaited.
+
+        Of a sequence that samples in this step the next token is taken as there, unless it `ends` with it. Sequences
+        get blocks and start as they do by `schedule`, but none is preempted, and no media is encoded.
+        """
+        works = batch.works
+        if any(work.seq.resident for work in works) or any(seq.is_due for seq in self.resident):
+            return []
+        if self.resident and (self.waiting or len(works) < len(self.running) or any(work.count > 1 for work in works)):
+            return []  # the next unit of a session is not to wait for two steps with prompts
+        budget = _Budget(self.max_num_batched_tokens, 0, self.max_num_batched_tokens, ahead=True)
+        self._before = {work.seq.id: work for work in works}
+        try:
+            found: list[Work] = []
+            self._catch_up(budget, found, self._by_urgency(budget, ends), now_s)
+            return [] if budget.is_short else found
+        finally:
+            self._before = {}
+
+    def _catch_up(self, budget: _Budget, works: list[Work], seqs: list[Sequence], now_s: float) -> None:
+        """Hand the budget out to `seqs`, which run, and to waiting ones."""
+        scheduled: set[str] = set()
+        for seq in seqs:
+            if budget.tokens == 0:
+                break
+            if seq.status is Status.WAITING:  # preempted by an earlier one in this very step
+                continue
+            start, left = self._progress(seq)
+            count = self._admit(seq, start, left, budget)
+            if count and not self._grow(seq, start + count, None if budget.ahead else scheduled):
+                budget.is_short = budget.ahead
+                count = 0
+            if budget.is_short:
+                return
+            if count:
+                works.append(self._work(seq, start, count, left, budget, now_s))
+                scheduled.add(seq.id)
+        self._start_waiting(budget, works, now_s)
+
+    def _by_urgency(self, budget: _Budget, ends: Callable[[Sequence], bool] | None = None) -> list[Sequence]:
+        """Decodes, then unfinished prefills, whose share of the budget is settled here."""
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for seq in self.running:
-            (decodes if len(seq.ids) - seq.computed == 1 else prefills).append(seq)
+            if ends is not None and (work := self._before.get(seq.id)) is not None and work.sample and ends(seq):
+                continue
+            (decodes if self._progress(seq)[1] == 1 else prefills).append(seq)
+        if decodes and self.pace is not None:
+            budget.prompts = self.pace.prompt_tokens(len(decodes))
         return [*decodes, *prefills]
+
+    def _progress(self, seq: Sequence) -> tuple[int, int]:
+        """Where its next work begins, and how many tokens it has from there, that of the step before among them."""
+        work = self._before.get(seq.id) if self._before else None
+        if work is None:
+            return seq.computed, len(seq.ids) - seq.computed
+        start = work.start + work.count
+        return start, len(seq.ids) + work.sample - start
 
     def _due(self) -> list[Resident]:
         """Sessions with something to compute, earliest deadline first."""
@@ -161,7 +219,7 @@ class Scheduler:
 
     def _start_waiting(self, budget: _Budget, works: list[Work], now_s: float) -> None:
         at = 0
-        while at < len(self.waiting) and budget.tokens > 0 and len(self.running) + at < self.max_num_seqs:
+        while at < len(self.waiting) and budget.left > 0 and len(self.running) + at < self.max_num_seqs:
             seq = self.waiting[at]
             hit = self._match_prefix(seq)
             if self._soon_cached(seq, len(hit)):
@@ -173,7 +231,8 @@ class Scheduler:
                 break
             computed = len(hit) * self.pool.block_size
             seq.computed = computed
-            count = self._admit(seq, budget)
+            left = len(seq.ids) - computed
+            count = self._admit(seq, computed, left, budget)
             if count == 0:
                 seq.computed = 0
                 break
@@ -190,27 +249,15 @@ class Scheduler:
             self.running.append(seq)
             fits = self._grow(seq, computed + count, set())
             assert fits, "blocks were counted as free a moment ago"
-            works.append(self._work(seq, count, budget, now_s))
+            works.append(self._work(seq, computed, count, left, budget, now_s))
 
-    def follow(self, batch: Batch) -> list[Work]:
-        """What the next step computes if this one only decodes, nobody waits and no sequence ends; else nothing.
-
-        Sequences get the blocks that they need for it. The engine leaves out those that it knows to end.
-        """
-        works = batch.works
-        if self.waiting or len(works) < len(self.running) or any(seq.is_due for seq in self.resident):
-            return []
-        if any(work.count > 1 or not work.sample or work.seq.resident for work in works):
-            return []
-        found: list[Work] = []
-        for work in works:
-            missing = self.pool.blocks_for(work.start + 2) - len(work.seq.blocks)
-            if missing > 0:
-                if (blocks := self.pool.allocate(missing)) is None:
-                    return []
-                work.seq.blocks.extend(blocks)
-            found.append(Work(work.seq, work.start + 1, 1, True))
-        return found
+    def took(self, batch: Batch, seconds: float) -> None:
+        """How long the batch took, for those who listen to its streams."""
+        if self.pace is not None:
+            counts = [work.count for work in batch.works if not work.seq.resident]
+            decodes, tokens = counts.count(1), sum(counts)
+            if tokens == decodes or not batch.encode:
+                self.pace.observe(decodes, tokens - decodes, seconds)
 
     def complete(self, work: Work) -> None:
         """Record that a work's tokens are computed: publish full blocks, let go of media rows that are consumed."""
@@ -263,7 +310,7 @@ class Scheduler:
             count = min(stop - start, budget.tokens)
             budget.tokens -= count
             return Work(seq, start, count, False)
-        count = self._admit(seq, budget)
+        count = self._admit(seq, seq.computed, len(seq.ids) - seq.computed, budget)
         if count == 0 or not self._grow(seq, seq.computed + count, set()):
             return None
         budget.tokens -= count
@@ -301,12 +348,13 @@ class Scheduler:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _work(self, seq: Sequence, count: int, budget: _Budget, now_s: float) -> Work:
+    def _work(self, seq: Sequence, start: int, count: int, left: int, budget: _Budget, now_s: float) -> Work:
         budget.tokens -= count
+        if left > 1:
+            budget.prompts -= count
         if seq.first_scheduled_s is None:
             seq.first_scheduled_s = now_s
-        samples = seq.computed + count == len(seq.ids) and seq.request.pooling is None
-        return Work(seq, seq.computed, count, samples)
+        return Work(seq, start, count, count == left and seq.request.pooling is None)
 
     def _release_media(self, seq: Sequence) -> None:
         """Let go of media rows that are not needed any more."""
@@ -345,22 +393,24 @@ class Scheduler:
                     return True
         return False
 
-    def _admit(self, seq: Sequence, budget: _Budget) -> int:
-        """Tokens this sequence may compute now: within the budget, and only where media rows are or will be there."""
-        left = len(seq.ids) - seq.computed
-        count = min(left, budget.tokens)
+    def _admit(self, seq: Sequence, start: int, left: int, budget: _Budget) -> int:
+        """Tokens this sequence may compute now: within the budget, and only where media rows are or will be there.
+
+        It has `left` more from `start` on.
+        """
+        count = min(left, budget.tokens if left == 1 or seq.resident else budget.left)
         if 0 < self.long_prefill_tokens < count and len(self.waiting) + len(self.running) > 1 and not seq.resident:
             count = self.long_prefill_tokens
         if seq.span_starts and count:
-            count = self._admit_media(seq, count, budget)
+            count = self._admit_media(seq, start, count, budget)
         return count if self.enable_chunked_prefill or count == left or seq.resident else 0
 
-    def _admit_media(self, seq: Sequence, count: int, budget: _Budget) -> int:
-        stop = seq.computed + count
-        for span in seq.spans_in(seq.computed, stop):
+    def _admit_media(self, seq: Sequence, start: int, count: int, budget: _Budget) -> int:
+        stop = start + count
+        for span in seq.spans_in(start, stop):
             cut = span.stop > stop and not self.split_media and not seq.resident
             if cut or not self._encode(seq, seq.media[span.media], budget):
-                return max(span.start - seq.computed, 0)
+                return max(span.start - start, 0)
         return count
 
     def _encode(self, seq: Sequence, item: MediaItem, budget: _Budget) -> bool:
@@ -371,6 +421,9 @@ class Scheduler:
         if item.key in self.encoder_cache:
             self.encoder_cache.hold(item.key, seq.id)
             self.encoder_cache_hits += 1
+        elif budget.ahead:
+            budget.is_short = True
+            return False
         else:
             # An item larger than the whole budget still goes, alone.
             if item.rows > budget.rows and budget.encode:
@@ -383,12 +436,15 @@ class Scheduler:
         held.add(item.key)
         return True
 
-    def _grow(self, seq: Sequence, num_tokens: int, scheduled: set[str]) -> bool:
-        """Give a sequence blocks for num_tokens, preempting less urgent and newer ones; False if it lost out itself."""
+    def _grow(self, seq: Sequence, num_tokens: int, scheduled: set[str] | None) -> bool:
+        """Give a sequence blocks for num_tokens, preempting less urgent and newer ones; False if it lost out itself.
+
+        Without `scheduled` nobody is preempted.
+        """
         missing = self.pool.blocks_for(num_tokens) - len(seq.blocks)
         if missing <= 0:
             return True
-        blocks = self._allocate(missing, seq, scheduled)
+        blocks = self.pool.allocate(missing) if scheduled is None else self._allocate(missing, seq, scheduled)
         if blocks is None:
             return False
         seq.blocks.extend(blocks)

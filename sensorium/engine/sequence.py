@@ -90,15 +90,20 @@ class Sequence:
 
     def extend_hashes(self, block_size: int) -> list[bytes]:
         """Hash chain over the full blocks of known tokens: parent, token ids, and the media rows inside."""
-        while (len(self.hashes) + 1) * block_size <= len(self.ids):
-            start = len(self.hashes) * block_size
-            stop = start + block_size
-            parts = [self.hashes[-1] if self.hashes else self._root, array("q", self.ids[start:stop]).tobytes()]
+        first, count = len(self.hashes), len(self.ids) // block_size
+        if first >= count:
+            return self.hashes
+        data = memoryview(array("q", self.ids[first * block_size : count * block_size]).tobytes())
+        size, parent = len(data) // (count - first), self.hashes[-1] if self.hashes else self._root
+        for index in range(count - first):
+            parts = [parent, data[index * size : (index + 1) * size]]
             if self.span_starts:
-                for span in self.spans_in(start, stop):
+                start = (first + index) * block_size
+                for span in self.spans_in(start, start + block_size):
                     where = array("q", (span.start - start, span.length, span.row)).tobytes()
                     parts.append(_framed(self.media[span.media].key) + where)
-            self.hashes.append(_digest(b"".join(parts)))
+            parent = _digest(b"".join(parts))
+            self.hashes.append(parent)
         return self.hashes
 
 

@@ -22,6 +22,7 @@ from sensorium.kernels.ahead import Kernel
 from sensorium.kernels.reference import Attends, HeadNorms
 from sensorium.kernels.triton_decode import DecodePlan, Scratch
 from sensorium.kernels.triton_ops import TritonOps, dependent_launch
+from sensorium.kernels.upload import upload, upload_all
 
 # Programs that keep a large GPU busy: about two per multiprocessor.
 _PROGRAMS = 264
@@ -311,29 +312,28 @@ class TritonPagedPlan(Attends):
         position = np.arange(len(seq)) - first[seq] + (length - count)[seq]
         slots = padded[seq, position // block_size] * np.int64(block_size) + position % block_size
         self.counts, self.first, self.start = count, first, length - count
-        self.tables = torch.from_numpy(padded).to(device)
-        self.slots = torch.from_numpy(slots).to(device)
         single = np.flatnonzero(count == 1)
-        self.singles = self._tiles(single, 1, device)
         self.chunked = np.flatnonzero(count > 1)
         self.fresh = bool(len(self.chunked)) and not self.start[self.chunked].any()
-        self.width_at = torch.tensor([self.width], dtype=torch.int32, device=device)
-        self.chunks: dict[int, torch.Tensor] = {}
+        # Tile sizes measured on an H200: keys that lie beside q come fast enough for small ones.
+        self.rows = 64 if self.fresh else 128
+        tiles = [self._tiles(single, 1), self._tiles(self.chunked, self.rows)]
+        width = np.array([self.width], np.int32)
+        self.tables, self.slots, self.width_at, singles, chunks = upload_all([padded, slots, width, *tiles], device)
+        self.singles = singles if len(singles) else None
+        self.chunks = {self.rows: chunks}
 
     @property
     def decode_only(self) -> bool:
         return len(self.chunked) == 0
 
-    def _tiles(self, seqs: np.ndarray, rows: int, device: torch.device) -> torch.Tensor | None:
-        """int32 [T, 4]: packed row, number of rows, position of the first, sequence. None for no sequence."""
-        if not len(seqs):
-            return None
+    def _tiles(self, seqs: np.ndarray, rows: int) -> np.ndarray:
+        """int32 [T, 4]: packed row, number of rows, position of the first, sequence."""
         pieces = -(-self.counts[seqs] // rows)
         seq = np.repeat(seqs, pieces)
         offset = (np.arange(len(seq)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * rows
         count = np.minimum(rows, self.counts[seq] - offset)
-        tiles = np.stack((self.first[seq] + offset, count, self.start[seq] + offset, seq), 1).astype(np.int32)
-        return torch.from_numpy(tiles).to(device)
+        return np.stack((self.first[seq] + offset, count, self.start[seq] + offset, seq), 1).astype(np.int32)
 
     def attend_qkv(
         self,
@@ -380,10 +380,8 @@ class TritonPagedPlan(Attends):
             tiles = self._chunk_tiles(max(_PREFILL_ROWS // group, 1), q.device)
             self._launch(q, keys, values, out, tiles, scale, _PREFILL_ROWS, 1)
         else:
-            # Tile sizes measured on an H200: keys that lie beside q come fast enough for small ones.
-            rows = 64 if self.fresh else 128
-            tiles, paged = self._chunk_tiles(rows, q.device), not self.fresh
-            out = attend_chunks(q, k, v, keys, values, tiles, self.tables, self.width_at, scale, rows, paged)
+            tiles, paged = self.chunks[self.rows], not self.fresh
+            out = attend_chunks(q, k, v, keys, values, tiles, self.tables, self.width_at, scale, self.rows, paged)
         if self.singles is not None:
             splits = triton.next_power_of_2(max(1, min(_PROGRAMS // (len(self.singles) * k.shape[1]), 32)))
             self._launch(q, keys, values, out, self.singles, scale, max(16, triton.next_power_of_2(group)), splits)
@@ -391,9 +389,7 @@ class TritonPagedPlan(Attends):
 
     def _chunk_tiles(self, rows: int, device: torch.device) -> torch.Tensor:
         if rows not in self.chunks:
-            tiles = self._tiles(self.chunked, rows, device)
-            assert tiles is not None
-            self.chunks[rows] = tiles
+            self.chunks[rows] = upload(self._tiles(self.chunked, rows), device)
         return self.chunks[rows]
 
     def _launch(
