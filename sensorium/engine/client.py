@@ -127,7 +127,7 @@ class EngineClient(SpeechDoor):
 
     def prepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt:
         """Fetch, decode and preprocess; wait for it."""
-        return self._prepare(self._preparer.chat, messages, options or ChatOptions()).result()
+        return self._prepare(self._preparer.chat, messages, options or ChatOptions(), True).result()
 
     async def aprepare_chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Prompt:
         return await self._aprepare(self._preparer.chat, messages, options or ChatOptions())
@@ -136,7 +136,7 @@ class EngineClient(SpeechDoor):
         self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None
     ) -> Prompt:
         """A prompt in the model's own notation, control tokens included (offline use only)."""
-        return self._prepare(self._preparer.raw, text, media, options or ChatOptions()).result()
+        return self._prepare(self._preparer.raw, text, media, options or ChatOptions(), True).result()
 
     async def aprepare_raw(
         self, text: str | Sequence[int], media: Sequence[Part] = (), options: ChatOptions | None = None

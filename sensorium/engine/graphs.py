@@ -267,7 +267,7 @@ class ShapeGraphs:
     """
 
     _MOST_KEPT = 24
-    _MOST_ELEMENTS = 1 << 24
+    _MOST_ELEMENTS = 1 << 25
 
     def __init__(self, encode: Callable[..., torch.Tensor]) -> None:
         self._encode = encode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -49,18 +50,33 @@ class MediaTotals:
 
 
 class MediaCounters:
-    """Belongs to the preparer's event loop; others only read."""
+    """Any thread may count."""
 
     def __init__(self) -> None:
-        self.items: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.errors: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self._items: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._errors: Counter[tuple[str, str]] = Counter()
         self._seconds = {phase: Histograms(MEDIA_S) for phase in PHASES}
 
+    def done(self, modality: str) -> None:
+        with self._lock:
+            self._items[modality] += 1
+
+    def fetched(self, modality: str, num_bytes: int) -> None:
+        with self._lock:
+            self._bytes[modality] += num_bytes
+
+    def failed(self, modality: str, code: str) -> None:
+        with self._lock:
+            self._errors[modality, code] += 1
+
     def took(self, phase: Phase, modality: str, start_s: float, stop_s: float) -> None:
-        self._seconds[phase].observe(modality, stop_s - start_s)
+        with self._lock:
+            self._seconds[phase].observe(modality, stop_s - start_s)
         mark(f"media.{phase}", start_s, stop_s, modality)
 
     def totals(self) -> MediaTotals:
-        seconds: dict[Phase, Mapping[str, Buckets]] = {phase: self._seconds[phase].freeze() for phase in PHASES}
-        return MediaTotals(self.items.copy(), self.bytes.copy(), self.errors.copy(), seconds)
+        with self._lock:
+            seconds: dict[Phase, Mapping[str, Buckets]] = {phase: self._seconds[phase].freeze() for phase in PHASES}
+            return MediaTotals(self._items.copy(), self._bytes.copy(), self._errors.copy(), seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -155,6 +156,56 @@ class _Nursery:
             self._process = None
 
 
+class _Watch:
+    """One thread that kills the workers whose time is up; a timer for each item would be a new thread for each."""
+
+    def __init__(self, kill: Callable[[_Worker], None]) -> None:
+        self._kill = kill
+        self._until: dict[_Worker, float] = {}
+        self._wakes_s = math.inf
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def over(self, worker: _Worker, seconds: float) -> Iterator[None]:
+        """The worker may take so long inside."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sensorium-media-watch", daemon=True)
+                self._thread.start()
+            until = self._until[worker] = time.monotonic() + seconds
+            if until < self._wakes_s:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._until.pop(worker, None)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now = time.monotonic()
+                late = [worker for worker, until in self._until.items() if until <= now]
+                for worker in late:
+                    del self._until[worker]
+                if not late:
+                    self._wakes_s = min(self._until.values(), default=math.inf)
+                    self._changed.wait(None if self._wakes_s == math.inf else self._wakes_s - now)
+            for worker in late:
+                self._kill(worker)
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     ref: MediaRef
@@ -201,6 +252,7 @@ class MediaPool:
         self._known = (Media, *processor.piece_types)
         self._max_waiting = max_waiting
         self._nursery = _Nursery(processor, limits)
+        self._watch = _Watch(self._nursery.kill)
         self._alive: set[int] = set()
         self._lock = threading.Lock()
         sizes = {"media": workers, "video": video_workers or max(workers // 2, 1)}
@@ -263,6 +315,7 @@ class MediaPool:
             for worker in lane.idle:
                 worker.connection.close()
             lane.idle.clear()
+        self._watch.close()
         self._alive.clear()
 
     # ---- in the lane's threads -------------------------------------------------------------------------------------
@@ -305,12 +358,10 @@ class MediaPool:
     def _ask(self, worker: _Worker, job: _Job, wall_s: float) -> dict[str, Any]:
         start = time.monotonic()
         deadline = start + wall_s
-        watch = threading.Timer(wall_s + _GRACE_S, self._nursery.kill, (worker,))
-        watch.daemon = True
-        watch.start()
         try:
-            wire.send(worker.connection, {"ref": job.ref, "options": job.options, "cpu_s": _CPU_SHARE * wall_s})
-            answer = wire.receive(worker.connection, self._known)[0]
+            with self._watch.over(worker, wall_s + _GRACE_S):
+                wire.send(worker.connection, {"ref": job.ref, "options": job.options, "cpu_s": _CPU_SHARE * wall_s})
+                answer = wire.receive(worker.connection, self._known)[0]
             job.took = _bounded(answer.get("took"), time.monotonic() - start)
             return answer
         except TypeError as error:
@@ -320,8 +371,6 @@ class MediaPool:
             if time.monotonic() >= deadline:
                 raise TimeoutError from None
             raise _Lost from None
-        finally:
-            watch.cancel()
 
     def _blame(self, ref: MediaRef, error: Exception, wall_s: float) -> MediaError:
         self.stats.replaced += 1

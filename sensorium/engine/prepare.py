@@ -45,7 +45,7 @@ Part = MediaRef | Media | Embeds | Prepared
 T = TypeVar("T")
 MAX_UUID = 2048
 _FETCHES = 4
-_QUICKLY_HASHED = 1 << 18
+_QUICKLY_HASHED = 1 << 19
 CUT_WITHIN_S = 1.0
 
 
@@ -67,6 +67,8 @@ class _Request:
 
     budget: Budget
     slots: asyncio.Semaphore
+    here: bool = False
+    """Whether all is done in the thread that asks, with nothing to wait for."""
 
 
 class Preparer:
@@ -101,8 +103,11 @@ class Preparer:
         self._closed = False
         self._warned = False
 
-    def chat(self, messages: Sequence[Message], options: ChatOptions) -> Future[Prompt]:
-        """Cancelling the future ends its fetches and decodes."""
+    def chat(self, messages: Sequence[Message], options: ChatOptions, here: bool = False) -> Future[Prompt]:
+        """Cancelling the future ends its fetches and decodes.
+
+        here: the caller waits, so what needs no other thread is done in this one: text, with one decoded item at most.
+        """
 
         def finish(ready: Sequence[Prepared]) -> Prompt:
             waiting = iter(ready)
@@ -114,11 +119,14 @@ class Preparer:
 
         options = self._with_defaults(options)
         parts = [part for message in messages for part in message.parts if not isinstance(part, str)]
-        return self._start(parts, options, finish)
+        return self._start(parts, options, finish, here)
 
-    def raw(self, text: str | Sequence[int], media: Sequence[Part], options: ChatOptions) -> Future[Prompt]:
+    def raw(
+        self, text: str | Sequence[int], media: Sequence[Part], options: ChatOptions, here: bool = False
+    ) -> Future[Prompt]:
+        """As chat."""
         options = self._with_defaults(options)
-        return self._start(media, options, lambda ready: self._processor.raw(text, ready, options))
+        return self._start(media, options, lambda ready: self._processor.raw(text, ready, options), here)
 
     def media(self, refs: Sequence[MediaRef], options: ChatOptions) -> Future[list[Prepared]]:
         """Files alone, in their order, for prompts that are made elsewhere. None is kept: no frame comes twice."""
@@ -165,12 +173,16 @@ class Preparer:
     # ---- in the caller's thread ------------------------------------------------------------------------------------
 
     def _start(
-        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[[Sequence[Prepared]], Prompt]
+        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[..., Prompt], here: bool
     ) -> Future[Prompt]:
+        """finish: from what the parts have become, in their order, to the prompt."""
+        here = here and len(parts) <= 1 and not any(isinstance(part, MediaRef) for part in parts)
         try:
-            if not parts:
+            if not (parts or here):
                 return self._threads.submit(finish, ())
-            return asyncio.run_coroutine_threadsafe(self._prepare(parts, options, finish), self._running_loop())
+            loop = self._running_loop()
+            work = self._prepare(parts, options, finish, self._context(here))
+            return _run_here(work) if here else asyncio.run_coroutine_threadsafe(work, loop)
         except RuntimeError:
             raise EngineDeadError("the engine is closed") from None
 
@@ -189,10 +201,9 @@ class Preparer:
     # ---- in the loop -----------------------------------------------------------------------------------------------
 
     async def _prepare(
-        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[[Sequence[Prepared]], Prompt]
+        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[..., Prompt], context: _Request
     ) -> Prompt:
         self._check(parts)
-        context = self._context()
         identities = _identities(parts, by_uuid=self._cache.capacity_bytes > 0)
         indices: dict[str, int] = {}
         chosen: dict[Any, tuple[Part, int]] = {}
@@ -206,7 +217,8 @@ class Preparer:
             identity: self._counted(self._item, part, index, options, context)
             for identity, (part, index) in chosen.items()
         }
-        found = dict(zip(work, await _together(list(work.values())), strict=True))
+        done = await _together(list(work.values())) if len(work) > 1 else [await part for part in work.values()]
+        found = dict(zip(work, done, strict=True))
         size = sum(array_bytes(prepared.content) for prepared in found.values())
         if size > self._config.limits.max_request_bytes:
             raise TooLargeError(
@@ -215,7 +227,13 @@ class Preparer:
                 param="messages",
             )
         ready = [replace(found[key], part=part.part) for key, part in zip(identities, parts, strict=True)]
-        return await asyncio.get_running_loop().run_in_executor(self._threads, finish, ready)
+        return await self._do(context, finish, ready)
+
+    async def _do(self, context: _Request, work: Callable[..., T], *args: object) -> T:
+        """In a thread that may take its time."""
+        if context.here:
+            return work(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def _media(self, refs: Sequence[MediaRef], options: ChatOptions) -> list[Prepared]:
         self._check(refs)
@@ -241,9 +259,9 @@ class Preparer:
         try:
             result = await work(part, *args)
         except SensoriumError as error:
-            self._counters.errors[part.modality, error.code] += 1
+            self._counters.failed(part.modality, error.code)
             raise
-        self._counters.items[part.modality] += 1
+        self._counters.done(part.modality)
         return result
 
     def _clips(self, media: Media, instruction: str, hint: str, options: ChatOptions) -> list[Clip]:
@@ -262,8 +280,8 @@ class Preparer:
             start += len(samples)
         return clips
 
-    def _context(self) -> _Request:
-        return _Request(Budget(self._config.limits.max_request_download_bytes), asyncio.Semaphore(_FETCHES))
+    def _context(self, here: bool = False) -> _Request:
+        return _Request(Budget(self._config.limits.max_request_download_bytes), asyncio.Semaphore(_FETCHES), here)
 
     def _check(self, parts: Sequence[Part]) -> None:
         """Refuse by kind and count before a byte is fetched."""
@@ -329,11 +347,8 @@ class Preparer:
             if isinstance(part, Media):
                 self._check_media(part, options)
                 part = replace(part, options=io_options)
-            prepare = self._processor.prepare
             start = time.monotonic()
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                self._threads, prepare, part, options.media_kwargs
-            )
+            prepared = await self._do(context, self._processor.prepare, part, options.media_kwargs)
             self._counters.took("preprocess", part.modality, start, time.monotonic())
         self._cache.put(key, prepared)
         return prepared
@@ -362,7 +377,7 @@ class Preparer:
                 start = time.monotonic()
                 source = await self._fetcher.fetch(ref, context.budget)
             self._counters.took("fetch", ref.modality, start, time.monotonic())
-            self._counters.bytes[ref.modality] += len(source)
+            self._counters.fetched(ref.modality, len(source))
         return replace(ref, source=source, options=io_options)
 
     def _io_options(self, part: MediaRef | Media | Embeds, options: ChatOptions) -> dict[str, Any]:
@@ -399,6 +414,19 @@ class Preparer:
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()
+
+
+def _run_here(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """The end of a coroutine that waits for nothing."""
+    future: Future[T] = Future()
+    try:
+        work.send(None)
+        raise AssertionError("nothing may be awaited here")
+    except StopIteration as end:
+        future.set_result(end.value)
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, Prepared]]) -> list[Prepared]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,38 +23,42 @@ class CacheStats:
 
 
 class ProcessorCache:
-    """Bounded by bytes. Not for several threads at once: its owner calls it from one event loop."""
+    """Bounded by bytes. Any thread may call it."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.stats = CacheStats()
         self._items: OrderedDict[bytes, tuple[Prepared, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Prepared | None:
         """Counts as a query, and as a use of the entry."""
-        self.stats.queries += 1
-        found = self._items.get(key)
-        if found is None:
-            return None
-        self.stats.hits += 1
-        self._items.move_to_end(key)
-        return found[0]
+        with self._lock:
+            self.stats.queries += 1
+            found = self._items.get(key)
+            if found is None:
+                return None
+            self.stats.hits += 1
+            self._items.move_to_end(key)
+            return found[0]
 
     def put(self, key: bytes, prepared: Prepared) -> None:
         """Keeps the item unless it is larger than the whole cache."""
         size = array_bytes(prepared.content)
-        if size > self.capacity_bytes or key in self._items:
-            return
-        self._items[key] = (prepared, size)
-        self.stats.bytes += size
-        while self.stats.bytes > self.capacity_bytes:
-            _, (_, dropped) = self._items.popitem(last=False)
-            self.stats.bytes -= dropped
-        self.stats.items = len(self._items)
+        with self._lock:
+            if size > self.capacity_bytes or key in self._items:
+                return
+            self._items[key] = (prepared, size)
+            self.stats.bytes += size
+            while self.stats.bytes > self.capacity_bytes:
+                _, (_, dropped) = self._items.popitem(last=False)
+                self.stats.bytes -= dropped
+            self.stats.items = len(self._items)
 
     def clear(self) -> None:
-        self._items.clear()
-        self.stats.items = self.stats.bytes = 0
+        with self._lock:
+            self._items.clear()
+            self.stats.items = self.stats.bytes = 0
 
 
 def cache_key(namespace: str, kind: str, identity: bytes, settings: Mapping[str, Any]) -> bytes:

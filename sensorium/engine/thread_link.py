@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 from sensorium.config import EngineConfig
@@ -13,6 +14,8 @@ from sensorium.engine.loop import EngineLoop
 from sensorium.engine.protocol import AddVoice, Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
 from sensorium.errors import EngineDeadError, UnsupportedError
 from sensorium.types import Request
+
+_SWITCH_S = 0.001
 
 
 class ThreadLink:
@@ -28,6 +31,9 @@ class ThreadLink:
         self.state: LinkState = "ready"
         self._deliver = deliver
         self._lock = threading.Lock()
+        # Behind every operation on the device the engine's thread asks for the interpreter again; while other threads
+        # are busy, as with preparing media, it waits so long each time. Python's own 5 ms are longer than most steps.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         self._loop = EngineLoop(self.loaded.engine, deliver, self._ended)
 
     @property

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 _ALIGNED = 16
+# Bytes of an array from which several threads copy it.
+_SHARED = 1 << 18
 
 
 def upload(values: np.ndarray | Sequence[Any], device: torch.device) -> torch.Tensor:
@@ -27,10 +29,15 @@ def upload_all(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch
     staged = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     host, parts = staged.numpy(), list(zip(starts, arrays, strict=False))
     for start, array in parts:
-        host[start : start + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
-    there = staged.to(device, non_blocking=True)
+        there = slice(start, start + array.nbytes)
+        if array.nbytes >= _SHARED and array.flags.c_contiguous and array.flags.writeable:
+            # torch copies with several threads: one alone copies some 5 GB/s, less than the way to the device carries.
+            staged[there].copy_(torch.from_numpy(array.reshape(-1).view(np.uint8)))
+        else:
+            host[there].view(array.dtype).reshape(array.shape)[...] = array
+    on_device = staged.to(device, non_blocking=True)
     kinds = [torch.from_numpy(np.empty(0, array.dtype)).dtype for array in arrays]
     return [
-        there[start : start + array.nbytes].view(kind).view(array.shape)
+        on_device[start : start + array.nbytes].view(kind).view(array.shape)
         for (start, array), kind in zip(parts, kinds, strict=True)
     ]

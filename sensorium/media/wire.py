@@ -55,9 +55,9 @@ def receive(connection: socket, known: tuple[type, ...] = ()) -> tuple[Any, int]
         raise ValueError("not a frame") from error
 
 
-def _exactly(connection: socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
+def _exactly(connection: socket, size: int) -> memoryview:
+    # Not a bytearray, which would be filled with zeros first.
+    data = view = np.empty(size, dtype=np.uint8).data
     while len(view):
         got = connection.recv_into(view)
         if not got:
@@ -94,7 +94,7 @@ def _flat(value: Any, buffers: list[memoryview | Pieces]) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot cross processes")
 
 
-def _value(tree: Any, buffers: list[bytearray], known: Mapping[str, type]) -> Any:
+def _value(tree: Any, buffers: list[memoryview], known: Mapping[str, type]) -> Any:
     if not isinstance(tree, list):
         return tree
     kind, *rest = tree

@@ -49,6 +49,8 @@ class Assembly:
     variant: Variant
     marks: Marks
     per_second: bool = False
+    on_device: bool = False
+    """Whether the model's device computes the features of sounds."""
     _ids: list[int] = field(default_factory=list)
     _spans: list[Span] = field(default_factory=list)
     _media: list[MediaItem] = field(default_factory=list)
@@ -137,7 +139,7 @@ class Assembly:
 
     def _recording_item(self, group: Sequence[Sound]) -> int:
         found = self._by_key.get(recording_key(group, self.variant.pool))
-        return self._keep(recording(group, self.variant.pool)) if found is None else found
+        return self._keep(recording(group, self.variant.pool, self.on_device)) if found is None else found
 
     def _keep(self, item: MediaItem) -> int:
         self._media.append(item)

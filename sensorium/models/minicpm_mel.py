@@ -12,7 +12,7 @@ import numpy as np
 
 RATE = 16_000
 CLIP = 30 * RATE
-_FFT, _HOP, _BANDS = 400, 160, 80
+FFT, HOP, BANDS = 400, 160, 80
 _BLOCK = 128
 _SILENCE = (math.log10(1e-10) + 4.0) / 4.0
 
@@ -23,7 +23,7 @@ def split_clips(samples: np.ndarray) -> list[np.ndarray]:
 
 
 def mel_frames(samples: int) -> int:
-    return math.ceil(samples / _HOP)
+    return math.ceil(samples / HOP)
 
 
 def pooled_rows(samples: int, pool: int) -> int:
@@ -40,18 +40,18 @@ def total_rows(samples: int, pool: int) -> int:
 def largest_sound(rows: int, pool: int) -> int:
     """Samples of the longest recording of at most so many rows, at least 0.1 s."""
     whole, rest = divmod(rows, pooled_rows(CLIP, pool))
-    return max(whole * CLIP + rest * pool * 2 * _HOP, RATE // 10)
+    return max(whole * CLIP + rest * pool * 2 * HOP, RATE // 10)
 
 
 def log_mel(clip: np.ndarray) -> np.ndarray:
     """[S] float32, at most 30 s, to [80, F] float32: as if padded with zeros to 30 s, though only F frames are made."""
     frames = mel_frames(len(clip))
     if not clip.any():
-        return np.full((_BANDS, frames), _SILENCE, dtype=np.float32)
+        return np.full((BANDS, frames), _SILENCE, dtype=np.float32)
     # Two more frames than asked for still touch the sound: the reference takes its maximum over them too.
-    counted = min(frames + 2, CLIP // _HOP)
-    around = _FFT // 2
-    padded = np.zeros(min(CLIP, (counted + 3) * _HOP) + 2 * around, dtype=np.float64)
+    counted = min(frames + 2, CLIP // HOP)
+    around = FFT // 2
+    padded = np.zeros(min(CLIP, (counted + 3) * HOP) + 2 * around, dtype=np.float64)
     padded[around : around + len(clip)] = clip
     padded[:around] = padded[2 * around : around : -1]
     padded[-around:] = padded[-around - 2 : -2 * around - 2 : -1]
@@ -67,10 +67,10 @@ def log_powers(samples: np.ndarray, frames: int) -> np.ndarray:
 
     In blocks that stay in a core's cache: fresh memory for all frames at once took longer than the arithmetic.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(samples, _FFT)[: frames * _HOP : _HOP]
-    found = np.empty((frames, _BANDS))
+    windows = np.lib.stride_tricks.sliding_window_view(samples, FFT)[: frames * HOP : HOP]
+    found = np.empty((frames, BANDS))
     for start in range(0, frames, _BLOCK):
-        spectrum = np.fft.rfft(windows[start : start + _BLOCK] * _hann(), axis=1)
+        spectrum = np.fft.rfft(windows[start : start + _BLOCK] * hann(), axis=1)
         power = spectrum.real**2
         power += spectrum.imag**2
         for bands, bins, filters in _filter_parts():
@@ -80,15 +80,16 @@ def log_powers(samples: np.ndarray, frames: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _hann() -> np.ndarray:
-    return np.hanning(_FFT + 1)[:-1]
+def hann() -> np.ndarray:
+    """[400]."""
+    return np.hanning(FFT + 1)[:-1]
 
 
 @lru_cache(maxsize=1)
 def mel_filters() -> np.ndarray:
     """[201, 80]: triangles on the Slaney mel scale from 0 to 8 kHz, each of unit area."""
-    frequencies = np.linspace(0.0, RATE / 2, _FFT // 2 + 1)
-    edges = _from_mel(np.linspace(0.0, _to_mel(RATE / 2), _BANDS + 2))
+    frequencies = np.linspace(0.0, RATE / 2, FFT // 2 + 1)
+    edges = _from_mel(np.linspace(0.0, _to_mel(RATE / 2), BANDS + 2))
     rising = (frequencies[:, None] - edges[None, :-2]) / np.diff(edges)[:-1]
     falling = (edges[None, 2:] - frequencies[:, None]) / np.diff(edges)[1:]
     return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))
@@ -98,8 +99,8 @@ def mel_filters() -> np.ndarray:
 def _filter_parts() -> tuple[tuple[slice, slice, np.ndarray], ...]:
     """The filters in four parts, each with the frequencies that it hears: a quarter of the products with the whole."""
     parts: list[tuple[slice, slice, np.ndarray]] = []
-    for first in range(0, _BANDS, _BANDS // 4):
-        bands = slice(first, first + _BANDS // 4)
+    for first in range(0, BANDS, BANDS // 4):
+        bands = slice(first, first + BANDS // 4)
         heard = np.flatnonzero(mel_filters()[:, bands].any(axis=1))
         bins = slice(int(heard[0]), int(heard[-1]) + 1)
         parts.append((bands, bins, np.ascontiguousarray(mel_filters()[bins, bands])))

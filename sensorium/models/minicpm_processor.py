@@ -272,7 +272,7 @@ class Processor:
     ) -> Prompt:
         segments = self._packed(list(segments), settings)
         per_second = settings.stream_input or self.variant.per_second
-        assembly = Assembly(self.tokenizer, self.variant, self._marks, per_second)
+        assembly = Assembly(self.tokenizer, self.variant, self._marks, per_second, self.scales_on_device)
         groups: dict[int, list[Sound]] = {}
         for index, segment in enumerate(segments):
             if isinstance(segment, Sound):

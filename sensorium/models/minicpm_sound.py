@@ -34,18 +34,22 @@ class Sound:
         return max(total_rows(len(self.samples), pool), RATE // 10 // 320 // pool)
 
 
-def recording(group: Sequence[Sound], pool: int) -> MediaItem:
-    """All sounds of a group, in prompt order, as one item."""
+def recording(group: Sequence[Sound], pool: int, on_device: bool = False) -> MediaItem:
+    """All sounds of a group, in prompt order, as one item. on_device: the model's device computes the mel features."""
     first = group[0]
     if first.embeds is not None:
         return MediaItem("audio", first.digest, len(first.embeds), {"embeds": first.embeds})
     if len(group) == 1 and first.alone is not None:
         return first.alone
     clips = _clips([_audible(sound.samples, pool) for sound in group], [sound.rows(pool) for sound in group], pool)
-    arrays = {
-        "mel": np.concatenate([log_mel(clip) for clip in clips], axis=1),
-        "frames": np.array([mel_frames(len(clip)) for clip in clips], dtype=np.int32),
-    }
+    if on_device:
+        lengths = np.array([len(clip) for clip in clips], dtype=np.int32)
+        arrays = {"samples": np.concatenate(clips) if len(clips) > 1 else clips[0], "lengths": lengths}
+    else:
+        arrays = {
+            "mel": np.concatenate([log_mel(clip) for clip in clips], axis=1),
+            "frames": np.array([mel_frames(len(clip)) for clip in clips], dtype=np.int32),
+        }
     rows = sum(pooled_rows(len(clip), pool) for clip in clips)
     return MediaItem("audio", recording_key(group, pool), rows, arrays)
 
@@ -75,6 +79,8 @@ def _clips(sounds: Sequence[np.ndarray], rows: Sequence[int], pool: int) -> list
     padded = length
     while total_rows(padded, pool) < sum(rows):
         padded += 160
-    samples = np.zeros(padded, dtype=np.float32)
-    samples[:length] = np.concatenate(sounds)
+    samples = sounds[0]
+    if len(sounds) > 1 or padded > length:
+        samples = np.zeros(padded, dtype=np.float32)
+        samples[:length] = np.concatenate(sounds)
     return [clip for clip in split_clips(samples) if pooled_rows(len(clip), pool)]

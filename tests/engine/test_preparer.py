@@ -185,6 +185,26 @@ def test_a_recording_at_hand_is_no_longer_than_a_file_may_be(processor: Processo
             ask(made, read_media("audio", np.zeros(16_001, np.float32), "p"))
 
 
+def test_what_a_waiting_caller_brings_decoded_needs_no_other_thread(processor: Processor):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    picture = [Message("user", (read_media("image", pixels, "p"), "What is this?"))]
+    text = [Message("user", ("Hi",))]
+    too_long = [Message("user", (read_media("audio", np.zeros(16_001, np.float32), "p"),))]
+    with preparer(processor, limits=replace(CONFIG.limits, max_audio_s=1.0)) as made:
+        there = set(threading.enumerate())
+        done = [made.chat(messages, OPTIONS, here=True) for messages in (picture, picture, text, too_long)]
+        assert all(future.done() for future in done)
+        assert {thread.name for thread in set(threading.enumerate()) - there} <= {"sensorium-media-loop"}
+        assert isinstance(done[3].exception(), TooLargeError)
+        first, again, alone = (future.result() for future in done[:3])
+        elsewhere = made.chat(picture, OPTIONS).result(30)
+        assert first.ids == again.ids == elsewhere.ids
+        assert keys(first) == keys(again) == keys(elsewhere)
+        assert alone.ids == made.chat(text, OPTIONS).result(30).ids
+        stats = made.stats()
+        assert (stats.cache.queries, stats.cache.hits, stats.totals.items["image"]) == (4, 2, 3)
+
+
 @pytest.mark.parametrize("uuid", ["", "x" * 2049, "a\nb", "\x00"])
 def test_uuids_are_printable_and_short(shared: Preparer, uuid: str):
     with pytest.raises(MediaError, match="uuid"):

@@ -11,6 +11,7 @@ from tiny_minicpm import VERSIONS, random_image, random_sound, tiny_config, tiny
 
 from sensorium.errors import CheckpointError, UnsupportedError
 from sensorium.kernels.reference import PackedPlan, PagedPlan
+from sensorium.models.minicpm_sound import Sound, recording
 from sensorium.models.minicpmo import Config, Model
 from sensorium.models.parts.siglip import patch_inputs
 from sensorium.types import MediaItem, ModelInputs
@@ -152,8 +153,8 @@ def test_tied_head_reads_the_embedding():
 
 
 def test_encoder_batches_of_many_requests_come_in_few_sizes():
-    """Each size is a graph of its own on a GPU."""
-    model, seen = tiny_model(vision_batch_size=8), []
+    """Each size is a graph of its own on a GPU, and one that a little more would fill is filled up."""
+    model, seen = tiny_model(vision_batch_size=16), []
 
     def wrap(encode):
         def watched(x, *rest):
@@ -163,16 +164,34 @@ def test_encoder_batches_of_many_requests_come_in_few_sizes():
         return watched
 
     model.wrap_encoders(wrap)
-    for count in (1, 3, 7, 13):
+    for count in (1, 3, 7, 13, 22):
         items = [random_image([(2, 3)], seed=seed) for seed in range(count)]
         alone = [model.encode("image", [item])[0] for item in items]
         seen.clear()
         together = model.encode("image", items)
-        assert seen == {1: [1], 3: [2, 1], 7: [4, 2, 1], 13: [8, 4, 1]}[count]
+        assert seen == {1: [1], 3: [4], 7: [8], 13: [12, 1], 22: [16, 4, 2]}[count]
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     seen.clear()
     model.encode("image", [random_image([(2, 3)] * 7)])
     assert seen == [7]
+
+
+def test_features_of_sounds_may_be_left_to_the_device():
+    model = tiny_model("minicpmo", "4.5")
+    model.wrap_encoders(lambda encode: encode)
+    rng = np.random.default_rng(0)
+    sounds = [
+        [Sound(rng.standard_normal(length).astype(np.float32), bytes([length % 251])) for length in lengths]
+        for lengths in ([16_000], [7_000, 700, 20_123], [5_000], [500_000])
+    ]
+    pool = model.config.audio_pool_step
+    mels, samples = ([recording(group, pool, on_device) for group in sounds] for on_device in (False, True))
+    assert [(item.key, item.rows) for item in mels] == [(item.key, item.rows) for item in samples]
+    assert not any("mel" in item.arrays for item in samples)
+    expected = model.encode("audio", mels)
+    torch.testing.assert_close(model.encode("audio", samples), expected, rtol=1e-4, atol=1e-5)
+    mixed = [*mels[:2], *samples[2:]]
+    torch.testing.assert_close(model.encode("audio", mixed), expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- training -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from sensorium.models.minicpm_features import log_mels
 from sensorium.models.minicpm_mel import log_mel, mel_filters, mel_frames, pooled_rows, split_clips, total_rows
 from sensorium.models.minicpm_pixels import slice_patches, slice_sizes
 from sensorium.models.minicpm_slices import SlicePlan, picture_arrays, plan_slices, scaled
@@ -93,6 +94,23 @@ def test_mel(data: Path):
     np.testing.assert_allclose(first[:, ::50], stored["mel_31.0s_every50"][0], atol=1e-5)
     np.testing.assert_allclose(first[:, :40], stored["mel_31.0s_first40"][0], atol=1e-5)
     np.testing.assert_allclose(last[:, :40], stored["mel_31.0s_first40"][1], atol=1e-5)
+
+
+def test_mel_as_the_device_makes_it():
+    """Many clips at once, bit for bit what one alone becomes; the reference's numbers are those of test_mel."""
+    rng = np.random.default_rng(0)
+    for lengths in ([1600, 480, 16_123], [480_000, 479_961, 479_700], [479_999, 1000]):
+        clips = [rng.standard_normal(length).astype(np.float32) * np.float32(0.1) for length in lengths]
+        clips[1][: lengths[1] // 2] = 0
+        clips[-1][:] *= lengths[0] > 2000  # a silent one
+        samples = np.zeros((len(clips), 160 * max(map(mel_frames, lengths))), dtype=np.float32)
+        for row, clip in zip(samples, clips, strict=True):
+            row[: len(clip)] = clip
+        mels, frames = log_mels(torch.from_numpy(samples), torch.tensor(lengths))
+        assert frames.tolist() == [mel_frames(length) for length in lengths]
+        for mel, count, clip in zip(mels.numpy(), frames.tolist(), clips, strict=True):
+            np.testing.assert_allclose(mel[:, :count], log_mel(clip), atol=1e-6)
+            assert not mel[:, count:].any()
 
 
 def test_rows_of_any_length(data: Path):
