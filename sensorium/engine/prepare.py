@@ -43,6 +43,8 @@ from sensorium.types import ChatOptions, Clip, Embeds, Media, MediaRef, Message,
 log = logging.getLogger(__name__)
 Part = MediaRef | Media | Embeds | Prepared
 T = TypeVar("T")
+Finish = Callable[[Sequence[Prepared]], Prompt]
+"""From what the parts have become, in their order, to the prompt."""
 MAX_UUID = 2048
 _FETCHES = 4
 _QUICKLY_HASHED = 1 << 19
@@ -172,10 +174,7 @@ class Preparer:
 
     # ---- in the caller's thread ------------------------------------------------------------------------------------
 
-    def _start(
-        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[..., Prompt], here: bool
-    ) -> Future[Prompt]:
-        """finish: from what the parts have become, in their order, to the prompt."""
+    def _start(self, parts: Sequence[Part], options: ChatOptions, finish: Finish, here: bool) -> Future[Prompt]:
         here = here and len(parts) <= 1 and not any(isinstance(part, MediaRef) for part in parts)
         try:
             if not (parts or here):
@@ -200,9 +199,7 @@ class Preparer:
 
     # ---- in the loop -----------------------------------------------------------------------------------------------
 
-    async def _prepare(
-        self, parts: Sequence[Part], options: ChatOptions, finish: Callable[..., Prompt], context: _Request
-    ) -> Prompt:
+    async def _prepare(self, parts: Sequence[Part], options: ChatOptions, finish: Finish, context: _Request) -> Prompt:
         self._check(parts)
         identities = _identities(parts, by_uuid=self._cache.capacity_bytes > 0)
         indices: dict[str, int] = {}
