@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,12 +147,26 @@ def sound_file(rng: np.random.Generator, seconds: float) -> bytes:
     return out.getvalue()
 
 
+@cache
+def one_file(size: int) -> bytes:
+    return picture_file(np.random.default_rng(size), size)
+
+
+@cache
+def one_picture(size: int) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(one_file(size))))
+
+
 def picture(rng: np.random.Generator, size: int) -> MediaRef:
-    return MediaRef("image", picture_file(rng, size))
+    """Never the same file twice: what stands behind the end of a picture is not read, only hashed."""
+    return MediaRef("image", one_file(size) + rng.bytes(16))
 
 
 def pixels(rng: np.random.Generator, size: int) -> Media:
-    return from_array(np.asarray(Image.open(io.BytesIO(picture_file(rng, size)))))
+    """Never the same picture twice."""
+    own = one_picture(size).copy()
+    own[0, :8] = rng.integers(0, 256, (8, 3), dtype=np.uint8)
+    return from_array(own)
 
 
 KINDS: dict[str, tuple[Callable[[np.random.Generator], MediaRef | Media], int]] = {
