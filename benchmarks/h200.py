@@ -16,8 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import gpu_check
