@@ -22,7 +22,9 @@ _SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
 _OFTEN = 64
 # Above this many tokens the device is busy for longer than launching the kernels one by one takes.
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
-_CHUNK_SEQUENCES = 32
+CHUNK_SEQUENCES = 32
+# Beside more decodes than that, and so many tokens apart.
+_MIXED_STEP = 64
 Result = TypeVar("Result")
 
 
@@ -170,7 +172,11 @@ class DecodeGraphs:
 class ChunkGraphs:
     """Small steps with chunks of prompts. The caller writes the embeddings, as some are rows of media.
 
-    Numbers: positions [axes, n], slots [n], tiles [t, 4], last rows [b], the width of the tables, tables [b, width].
+    Up to `decodes` sequences at the head of a step that add one token are computed as decodes; the others, and all of
+    them without, as chunks. S is the most sequences of a step.
+
+    Numbers: positions [axes, n], slots [n], tiles [t, 4], last rows [S], lengths of the decodes, the width of the
+    tables, tables [b, width].
     """
 
     def __init__(
@@ -181,24 +187,37 @@ class ChunkGraphs:
         block_size: int,
         max_blocks: int,
         recorder: Recorder | None = None,
+        decodes: int = 0,
     ) -> None:
-        self.most = _CHUNK_TOKENS[-1]
+        self._sizes = _CHUNK_TOKENS
+        if decodes:
+            self._sizes = tuple(range(2 * _MIXED_STEP, decodes + _CHUNK_TOKENS[-1] + 1, _MIXED_STEP))
+        self.most = self._sizes[-1]
         self._model, self._kv, self._plans, self._block_size = model, kv, plans, block_size
         self._axes, self._rows = model.position_axes, plans.chunk_plan.ROWS
+        self._most_decodes, self._sequences = decodes, decodes + CHUNK_SEQUENCES
         device = kv[0].device
         self.x = torch.zeros(self.most, model.hidden_size, dtype=kv[0].dtype, device=device)
         """Embeddings [most, E] of the step's tokens."""
-        self._numbers = _Numbers(self._layout(self.most)[-1] + _CHUNK_SEQUENCES * max_blocks, device)
+        self._numbers = _Numbers(self._layout(self.most)[-1] + self._sequences * max_blocks, device)
+        self._scratch = plans.scratch(device) if decodes else None
+        self._results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        """Where all graphs with decodes leave theirs: apart they would be a gigabyte of logits."""
         recorder = recorder or Recorder()
         with compiling(device):
-            for size in _CHUNK_TOKENS:
+            for size in self._sizes:
                 self._compute(size)
-        self._graphs = {
-            size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(_CHUNK_TOKENS)
-        }
+        self._graphs = {size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(self._sizes)}
 
     def fits(self, counts: Sequence[int]) -> bool:
-        return len(counts) <= _CHUNK_SEQUENCES and sum(counts) <= self.most
+        singles = self._singles(counts)
+        if self._most_decodes and not singles:
+            return False
+        return sum(counts) <= self.most and len(counts) - singles <= CHUNK_SEQUENCES
+
+    def _singles(self, counts: Sequence[int]) -> int:
+        """How many sequences of a step are computed as decodes."""
+        return next((i for i, count in enumerate(counts[: self._most_decodes]) if count > 1), self._most_decodes)
 
     def run(
         self,
@@ -212,25 +231,28 @@ class ChunkGraphs:
 
         counts[i] new tokens end at lens[i]. behind: how many rows before its last a sequence's is.
         """
-        total = sum(counts)
-        size = next(size for size in _CHUNK_TOKENS if size >= total)
-        at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
+        total, singles = sum(counts), min(self._singles(counts), len(counts))
+        size = next(size for size in self._sizes if size >= total)
+        at_slots, at_tiles, at_ends, at_lens, at_width, stop = self._layout(size)
         host, width = self._numbers.host, max(map(len, tables))
         host[:at_slots].reshape(self._axes, size)[:, :total] = positions
         slots, tiles = host[at_slots:at_tiles], host[at_tiles:at_ends].reshape(-1, 4)
+        slots[:singles] = -1
         slots[total:] = -1
         host[at_tiles:at_width] = 0
+        host[at_lens : at_lens + singles] = lens[:singles]
         host[at_width] = width
         first = tile = 0
         for i, (count, length, table) in enumerate(zip(counts, lens, tables, strict=True)):
             host[stop + i * width : stop + i * width + len(table)] = table
-            where = np.arange(length - count, length)
-            slots[first : first + count] = np.asarray(table)[where // self._block_size] * self._block_size
-            slots[first : first + count] += (where % self._block_size).astype(np.int32)
-            for offset in range(0, count, self._rows):
-                rows = min(self._rows, count - offset)
-                tiles[tile] = first + offset, rows, length - count + offset, i
-                tile += 1
+            if i >= singles:
+                where = np.arange(length - count, length)
+                slots[first : first + count] = np.asarray(table)[where // self._block_size] * self._block_size
+                slots[first : first + count] += (where % self._block_size).astype(np.int32)
+                for offset in range(0, count, self._rows):
+                    rows = min(self._rows, count - offset)
+                    tiles[tile] = first + offset, rows, length - count + offset, i
+                    tile += 1
             first += count
             host[at_ends + i] = first - 1 - (0 if behind is None else behind[i])
         self._numbers.send(stop + len(tables) * width)
@@ -238,26 +260,38 @@ class ChunkGraphs:
         graph.replay()
         return logits[: len(counts)], greedy[: len(counts)], hidden[: len(counts)]
 
-    def _layout(self, size: int) -> tuple[int, int, int, int, int]:
-        """Where slots, tiles, last rows, the tables' width and the tables begin."""
+    def _layout(self, size: int) -> tuple[int, int, int, int, int, int]:
+        """Where slots, tiles, last rows, lengths of decodes, the tables' width and the tables begin."""
         slots = self._axes * size
         tiles = slots + size
-        ends = tiles + 4 * (size // self._rows + _CHUNK_SEQUENCES)
-        width = ends + _CHUNK_SEQUENCES
-        return slots, tiles, ends, width, width + 1
+        ends = tiles + 4 * (size // self._rows + CHUNK_SEQUENCES)
+        lens = ends + self._sequences
+        width = lens + self._most_decodes
+        return slots, tiles, ends, lens, width, width + 1
 
     def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        at_slots, at_tiles, at_ends, at_width, stop = self._layout(size)
+        at_slots, at_tiles, at_ends, at_lens, at_width, stop = self._layout(size)
         numbers = self._numbers.device
         positions = numbers[:at_slots].view(self._axes, size)
-        tiles = numbers[at_tiles:at_ends].view(-1, 4)
-        plan = self._plans.chunk_plan(numbers[at_slots:at_tiles], tiles, numbers[stop:], numbers[at_width:])
-        ends = numbers[at_ends:at_width]
+        slots, tiles = numbers[at_slots:at_tiles], numbers[at_tiles:at_ends].view(-1, 4)
+        tables, width = numbers[stop:], numbers[at_width:]
+        plan = self._plans.chunk_plan(slots, tiles, tables, width)
+        if self._most_decodes:
+            lens = numbers[at_lens : min(at_width, at_lens + size)]
+            plan.decodes = self._plans.decode_plan(lens, tables, width, self._block_size, self._scratch)
+        ends = numbers[at_ends:at_lens]
         inputs = ModelInputs(positions[0] if self._axes == 1 else positions, plan, self._kv, ends)
         # A copy, as the layers may write to what they are given.
         hidden = self._model.forward(self.x[:size].clone(), inputs)
         logits = self._model.logits(hidden)
-        return logits, pick(logits), hidden
+        results = logits, pick(logits), hidden
+        if not self._most_decodes:
+            return results
+        if self._results is None:
+            self._results = torch.empty_like(logits), torch.empty_like(results[1]), torch.empty_like(hidden)
+        for kept, result in zip(self._results, results, strict=True):
+            kept.copy_(result)
+        return self._results
 
 
 class ShapeGraphs:

@@ -143,7 +143,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler, codec, voices)
     if not config.enforce_eager:
-        engine.runner.record_graphs(config.max_num_seqs + config.max_sessions, engine.max_model_len)
+        most, paced = config.max_num_seqs + config.max_sessions, engine.scheduler.pace is not None
+        engine.runner.record_graphs(most, engine.max_model_len, mixed=paced)
         if engine.speech is not None:
             engine.speech.record_graphs()
         if codec is not None and config.codec_config.get("graphs"):

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs, Likeliest, ShapeGraphs, pick
+from sensorium.engine.graphs import (
+    CHUNK_SEQUENCES,
+    ChunkGraphs,
+    DecodeGraphs,
+    Likeliest,
+    ShapeGraphs,
+    pick,
+)
 from sensorium.engine.histogram import MEDIA_S, Histograms
 from sensorium.engine.readout import Readout
 from sensorium.engine.resident import Resident, RowMoves
@@ -75,17 +82,24 @@ class Runner:
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
         self._rehearsal: Iterator[None] = iter(())
+        self._mixed: ChunkGraphs | None = None
+        """Chunks beside more decodes than _chunks takes."""
         self._ahead: _Flight | None = None
         self._launched: deque[torch.cuda.Event] = deque()
 
     @torch.inference_mode()
-    def record_graphs(self, most: int, max_len: int) -> None:
-        """Record steps of up to `most` sequences of up to max_len tokens, where the kernels allow it."""
+    def record_graphs(self, most: int, max_len: int, mixed: bool = False) -> None:
+        """Record steps of up to `most` sequences of up to max_len tokens, where the kernels allow it.
+
+        mixed: also those of many decodes beside a few tokens of prompts.
+        """
         if self._plan_class.decode_plan is None or self.model.head_dim & (self.model.head_dim - 1):
             return
         blocks = -(-max_len // self.block_size)
         self._decodes = DecodeGraphs(self.model, self.kv, self._plan_class, self.block_size, most, blocks)
         self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks)
+        if mixed and most > CHUNK_SEQUENCES:
+            self._mixed = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks, decodes=most)
         self.model.wrap_encoders(ShapeGraphs)
         self._rehearsal = self.model.rehearse()
 
@@ -241,7 +255,8 @@ class Runner:
         assert self._decodes is not None
         assert self._chunks is not None
         decodes = max(counts) == 1 and len(works) <= self._decodes.most
-        if not decodes and not self._chunks.fits(counts):
+        chunks = self._chunks if self._mixed is None or self._chunks.fits(counts) else self._mixed
+        if not decodes and not chunks.fits(counts):
             return None
         # Graphs end in logits; what pools or scores a prompt reads hidden rows.
         if any(work.seq.needs_every_row or work.seq.request.pooling is not None for work in works):
@@ -252,12 +267,12 @@ class Runner:
             with self.passes.time("decode"):
                 found = self._decodes.run(numbers, positions, lens, tables, source)
         else:
-            x = self._chunks.x[: sum(counts)]
+            x = chunks.x[: sum(counts)]
             x.copy_(self.model.embed(self._ids(works, before)))
             self._fuse(x, works)
             behind = [_behind(work) for work in works] if self.readout.deciders else None
             with self.passes.time("prefill"):
-                found = self._chunks.run(counts, lens, positions, tables, behind)
+                found = chunks.run(counts, lens, positions, tables, behind)
         logits, greedy, hidden = found
         return _Flight(list(works), {work.seq.id: row for row, work in enumerate(works)}, logits, hidden, greedy)
 

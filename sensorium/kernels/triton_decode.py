@@ -172,14 +172,19 @@ class DecodePlan(Attends):
         sin: torch.Tensor,
         kv: torch.Tensor | None,
         scale: float,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As Attends.attend_qkv, for a power-of-two head dim and contiguous qkv."""
+        """As Attends.attend_qkv, for a power-of-two head dim and contiguous qkv.
+
+        out [at least B, H D] gets the rows whose lengths are above 0; the others of it stay as they are.
+        """
         assert kv is not None
         h, k_heads = heads
         batch, d = len(qkv), kv.shape[-1]
         splits = triton.next_power_of_2(max(1, min(_PROGRAMS // (batch * k_heads), 32)))
         parts, logs, arrivals = self.scratch.take(batch, h, k_heads, splits, d)
-        out = torch.empty(batch, h * d, dtype=qkv.dtype, device=qkv.device)
+        if out is None:
+            out = torch.empty(batch, h * d, dtype=qkv.dtype, device=qkv.device)
         keys, values = kv.unbind()
         q_norm, k_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
         # Measured on an H200: with programs to spare one warp each keeps most loads in flight.

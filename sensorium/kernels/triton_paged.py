@@ -260,6 +260,9 @@ class ChunkPlan(Attends):
 
     slots int32 [N], -1 for padding; tiles int32 [T, 4] as TritonPagedPlan makes them, with a count of 0 for padding and
     of at most ROWS; width int32 [1] is W of tables int32 [B, W].
+
+    `decodes`, where it is set, computes the first rows of the step, as far as its lengths are above 0: they have slot
+    -1, no tile, and the first tables.
     """
 
     ops = TritonOps
@@ -267,6 +270,7 @@ class ChunkPlan(Attends):
 
     def __init__(self, slots: torch.Tensor, tiles: torch.Tensor, tables: torch.Tensor, width: torch.Tensor) -> None:
         self.slots, self.tiles, self.tables, self.width = slots, tiles, tables, width
+        self.decodes: DecodePlan | None = None
 
     def attend_qkv(
         self,
@@ -282,9 +286,13 @@ class ChunkPlan(Attends):
         assert kv is not None
         keys, values = kv.unbind()
         q, k, v = prepare(qkv, heads, norms, cos, sin, keys, values, self.slots)
-        return attend_chunks(
+        out = attend_chunks(
             q, k, v, keys, values, self.tiles, self.tables, self.width, scale, self.ROWS, paged=True
         ).view(len(qkv), -1)
+        if self.decodes is not None:
+            count = len(self.decodes.lens)
+            self.decodes.attend_qkv(qkv[:count], heads, norms, cos, sin, kv, scale, out)
+        return out
 
 
 class TritonPagedPlan(Attends):

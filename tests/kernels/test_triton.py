@@ -143,3 +143,49 @@ def test_decode_attention_from_the_projection_on(heads, lens, normed):
         ours_kv = kv.clone()
         close(plan.attend_qkv(qkv, (h, kh), norms, cos, sin, ours_kv, dim**-0.5), theirs)
         close(ours_kv, theirs_kv)
+
+
+@needs_gpu
+@pytest.mark.parametrize("heads", [(32, 8, 128), (4, 4, 64)], ids=str)
+@pytest.mark.parametrize("decodes", [0, 3, 40])
+@torch.inference_mode()
+def test_decodes_and_chunks_in_one_step_of_fixed_memory(heads, decodes):
+    """A ChunkPlan with more room than rows, and more for decodes than there are."""
+    device, block_size, room = torch.device("cuda"), 16, 64
+    h, kh, dim = heads
+    generator = torch.Generator(device).manual_seed(1)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, device=device, dtype=torch.bfloat16)
+
+    counts = [1] * decodes + [100, 1, 70]
+    lens = [5 + 31 * i for i in range(decodes)] + [100, 33, 200]
+    sizes = [-(-n // block_size) for n in lens]
+    order = torch.randperm(sum(sizes)).tolist()
+    tables = [[order.pop() for _ in range(size)] for size in sizes]
+    total, width = sum(counts), max(sizes)
+    qkv, kv = random(total + 9, (h + 2 * kh) * dim), random(2, sum(sizes), block_size, kh, dim)
+    cos, sin = random(total + 9, 1, dim), random(total + 9, 1, dim)
+    norms = HeadNorms(random(dim), random(dim), 1e-6)
+    numbers = lambda values: torch.tensor(values, dtype=torch.int32, device=device)  # noqa: E731
+    slots, tiles, first = [-1] * (total + 9), [], 0
+    for i, (count, length) in enumerate(zip(counts, lens, strict=True)):
+        if i >= decodes:
+            at = range(length - count, length)
+            slots[first : first + count] = [tables[i][n // block_size] * block_size + n % block_size for n in at]
+            rows = range(0, count, 64)
+            tiles += [[first + row, min(64, count - row), length - count + row, i] for row in rows]
+        first += count
+    padded = numbers([table + [0] * (width - len(table)) for table in tables])
+    plans = paged_attention(device, torch.bfloat16, force="triton").implementation
+    plan = plans.chunk_plan(numbers(slots), numbers([*tiles, [0, 0, 0, 0]]), padded, numbers([width]))
+    padding = [0] * (room - decodes)
+    plan.decodes = DecodePlan(numbers(lens[:decodes] + padding), padded, numbers([width]), block_size, Scratch(device))
+    theirs_kv = kv.clone().float()
+    ours = plan.attend_qkv(qkv, (h, kh), norms, cos, sin, kv, dim**-0.5)[:total]
+    wide = [tensor[:total].float() for tensor in (qkv, cos, sin)]
+    norms = HeadNorms(norms.q.float(), norms.k.float(), norms.eps)
+    reference = PagedPlan(counts, lens, tables, block_size, device)
+    theirs = reference.attend_qkv(wide[0], (h, kh), norms, wide[1], wide[2], theirs_kv, dim**-0.5)
+    torch.testing.assert_close(kv.float(), theirs_kv, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours.float(), theirs, rtol=3e-2, atol=3e-2)
