@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sensorium.engine.checkpoint import open_checkpoint
+from sensorium.engine.checkpoint import PACKAGED_MODEL, open_checkpoint
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.minicpm.model import Checkpoint, MiniCPM, device_name
 from sensorium.minicpm.omni import MiniCPMO
@@ -71,7 +71,7 @@ class AutoProcessor:
 def open_pretrained(model: str | Path, options: Mapping[str, Any]) -> Checkpoint:
     """The folder, its config.json, and the settings of an engine for it. No weight is read."""
     given = _Given.split(options)
-    name = str(_local(str(model), given) if given.local_only else model)
+    name = _local(str(model), given) if given.local_only else str(model)
     config, _ = read_keywords(name, given.engine, caller="from_pretrained()")
     if "limits" not in options:
         config = replace(config, limits=replace(config.limits, max_items=MAX_ITEMS))
@@ -107,16 +107,16 @@ class _Given:
         return cls(rest, bool(rest.pop("init_tts", True)), bool(rest.pop("local_files_only", False)))
 
 
-def _local(model: str, given: _Given) -> Path:
-    """The folder of a model that is on this machine already."""
-    if Path(model).expanduser().is_dir():
-        return Path(model).expanduser()
+def _local(model: str, given: _Given) -> str:
+    """The folder of a model that is on this machine already, or the packaged model's name."""
+    if model in ("", PACKAGED_MODEL) or Path(model).expanduser().is_dir():
+        return model
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         cache, revision = given.engine.get("download_dir"), given.engine.get("revision")
-        return Path(snapshot_download(model, revision=revision, cache_dir=cache, local_files_only=True))
+        return str(snapshot_download(model, revision=revision, cache_dir=cache, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
             f"no model folder at {model!r}, and the hub's cache on this machine has none of that name "

@@ -22,7 +22,7 @@ from sensorium.errors import EngineError, RequestError
 from sensorium.media import audio, image
 from sensorium.minicpm.duplex_options import DuplexOptions, Left, left
 from sensorium.minicpm.generation import draw_seed
-from sensorium.minicpm.speech import read_recording
+from sensorium.minicpm.speech import OWN_VOICE
 from sensorium.minicpm.utils import load_audio
 from sensorium.models.minicpm_duplex import MAX_CHARS, read_session, read_unit
 from sensorium.models.minicpm_duplex_record import SessionRecord
@@ -101,8 +101,7 @@ class Duplex:
 
     def _take_voice(self, source: str | Path) -> None:
         name = f"duplex-voice-{next(_numbers)}"
-        self.model.client.add_voice(name, *read_recording(source, "prompt_wav_path"))
-        self._voice = name
+        self._voice = self.model.take_voice(name, source, "prompt_wav_path")
 
     def _add_voice(self, session: Session, source: str | Path) -> None:
         """To a session that was prepared without one."""
@@ -339,7 +338,7 @@ class Duplex:
             self._session.abort()
             list(self._session)  # its place is free once its last event has come
             self._session = None
-        if self._voice is not None and self._voice in self.model.client.voices:
+        if self._voice not in (None, OWN_VOICE) and self._voice in self.model.client.voices:
             self.model.client.remove_voice(self._voice)
         self._voice = None
 

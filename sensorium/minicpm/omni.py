@@ -16,6 +16,7 @@ from sensorium.minicpm.answering import Question, ask, ask_stream, prompts
 from sensorium.minicpm.generation import Answer, omni_generation
 from sensorium.minicpm.messages import read_conversations
 from sensorium.minicpm.speech import (
+    OWN_VOICE,
     Speech,
     first_voice,
     forced_text,
@@ -28,7 +29,8 @@ from sensorium.minicpm.system import system_message
 from sensorium.minicpm.talking import Talking
 from sensorium.minicpm.tokenizer import check_processor
 from sensorium.models.base import SpeechModel
-from sensorium.models.token2wav import Token2Wav, Voice
+from sensorium.models.build import voice_files
+from sensorium.models.token2wav import Token2Wav, Voice, VoicePrompt
 from sensorium.types import Message
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,22 @@ class MiniCPMO(Talking):
         """A voice for the codec, from a file, or from samples at 16 kHz."""
         return self.codec.voice(*read_recording(source, name))
 
+    def take_voice(self, name: str, source: Any, param: str) -> str:
+        """What the engine calls the voice of a recording: `name`, or its own where it makes none of recordings."""
+        own = self._own_voice()
+        if own is not None:
+            log.warning("%s: this model makes no voices of recordings; it speaks in its own", param)
+            return OWN_VOICE
+        self.client.add_voice(name, *read_recording(source, param))
+        return name
+
+    def _own_voice(self) -> Voice | None:
+        """The one that comes with a codec which makes none of recordings."""
+        path = voice_files(self.checkpoint.folder, self.client.config).get(OWN_VOICE)
+        if self.codec.can_clone or path is None or path.suffix != ".safetensors":
+            return None
+        return Voice(VoicePrompt.load(path))
+
     def _speech_for(
         self, conversations: Sequence[Sequence[Message]], is_batch: bool, paths: Sequence[Any], sampling: Any
     ) -> Speech | None:
@@ -186,7 +204,7 @@ class MiniCPMO(Talking):
         for name, file in (("output_audio_path", path), ("output_tts_inputs_embeds_path", embeds)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise RequestError(f"{name}: there is no folder {str(file.parent)!r}", param=name)
-        voice = codec.voice(first_voice(conversations[0]), 16_000)
+        voice = self._own_voice() or codec.voice(first_voice(conversations[0]), 16_000)
         return Speech(voice, path, read_sampling(sampling, self.speech.config), embeds)
 
     def _given(self, question: Question, text: str) -> list[Answer]:

@@ -76,6 +76,7 @@ class Simplex:
         self.model = model
         self._talk: _Talk | None = None
         self._voice: tuple[np.ndarray, int] | None = None
+        self._called = _VOICE
         """The recording of it, and its rate."""
         self._snapshot: _Talk | None = None
         self._is_replying = False
@@ -95,7 +96,7 @@ class Simplex:
     def init_token2wav_cache(self, prompt_speech_16k: Any) -> None:
         """The voice to speak in: samples at 16 kHz. Call it before a reply with sound."""
         voice = read_recording(prompt_speech_16k, "prompt_speech_16k")
-        self.model.client.add_voice(_VOICE, *voice)
+        self._called = self.model.take_voice(_VOICE, prompt_speech_16k, "prompt_speech_16k")
         self._voice = voice
 
     def restore_speculative_snapshot(self) -> bool:
@@ -322,10 +323,10 @@ class Simplex:
             raise RequestError(
                 "generate_audio: there is no voice; call init_token2wav_cache() first", param="generate_audio"
             )
-        if _VOICE not in self.model.client.voices:  # an engine that was started anew
-            self.model.client.add_voice(_VOICE, *self._voice)
+        if self._called not in self.model.client.voices:  # an engine that was started anew
+            self.model.client.add_voice(self._called, *self._voice)
         seed = draw_seed() if sampling.seed is None else sampling.seed
-        return SpeechOptions(_VOICE, "half_duplex", replace(sampling, seed=seed))
+        return SpeechOptions(self._called, "half_duplex", replace(sampling, seed=seed))
 
     def _refuse_reply(self) -> None:
         if self._is_replying:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
 
 log = logging.getLogger(__name__)
+OWN_VOICE = "default"
+"""What the engine calls the voice that a checkpoint brings."""
 _NO_EFFECT = ("min_p", "win_size", "tau_r")
 """Of MiniCPM's TTSSamplingParams: they do nothing there either."""
 

@@ -78,6 +78,8 @@ def test_models_that_are_not_there(tmp_path, monkeypatch):
         AutoModel.from_pretrained("model/", local_files_only=True)
     with pytest.raises(CheckpointError, match=r"cache on this machine has none.*local_files_only"):
         AutoModel.from_pretrained("OpenBMB/MiniCPM-V-4_5", local_files_only=True, cache_dir=str(tmp_path))
+    packaged = AutoModel.from_pretrained("sensorium-tiny", local_files_only=True)
+    assert packaged.checkpoint.folder == AutoModel.from_pretrained("sensorium-tiny").checkpoint.folder
     (tmp_path / "config.json").write_text('{"model_type": "llava", "architectures": ["LlavaForX"]}')
     with pytest.raises(CheckpointError, match=r"no MiniCPM-V or MiniCPM-o checkpoint \(LlavaForX\)"):
         AutoModel.from_pretrained(tmp_path)

@@ -160,3 +160,19 @@ def test_speech_has_to_be_asked_for(model, golden, msgs, tmp_path):
         AutoModel.from_pretrained(golden / "minicpmo45" / "tiny").init_tts()
     with pytest.raises(CheckpointError, match="no codec folder"):
         AutoModel.from_pretrained(folder).init_tts(model_dir=tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_the_packaged_model_speaks_in_its_own_voice(tmp_path, caplog):
+    """Its codec makes no voices of recordings."""
+    with AutoModel.from_pretrained("sensorium-tiny", local_files_only=True) as model:
+        model.init_tts()
+        path = tmp_path / "said.wav"
+        how = {"num_beams": 1, "max_new_tokens": 12, "use_tts_template": True, "generate_audio": True}
+        assert model.chat(msgs=[{"role": "user", "content": "Hi"}], output_audio_path=path, **how)
+        assert np.abs(sound(path)).max() > 1000
+        model.init_token2wav_cache(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
+        assert "speaks in its own" in caplog.text
+        model.streaming_prefill("talk", [{"role": "user", "content": ["Hello."]}], is_last_chunk=True)
+        waves = [piece for piece, _ in model.streaming_generate("talk", max_new_tokens=10)]
+        assert sum(piece.shape[-1] for piece in waves) > 0

@@ -60,6 +60,7 @@ def test_sleep_is_refused_where_it_is_not_enabled(dev: Live):
     assert dev.post(b"", "/wake_up") == (200, {"status": "awake"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="engine processes need socket pairs that can be inherited")
 def test_a_server_that_sleeps_gives_its_device_back(any_model: Path):
     config = EngineConfig(
