@@ -151,10 +151,11 @@ class Engine:
         self._advance(batch, tokens, events)
         self.sessions.move_rows()
         laps.lap("advance")
+        idle = not (batch.works or self.inbox or self.scheduler.has_work)
         if self.speakers.has_codes:
-            self.speakers.speak(events)
+            self.speakers.speak(events, idle=idle)
         laps.lap("speech")
-        self.speakers.sound(events, idle=not (batch.works or self.inbox or self.scheduler.has_work))
+        self.speakers.sound(events, idle=idle)
         if self.codec is not None:
             self._hear(events)
         self._answers.release(events)

@@ -75,6 +75,11 @@ class Likeliest:
         if self._arrived is not None:
             self._arrived.record()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether tolist would not wait."""
+        return self._arrived is None or self._arrived.query()
+
     def tolist(self) -> list[int]:
         if self._arrived is not None:
             self._arrived.synchronize()

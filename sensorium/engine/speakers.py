@@ -22,8 +22,9 @@ from sensorium.errors import EngineError, SensoriumError, UnsupportedError
 from sensorium.types import CallFailed, Codes, Event, Sound, SpeechOptions
 
 log = logging.getLogger(__name__)
-# Rounds of an engine step: short, as a step of the backbone waits for them, and is waited for.
-_ROUNDS = 8
+# Rounds of the speech LM at a time. Few where they are waited for; else as many as a unit or a piece takes, beside what
+# the backbone computes.
+_ROUNDS, _ROUNDS_BESIDE = 8, 28
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,13 +155,17 @@ class Speakers:
         if speaker.stream is not None and self._codec is not None:
             self._codec.reset(speaker.stream)
 
-    def speak(self, events: list[Event]) -> None:
-        """Some more codes for all that speak. What fails ends the texts that took part, and no more."""
+    def speak(self, events: list[Event], *, idle: bool) -> None:
+        """Some more codes for all that speak. What fails ends the texts that took part, and no more.
+
+        idle: the backbone has nothing to do, so the device is waited for.
+        """
         stage = self._stage
         if stage is None or not stage.is_speaking:
             return
         try:
-            spoken = stage.advance(_ROUNDS)
+            beside = stage.runs_ahead and not idle
+            spoken = stage.advance(_ROUNDS_BESIDE if beside else _ROUNDS, wait=not beside)
         except Exception as error:
             log.exception("a step of the speech LM failed; its calls end")
             for speaker in list(self._by_slot.values()):

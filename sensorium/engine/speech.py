@@ -196,16 +196,19 @@ class SpeechStage:
         return [codes[work.slot] for work in works]
 
     @torch.inference_mode()
-    def advance(self, rounds: int = CODES_PER_S) -> list[Spoken]:
+    def advance(self, rounds: int = CODES_PER_S, *, wait: bool = True) -> list[Spoken]:
         """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened.
 
-        Where the stage runs ahead they are begun, and those that the last call began are told.
+        Where the stage runs ahead they are begun, and those that the last call began are told: those are waited for, or
+        without `wait` nothing happens while the device still computes them.
         """
         try:
             if not self.runs_ahead:
                 with timed(self.passes, "speech"):
                     self._run(rounds)
                 return self._tell()
+            if not wait and self._flight is not None and not self._flight.is_over:
+                return []
             flight, self._flight = self._flight, None
             if flight is not None:
                 flight.settle(self.model.eos_code)

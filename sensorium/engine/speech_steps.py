@@ -56,6 +56,11 @@ class Flight:
     picks: list[Likeliest] = field(default_factory=list[Likeliest])
     num_rounds: int = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all of them are computed."""
+        return not self.picks or self.picks[-1].is_there
+
     def settle(self, eos: int) -> None:
         """Wait for the rounds, and account for them on the host, which follows what the device did."""
         for picked in self.picks:

@@ -66,8 +66,9 @@ class Token2Wav:
 
     def __init__(self, parts: Parts) -> None:
         self.flow, self._whole, self._streaming, self._prompts = parts.flow, parts.whole, parts.streaming, parts.prompts
-        is_fixed = parts.flow.has_fixed_shapes and isinstance(parts.streaming, CausalVocoder)
-        self._fixed = FixedVocoder(parts.streaming) if is_fixed else None
+        self._fixed = None
+        if parts.flow.has_fixed_shapes and isinstance(parts.streaming, CausalVocoder):
+            self._fixed = FixedVocoder(parts.streaming)
         self._lock, self._listening = threading.RLock(), threading.Lock()
 
     @property
