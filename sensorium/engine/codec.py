@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sensorium.engine.speech_chunks import Block
-from sensorium.engine.stopwatch import Stopwatch, timed
+from sensorium.engine.stopwatch import Stopwatch, timed, wait_for
 from sensorium.models.base import Codec, Event, Slices
 
 log = logging.getLogger(__name__)
@@ -146,14 +146,20 @@ class CodecStage:
     def has_work(self) -> bool:
         return self._job is not None or bool(self._waiting) or bool(self._unprepared)
 
-    def step(self, *, idle: bool) -> list[Made]:
-        """Some slices, at least one where there is something to do. idle: nobody waits, so the device is waited for."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step would find something to do without waiting for the device."""
+        wait = None if self._job is None else self._job.wait
+        return self.has_work and (wait is None or wait.query())
+
+    def step(self, waits: Callable[[], bool]) -> list[Made]:
+        """Some slices. waits: whether nobody else has anything to do, so that the device may be waited for."""
         made: list[Made] = []
         until = time.perf_counter() + _SHARE_S
         with self._on_device():
             while self.has_work:
                 job = self._job = self._job or self._begin()
-                if job.wait is not None and not idle and not job.wait.query():
+                if job.wait is not None and not wait_for(job.wait.query, waits):
                     break
                 made += self._slice(job)
                 if time.perf_counter() >= until:
@@ -161,8 +167,6 @@ class CodecStage:
         return made
 
     def _slice(self, job: _Job) -> list[Made]:
-        if job.wait is not None:
-            job.wait.synchronize()
         try:
             with timed(self.passes, "codec"):
                 job.wait = next(job.slices)

@@ -151,11 +151,11 @@ class Engine:
         self._advance(batch, tokens, events)
         self.sessions.move_rows()
         laps.lap("advance")
-        idle = not (batch.works or self.inbox or self.scheduler.has_work)
+        idle = not (batch.works or self.scheduler.has_work)
         if self.speakers.has_codes:
-            self.speakers.speak(events, idle=idle)
+            self.speakers.speak(events, lambda: idle and not self.inbox)
         laps.lap("speech")
-        self.speakers.sound(events, idle=idle)
+        self.speakers.sound(events, lambda: idle and not self.inbox)
         if self.codec is not None:
             self._hear(events)
         self._answers.release(events)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,9 +22,9 @@ from sensorium.errors import EngineError, SensoriumError, UnsupportedError
 from sensorium.types import CallFailed, Codes, Event, Sound, SpeechOptions
 
 log = logging.getLogger(__name__)
-# Rounds of the speech LM at a time. Few where they are waited for; else as many as a unit or a piece takes, beside what
-# the backbone computes.
-_ROUNDS, _ROUNDS_BESIDE = 8, 28
+# Rounds of the speech LM at a time: as many as a unit or a piece takes where they go on beside what the backbone
+# computes, few where that waits for them.
+_ROUNDS_BESIDE, _ROUNDS = 28, 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,17 +155,17 @@ class Speakers:
         if speaker.stream is not None and self._codec is not None:
             self._codec.reset(speaker.stream)
 
-    def speak(self, events: list[Event], *, idle: bool) -> None:
+    def speak(self, events: list[Event], waits: Callable[[], bool]) -> None:
         """Some more codes for all that speak. What fails ends the texts that took part, and no more.
 
-        idle: the backbone has nothing to do, so the device is waited for.
+        waits: whether nobody else has anything to do, so that the device may be waited for.
         """
         stage = self._stage
         if stage is None or not stage.is_speaking:
             return
         try:
-            beside = stage.runs_ahead and not idle
-            spoken = stage.advance(_ROUNDS_BESIDE if beside else _ROUNDS, wait=not beside)
+            rounds = _ROUNDS_BESIDE if stage.runs_ahead else _ROUNDS
+            spoken = stage.advance(rounds, waits=lambda: waits() and not self._has_sound)
         except Exception as error:
             log.exception("a step of the speech LM failed; its calls end")
             for speaker in list(self._by_slot.values()):
@@ -175,10 +175,14 @@ class Speakers:
         for one in spoken:
             self._heard(self._by_slot[one.slot], one, events)
 
-    def sound(self, events: list[Event], *, idle: bool) -> None:
-        """Some more sound. idle: the backbone has nothing to do."""
+    @property
+    def _has_sound(self) -> bool:
+        return self._codec is not None and self._codec.is_ready
+
+    def sound(self, events: list[Event], waits: Callable[[], bool]) -> None:
+        """Some more sound. waits: as in speak."""
         if self._codec is not None and self._codec.has_work:
-            for made in self._codec.step(idle=idle and not self.has_codes):
+            for made in self._codec.step(lambda: not self.has_codes and waits()):
                 self._sounded(self._by_stream[made.stream], made, events)
 
     def _begin(self, speaker: Speaker, events: list[Event]) -> None:

@@ -7,7 +7,7 @@ b rows of a round · n condition rows · E width · L layers · K key/value head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from sensorium.engine.speech_sampler import pick
 from sensorium.engine.speech_slot import Slot, call_of
 from sensorium.engine.speech_steps import Feeds, Flight, MakePlan, SpeechSteps
 from sensorium.engine.speech_window import SpeechWindow
-from sensorium.engine.stopwatch import Stopwatch, timed
+from sensorium.engine.stopwatch import Stopwatch, timed, wait_for
 from sensorium.errors import ContextLengthError, OverloadedError, RequestError
 from sensorium.kernels.reference import TablePlan
 from sensorium.kernels.select import paged_attention
@@ -196,18 +196,18 @@ class SpeechStage:
         return [codes[work.slot] for work in works]
 
     @torch.inference_mode()
-    def advance(self, rounds: int = CODES_PER_S, *, wait: bool = True) -> list[Spoken]:
+    def advance(self, rounds: int = CODES_PER_S, *, waits: Callable[[], bool] = lambda: True) -> list[Spoken]:
         """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened.
 
-        Where the stage runs ahead they are begun, and those that the last call began are told: those are waited for, or
-        without `wait` nothing happens while the device still computes them.
+        Where the stage runs ahead they are begun, and those that the last call began are told. While the device still
+        computes those, `waits` says whether to wait on; if not, nothing happens.
         """
         try:
             if not self.runs_ahead:
                 with timed(self.passes, "speech"):
                     self._run(rounds)
                 return self._tell()
-            if not wait and self._flight is not None and not self._flight.is_over:
+            if self._flight is not None and not wait_for(lambda flight=self._flight: flight.is_over, waits):
                 return []
             flight, self._flight = self._flight, None
             if flight is not None:

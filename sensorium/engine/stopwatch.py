@@ -1,15 +1,26 @@
-"""How long work takes on a device, found out without waiting for it."""
+"""How long work takes on a device, found out without waiting for it; and waiting that can be broken off."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from sensorium.engine.histogram import Histograms
+
+_NAP_S = 0.0002
+
+
+def wait_for(is_over: Callable[[], bool], waits: Callable[[], bool]) -> bool:
+    """Wait until something is over, as long as `waits` says so -> whether it is."""
+    while not is_over():
+        if not waits():
+            return False
+        time.sleep(_NAP_S)
+    return True
 
 
 class Stopwatch:

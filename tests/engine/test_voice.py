@@ -464,7 +464,7 @@ def test_pieces_of_any_length_are_one_batch_of_at_most_so_many():
         stage.push(stream, block)
     made: list[Made] = []
     while stage.has_work:
-        made += stage.step(idle=True)
+        made += stage.step(lambda: True)
     assert [one.stream for one in made] == streams
     assert codec.flow._graphs is not None
     assert {shape.batch for shape in codec.flow._graphs.shapes.keys} == {4, 1}
