@@ -120,7 +120,7 @@ class LivePast:
 
     def __init__(self, keys: Seen) -> None:
         self.keys = keys
-        self.columns = [[None] * 64]
+        self.columns, self.ends = [[None] * 64], None
 
 
 def encode(

@@ -7,6 +7,7 @@ import torch
 from speech_golden import on_device_rounds
 from speech_small import GREEDY, LLM_DIM, SESSIONS, scores_after, small_speech, work
 
+from sensorium.engine.graphs import Likeliest
 from sensorium.engine.speech import SpeechStage
 from sensorium.engine.speech_rules import RULES, SpeechSampling, SpeechWork
 from sensorium.errors import ContextLengthError, EngineError, OverloadedError, RequestError
@@ -124,6 +125,17 @@ def test_what_is_begun_is_told_by_the_next_call(speech):
     while stage.is_speaking:
         told.append([(len(one.codes), one.ended) for one in stage.advance(8)])
     assert told == [[], [(8, None)], [(8, None)], [(5, "length")]]
+
+
+def test_rounds_that_the_device_still_computes_are_waited_for_as_long_as_nobody_else_waits(speech, monkeypatch):
+    stage, patience = ahead(SpeechStage(speech, 1)), iter([True, True, False])
+    stage.start(work(stage.open("chat", GREEDY), [1, 2], max_new=22, min_new=22))
+    stage.advance(8)
+    with monkeypatch.context() as device:
+        device.setattr(Likeliest, "is_there", False)
+        assert stage.advance(8, waits=lambda: next(patience)) == []
+        assert next(patience, None) is None
+    assert [len(one.codes) for one in stage.advance(8, waits=lambda: False)] == [8]
 
 
 @pytest.mark.parametrize("closes", [False, True])
