@@ -179,9 +179,10 @@ class Preparer:
         try:
             if not (parts or here):
                 return self._threads.submit(finish, ())
+            if here and not self._closed:
+                return _run_here(self._prepare(parts, options, finish, self._context(here=True)))
             loop = self._running_loop()
-            work = self._prepare(parts, options, finish, self._context(here))
-            return _run_here(work) if here else asyncio.run_coroutine_threadsafe(work, loop)
+            return asyncio.run_coroutine_threadsafe(self._prepare(parts, options, finish, self._context()), loop)
         except RuntimeError:
             raise EngineDeadError("the engine is closed") from None
 
