@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from sensorium.vad import (
     detectors,
     find_speech,
 )
+from tests.golden_speech import place_of
 
 
 class Scripted:
@@ -38,9 +38,8 @@ class Scripted:
 
 
 @pytest.fixture(scope="module")
-def rows(golden: Path) -> list[dict]:
-    case = golden / "minicpmo45-speech" / "cases" / "vad" / "case.json"
-    return json.loads(case.read_text("utf-8"))["rows"]
+def rows() -> list[dict]:
+    return json.loads(place_of("cases/vad/case.json").read_text("utf-8"))["rows"]
 
 
 def ramp(start: int, count: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from sensorium.cli import main
 
 
 @pytest.fixture(scope="module")
-def model(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+def model(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = speaking_checkpoint(golden_tiny, tmp_path_factory.mktemp("speaking") / "model")
     (folder / "assets" / "HT_ref_audio.wav").write_bytes(sound(3.0))
     return str(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,25 +14,38 @@ from sensorium.engine.speech import SpeechStage
 from sensorium.models import loader
 from sensorium.models.base import SpeechModel
 from sensorium.models.minicpm_config import Config
+from sensorium.models.minicpm_speech import SpeechLM
+from sensorium.models.minicpm_speech_config import SpeechConfig
 from sensorium.models.minicpmo import Model
-
-ROOT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "minicpmo45-speech"
-needs_golden = pytest.mark.skipif(not ROOT.is_dir(), reason="the reference data (../shared/golden) are not here")
+from tests.golden_speech import CORE, place_of
 
 
 def load_speech(**changes: Any) -> SpeechModel:
     """The speech LM of the reference's checkpoint, with some fields of its tts_config replaced."""
-    config = json.loads((ROOT / "config.json").read_text("utf-8"))
+    folder = place_of("model.safetensors").parent
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     config["tts_config"] |= changes
     parsed = Config.from_hf(config, init_vision=False, init_audio=False, init_tts=True)
-    model = loader.load(Model, parsed, ROOT, "cpu", torch.float32)
+    model = loader.load(Model, parsed, folder, "cpu", torch.float32)
     assert model.speech is not None
     return model.speech
 
 
+def load_conditions() -> SpeechLM:
+    """What makes its condition rows, alone: the rows of the table that the stored case reads, and the projector."""
+    config = json.loads((CORE / "config.json").read_text("utf-8"))["tts_config"]
+    made = SpeechLM(SpeechConfig.from_hf(config))
+    stored = load_file(CORE / "condition.safetensors")
+    with torch.no_grad():
+        made.text.weight[stored["ids"]] = stored["emb_text"]
+        for name, target in made.projector.named_parameters():
+            target.copy_(stored[f"tts.projector_semantic.{name}"])
+    return made
+
+
 def read_case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    folder = ROOT / "cases" / name
-    return json.loads((folder / "case.json").read_text("utf-8")), load_file(folder / "tensors.safetensors")
+    case, stored = place_of(f"cases/{name}/case.json"), place_of(f"cases/{name}/tensors.safetensors")
+    return json.loads(case.read_text("utf-8")), load_file(stored)
 
 
 class Watch:

@@ -19,7 +19,8 @@ from sensorium.models import loader
 from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import Decision, Event, Prompt, Request, SamplingParams, UnitDone
-from tests.models.speech_golden import DEMO, ROOT, TRACES, LittleTokenizer, Trace, needs_golden
+from tests.golden_speech import FULL, needs_golden
+from tests.models.speech_golden import DEMO, TRACES, LittleTokenizer, Trace
 
 pytestmark = needs_golden
 NAMES = (*TRACES, DEMO)
@@ -47,14 +48,14 @@ class Replayed(DuplexPolicy):
 
 
 class OnlyTokenizer:
-    tokenizer = LittleTokenizer() if ROOT.is_dir() else None
+    tokenizer = LittleTokenizer() if FULL.is_dir() else None
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    source = json.loads((ROOT / "config.json").read_text("utf-8"))
+    source = json.loads((FULL / "config.json").read_text("utf-8"))
     source |= {"vision_config": {}, "audio_config": {}}
-    return loader.load(Model, Config.from_hf(source, init_vision=False, init_audio=False), ROOT, "cpu", torch.float32)
+    return loader.load(Model, Config.from_hf(source, init_vision=False, init_audio=False), FULL, "cpu", torch.float32)
 
 
 @pytest.fixture

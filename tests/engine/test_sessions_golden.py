@@ -16,7 +16,8 @@ from sensorium.models import loader
 from sensorium.models.minicpm_duplex import DuplexPolicy
 from sensorium.models.minicpmo import Config, Model
 from sensorium.types import Decision, MediaItem, Prompt, Request, SamplingParams, Span, Unit, UnitDone
-from tests.models.speech_golden import ROOT, LittleTokenizer, needs_golden, read_case, read_case_tensors, read_config
+from tests.golden_speech import FULL, needs_golden
+from tests.models.speech_golden import LittleTokenizer, read_case, read_case_tensors, read_config
 
 pytestmark = needs_golden
 TRACES = ["duplex_released_window_off", "duplex_released_window_basic", "duplex_released_window_context"]
@@ -105,7 +106,7 @@ class Trace:
 @pytest.fixture(scope="module")
 def golden_model() -> Model:
     config = Config.from_hf(read_config(), init_vision=False, init_audio=False, init_tts=False)
-    return loader.load(Model, config, ROOT, "cpu", torch.float32)
+    return loader.load(Model, config, FULL, "cpu", torch.float32)
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from speech_golden import Watch, load_speech, needs_golden, on_device_rounds, read_case
+from speech_golden import Watch, load_conditions, load_speech, on_device_rounds, read_case
 
 from sensorium.engine.speech import SpeechStage
 from sensorium.engine.speech_chunks import Chunks
 from sensorium.engine.speech_rules import SpeechSampling, SpeechWork
 
-pytestmark = needs_golden
 GREEDY = SpeechSampling(greedy=True)
 LOGITS = {"rtol": 0, "atol": 2e-4}
 PROBS = {"rtol": 0, "atol": 2e-5}
@@ -31,7 +30,8 @@ def rounds(request: pytest.FixtureRequest):
 
 
 @torch.inference_mode()
-def test_condition_rows_are_text_plus_normalised_states(speech):
+def test_condition_rows_are_text_plus_normalised_states():
+    speech = load_conditions()
     case, tensors = read_case("tts_condition")
     rows = speech.condition(torch.tensor(case["text_ids"]), tensors["llm_hidden"])
     torch.testing.assert_close(rows, tensors["merged"], rtol=0, atol=1e-4)

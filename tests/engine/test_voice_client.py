@@ -35,9 +35,9 @@ TONE = (np.sin(np.arange(16_000) / 15) / 3).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def folder(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that speaks, with a saved voice and a recording beside it."""
-    made = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+    made = speaking_checkpoint(golden_tiny, tmp_path_factory.mktemp("speaking") / "model")
     voices = made / "assets" / "token2wav" / "voices"
     voices.mkdir()
     random_voice(SMALL, 0.6).save(voices / "saved.safetensors")

@@ -39,9 +39,9 @@ def live(server: LiveServer) -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="session")
-def speaking_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def speaking_server(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("speaking") / "model"
-    made = speaking_checkpoint(golden / "minicpmo45" / "tiny", folder)
+    made = speaking_checkpoint(golden_tiny, folder)
     (made / "assets" / "token2wav" / "voices").mkdir()
     for name in ("anna", "default"):
         random_voice(SMALL, 0.6).save(made / "assets" / "token2wav" / "voices" / f"{name}.safetensors")

@@ -26,8 +26,8 @@ GREEDY = SpeechSampling(greedy=True)
 
 
 @pytest.fixture(scope="module")
-def model(golden, tmp_path_factory):
-    folder = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+def model(golden_tiny, tmp_path_factory):
+    folder = speaking_checkpoint(golden_tiny, tmp_path_factory.mktemp("speaking") / "model")
     with AutoModel.from_pretrained(folder, device_map="cpu") as made:
         made.init_tts(n_timesteps=2)
         yield made

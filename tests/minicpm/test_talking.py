@@ -19,8 +19,8 @@ RATE = 24_000
 
 
 @pytest.fixture(scope="module")
-def speaking(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+def speaking(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = speaking_checkpoint(golden_tiny, tmp_path_factory.mktemp("speaking") / "model")
     with AutoModel.from_pretrained(folder, device_map="cpu") as model:
         model.init_tts(n_timesteps=2)
         yield model

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -19,22 +17,21 @@ from sensorium.models.token2wav.prompt import VoicePrompt
 from sensorium.models.token2wav.token2wav import Token2Wav
 from sensorium.models.token2wav.trimming import Trimming
 from sensorium.models.token2wav.weights import Weights, read_state_dict
+from tests.golden_speech import place_of
 
-ROOT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "minicpmo45-speech"
-needs_golden = pytest.mark.skipif(not ROOT.is_dir(), reason="the reference data (../shared/golden) are not here")
 MEL, WAVE = 1e-4, 3e-4
 
 
 def tensors(case: str) -> dict[str, torch.Tensor]:
-    return load_file(ROOT / "cases" / case / "tensors.safetensors")
+    return load_file(place_of(f"cases/{case}/tensors.safetensors"))
 
 
 def facts(case: str) -> dict[str, Any]:
-    return json.loads((ROOT / "cases" / case / "case.json").read_text("utf-8"))
+    return json.loads(place_of(f"cases/{case}/case.json").read_text("utf-8"))
 
 
 def weights(name: str, device: str = "cpu") -> Weights:
-    return Weights(read_state_dict(ROOT / "assets" / name), name, device)
+    return Weights(read_state_dict(place_of(f"assets/{name}")), name, device)
 
 
 def flow(
@@ -44,7 +41,7 @@ def flow(
     trimming: Trimming = "reference",
     device: str = "cpu",
 ) -> Flow:
-    config = read_flow_config(ROOT / "assets" / "token2wav" / "flow.yaml")
+    config = read_flow_config(place_of("assets/token2wav/flow.yaml"))
     noise = t["flow_noise"].T
     return Flow(weights("token2wav/flow.pt", device), config, n_timesteps, noise, silent_ahead, trimming)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,21 +14,19 @@ from sensorium.errors import CheckpointError
 from sensorium.models.minicpm_duplex import MAX_CHARS
 from sensorium.models.minicpm_duplex_tokens import DuplexTokens
 from sensorium.types import MediaItem, Prompt, Span
-
-ROOT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "minicpmo45-speech"
-needs_golden = pytest.mark.skipif(not ROOT.is_dir(), reason="the reference data (../shared/golden) are not here")
+from tests.golden_speech import place_of
 
 
 def read_config() -> dict[str, Any]:
-    return json.loads((ROOT / "config.json").read_text("utf-8"))
+    return json.loads(place_of("config.json").read_text("utf-8"))
 
 
 def read_case(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "cases" / name / "case.json").read_text("utf-8"))
+    return json.loads(place_of(f"cases/{name}/case.json").read_text("utf-8"))
 
 
 def read_case_tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(ROOT / "cases" / name / "tensors.safetensors")
+    return load_file(place_of(f"cases/{name}/tensors.safetensors"))
 
 
 class LittleTokenizer:
@@ -43,7 +39,7 @@ class LittleTokenizer:
         self.config = {"bad_token_ids": config["bad_token_ids"]}
         self.eos_ids = (self.control_ids["<|im_end|>"],)
         self.vocab_size = config["vocab_size"]
-        words = json.loads((ROOT / "vocab.json").read_text("utf-8"))
+        words = json.loads(place_of("vocab.json").read_text("utf-8"))
         self._spelling = dict(enumerate(words)) | {i: text for text, i in self.control_ids.items()}
         self._ids: dict[str, int] = {}
         for token_id, text in self._spelling.items():

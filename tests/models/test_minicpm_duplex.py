@@ -21,12 +21,9 @@ from tests.models.speech_golden import (
     Trace,
     TraceUnit,
     little_tokens,
-    needs_golden,
     read_case,
     read_case_tensors,
 )
-
-pytestmark = needs_golden
 
 
 class Scripted(Uniforms):

@@ -10,9 +10,7 @@ import torch
 from sensorium.engine.speech_chunks import Chunks
 from sensorium.models.minicpm_half_duplex import Groups, HalfDuplexPolicy, not_spoken, terminators
 from sensorium.types import Decision, Prompt, SamplingParams, Unit
-from tests.models.speech_golden import LittleTokenizer, needs_golden, read_case
-
-pytestmark = needs_golden
+from tests.models.speech_golden import LittleTokenizer, read_case
 
 
 def policy(**options: Any) -> HalfDuplexPolicy:

@@ -7,12 +7,10 @@ import pytest
 import torch
 from codec_golden import (
     MEL,
-    ROOT,
     WAVE,
     causal,
     facts,
     flow,
-    needs_golden,
     original,
     prompt,
     streaming_codec,
@@ -28,8 +26,7 @@ from sensorium.models.token2wav.s3 import S3Tokenizer
 from sensorium.models.token2wav.steps import finish
 from sensorium.models.token2wav.token2wav import Voice
 from sensorium.models.token2wav.weights import Weights
-
-pytestmark = needs_golden
+from tests.golden_speech import place_of
 
 
 def close(ours: torch.Tensor | np.ndarray, theirs: torch.Tensor, tolerance: float) -> None:
@@ -42,16 +39,19 @@ def test_resampling():
     close(resample(t["wave_24k_in"], 24_000, 16_000), t["wave_16k_out"], 1e-6)
 
 
-def test_what_is_heard_of_a_voice():
+def test_mel_of_a_prompt():
     t = tensors("prompt_mel_24k")
     close(prompt_mel(t["wave"]), t["log_mel"], 1e-5)
+
+
+def test_features_of_a_speaker():
     t = tensors("speaker_fbank")
     close(speaker_features(t["wave"]), t["fbank_centered"], 1e-3)
 
 
 def test_speech_tokenizer():
     t = tensors("speech_tokenizer")
-    tokenizer = S3Tokenizer(Weights(load_file(ROOT / "assets" / "speech_tokenizer.safetensors"), "tokenizer"))
+    tokenizer = S3Tokenizer(Weights(load_file(place_of("assets/speech_tokenizer.safetensors")), "tokenizer"))
     close(tokenizer_mel(t["wave"]), t["log_mel"], 1e-5)
     close(tokenizer.encode(t["log_mel"]), t["project_down"], 1e-4)
     assert tokenizer(t["wave"]).tolist() == t["codes"].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from codec_golden import facts, needs_golden, prompt, streaming_codec, tensors
+from codec_golden import facts, prompt, streaming_codec, tensors
 
 from sensorium.bench.codec import SMALL, random_parts, random_voice
 from sensorium.models.token2wav import Token2Wav, Voice
@@ -24,7 +24,6 @@ def exact_convolutions():
     torch.backends.cudnn.conv.fp32_precision = before
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", ["causal", "crossfade"])
 def test_streams_as_recorded(kind: str):
     case = f"token2wav_stream_{kind}"

@@ -13,28 +13,21 @@ from server.samples import sound
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.engine.client import EngineClient
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
-TINY = ROOT.parent / "shared" / "golden" / "minicpmo45" / "tiny"
-
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[EngineClient]:
-    model = next((folder for folder in (PACKAGED, TINY) if (folder / "model.safetensors").is_file()), None)
-    if model is None:
-        pytest.skip("neither the packaged model nor the reference data is there")
+def engine(any_model: Path) -> Iterator[EngineClient]:
     limits = MediaLimits(max_bytes=4 << 20, max_pixels=50_000_000, max_items=8)
     config = EngineConfig(
-        model=str(model), max_model_len=2048, max_num_seqs=8, max_waiting=8, kv_cache_bytes=64 << 20, limits=limits
+        model=str(any_model), max_model_len=2048, max_num_seqs=8, max_waiting=8, kv_cache_bytes=64 << 20, limits=limits
     )
     with EngineClient(config) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def spoken_engine(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
+def spoken_engine(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
     """A very small random model that speaks, with a voice of its own."""
-    folder = speaking_checkpoint(golden / "minicpmo45" / "tiny", tmp_path_factory.mktemp("speaking") / "model")
+    folder = speaking_checkpoint(golden_tiny, tmp_path_factory.mktemp("speaking") / "model")
     (folder / "assets" / "HT_ref_audio.wav").write_bytes(sound(3.0))
     config = EngineConfig(
         model=str(folder),

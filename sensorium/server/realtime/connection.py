@@ -43,7 +43,7 @@ from sensorium.server.realtime.session import Session
 from sensorium.server.realtime.transcripts import Transcriber
 from sensorium.server.realtime.turns import Paused, Started, Stopped, Turns
 from sensorium.server.realtime.writer import Response, Writer
-from sensorium.vad import RATE
+from sensorium.vad import RATE, Detector, EnergyDetector
 
 log = logging.getLogger(__name__)
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -68,8 +68,10 @@ class Connection:
         send: Send,
         max_s: float,
         clock: Clock,
+        detector: Callable[[], Detector] = EnergyDetector,
     ) -> None:
-        """max_s: seconds of sound that may wait in the input buffer."""
+        """max_s: seconds of sound that may wait in the input buffer. detector: makes what hears speech."""
+        self._detector = detector
         self._session = session
         self._answering = answering
         self._transcriber = transcriber
@@ -191,7 +193,7 @@ class Connection:
         if self._judging is not None:
             self._judging.cancel()
             self._judging = None
-        return None if detection is None else Turns(detection, self._heard.end)
+        return None if detection is None else Turns(detection, self._heard.end, self._detector())
 
     # ---- sound ----------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from sensorium.server.realtime.transcripts import Transcriber
 from sensorium.server.realtime.vllm import TranscriptionDialect
 from sensorium.server.served import Served
 from sensorium.server.speech.voices import Voices, owner_of
+from sensorium.vad import detectors
 
 Speaker = Connection | TranscriptionDialect
 PATH = "/v1/realtime"
@@ -73,6 +74,7 @@ class Realtime:
     ) -> None:
         self._served = served
         self._clock = clock
+        self._detector = detectors(config.vad)
         self._secrets = secrets
         self._voices = voices
         self._config = config
@@ -98,7 +100,7 @@ class Realtime:
         owner = owner_of(scope["state"])
         answering = Answering(self._served.client, self._config, self._metrics, origin, self._voices, owner)
         most_s = (self._config.max_audio_filesize_mb << 20) / BYTES_PER_S
-        connection = Connection(session, answering, transcriber, tell, most_s, self._clock)
+        connection = Connection(session, answering, transcriber, tell, most_s, self._clock, self._detector)
         if self._open >= self._config.max_realtime_sessions:
             full = OverloadedError(f"all {self._config.max_realtime_sessions} realtime sessions are taken")
             full.code = "session_limit_reached"

@@ -8,7 +8,7 @@ import numpy as np
 
 from sensorium.server.realtime.schema import SemanticVad, ServerVad
 from sensorium.server.realtime.turn_end import longest_ms
-from sensorium.vad import RATE, WINDOW, Detector, EnergyDetector
+from sensorium.vad import RATE, WINDOW, Detector
 
 LOOK_MS = 192
 """How long a pause lasts before semantic_vad has it judged."""
@@ -40,9 +40,9 @@ class Stopped:
 class Turns:
     """Places are counted in samples at 16 kHz. Nothing depends on when samples arrive."""
 
-    def __init__(self, settings: ServerVad | SemanticVad, place: int, detector: Detector | None = None) -> None:
+    def __init__(self, settings: ServerVad | SemanticVad, place: int, detector: Detector) -> None:
         """place: where the next sample lies."""
-        self._detector = detector or EnergyDetector()
+        self._detector = detector
         self._is_judged = isinstance(settings, SemanticVad)
         if isinstance(settings, SemanticVad):
             vad, silence_ms = ServerVad(), longest_ms(settings.eagerness)
