@@ -49,7 +49,7 @@ class Resampler(nn.Module):
         """
         length = x.shape[1]
         values = self.ln_kv(self.kv_proj(x))
-        keys = values + self.positions(sizes, length).to(x.dtype)
+        keys = values + self.positions(sizes, length, x.dtype)
         if temporal_ids is not None:
             # A constant over the keys of one slice: it only tells the frames of a group apart.
             time = sincos(temporal_ids, x_width := keys.shape[-1]) * (temporal_ids >= 0)[:, None]
@@ -62,10 +62,11 @@ class Resampler(nn.Module):
         out = self.attn(self.ln_q(self.query), keys, values, mask)
         return self.ln_post(out) @ self.proj
 
-    def positions(self, sizes: torch.Tensor, length: int) -> torch.Tensor:
-        """Float32 [S, L, E]: the column in the first half of the channels, the row in the second."""
-        # No side is longer than L, so one table of L coordinates serves both axes whatever the shape.
-        table = sincos(torch.arange(length, device=sizes.device), self.query.shape[1] // 2)
+    def positions(self, sizes: torch.Tensor, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """[S, L, E]: the column in the first half of the channels, the row in the second."""
+        # No side is longer than L, so one table of L coordinates serves both axes whatever the shape. It is rounded
+        # before it is spread: for 32 slices in float32 half a gigabyte would be written, to be read once.
+        table = sincos(torch.arange(length, device=sizes.device), self.query.shape[1] // 2).to(dtype)
         row, col = patch_grid(sizes, length)
         return torch.cat((table[col], table[row]), -1)
 
