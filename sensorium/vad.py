@@ -6,11 +6,11 @@ the rules here make stretches of it.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,6 +208,12 @@ class SileroDetector:
             )
         self.reset()
 
+    def another(self) -> SileroDetector:
+        """The same network, for another voice."""
+        made = copy.copy(self)
+        made.reset()
+        return made
+
     def reset(self) -> None:
         self._h = np.zeros((2, 1, 64), dtype=np.float32)
         self._c = np.zeros((2, 1, 64), dtype=np.float32)
@@ -255,7 +261,7 @@ def detectors(wanted: str) -> Callable[[], Detector]:
         return EnergyDetector
     module, _, name = wanted.partition(":")
     try:
-        make: Callable[[], Detector] = getattr(_imported(module), name) if name else partial(SileroDetector, wanted)
+        make: Callable[[], Detector] = getattr(_imported(module), name) if name else SileroDetector(wanted).another
         make().probability(np.zeros(WINDOW, dtype=np.float32))
     except SensoriumError as error:
         raise ConfigError(f"vad: {error.message}", param="vad") from None

@@ -547,3 +547,19 @@ def test_vllm_s_errors_are_texts_with_codes(live: Live):
             event = client.next()
             assert (event["type"], event["code"]) == ("error", code)
             assert isinstance(event["error"], str)
+
+
+class Everything:
+    """A detector of the operator's own, to whom all is speech."""
+
+    def reset(self) -> None:
+        pass
+
+    def probability(self, window: np.ndarray) -> float:
+        return 1.0
+
+
+def test_the_operator_says_what_hears_speech(engine: EngineClient):
+    with serve(engine, vad=f"{__name__}:Everything") as server, talk(server) as client:
+        send_sound(client, np.zeros(24_000, dtype="<i2"))
+        assert client.next()["type"] == "input_audio_buffer.speech_started"
