@@ -43,6 +43,7 @@ from sensorium.media import wire
 from sensorium.media.decode import decode
 from sensorium.media.image import from_array
 from sensorium.models import loader
+from sensorium.models.minicpm_features import log_mels
 from sensorium.models.minicpm_pixels import slice_patches
 from sensorium.models.minicpm_slices import picture_arrays, plan_slices, scaled
 from sensorium.models.minicpmo import Config, Model
@@ -130,6 +131,7 @@ def picture_stages(processor: Any, size: int, repeats: int) -> dict[str, float]:
 def sound_stages(processor: Any, repeats: int) -> dict[str, float]:
     ref = MediaRef("audio", sound_file(np.random.default_rng(0), 10.0))
     media = decode(ref, MediaLimits())
+    processor.scales_on_device = False
     prepared = processor.prepare(media, {})
     messages = [Message("user", (prepared, "What is this?"))]
     return {
@@ -159,8 +161,7 @@ def whole(processor: Any, on_device: bool, repeats: int) -> None:
             lambda s=size: from_array(np.asarray(Image.open(io.BytesIO(picture_file(rng, s))))),
             MANY[size],
         )
-    if not on_device:
-        kinds["10 s of sound"] = (lambda: MediaRef("audio", sound_file(rng, 10.0)), MANY[0])
+    kinds["10 s of sound"] = (lambda: MediaRef("audio", sound_file(rng, 10.0)), MANY[0])
     preparer = Preparer(processor, ("image", "video", "audio"), EngineConfig(mm_processor_cache_gb=0.0))
     try:
         for name, (make, many) in kinds.items():
@@ -171,7 +172,7 @@ def whole(processor: Any, on_device: bool, repeats: int) -> None:
             together = [prepare(preparer, [make() for _ in range(many)]) for _ in range(3)]
             seconds, cpu = min(together)
             report(
-                f"{name}, prepared", scaled_on="device" if on_device else "cpu",
+                f"{name}, prepared", scaled_and_heard_on="device" if on_device else "cpu",
                 one_ms=round(statistics.median(alone) * 1e3, 3), many=many, per_s=round(many / seconds, 1),
                 own_cpu_ms_each=round(cpu / many * 1e3, 3),
             )  # fmt: skip
@@ -182,7 +183,7 @@ def whole(processor: Any, on_device: bool, repeats: int) -> None:
 def prepare(preparer: Preparer, items: Sequence[Any]) -> tuple[float, float]:
     """Seconds, and processor time of this process, until all prompts are there."""
     used, before = time.process_time(), time.perf_counter()
-    futures = [preparer.chat([Message("user", (item, "What is this?"))], ChatOptions()) for item in items]
+    futures = [preparer.chat([Message("user", (item, "What is this?"))], ChatOptions(), here=True) for item in items]
     for future in futures:
         future.result()
     return time.perf_counter() - before, time.process_time() - used
@@ -231,11 +232,14 @@ def towers(device: torch.device, repeats: int) -> None:
     config = replace(Config.from_hf(FULL | {"num_hidden_layers": 1}), speech=None)
     model = loader.build(Model, config, "cuda", torch.bfloat16)
     loader.init_random_(model, seed=0)
-    for count in (1, 2, 4, 8, 10, 16):
+    for count in (1, 2, 4, 8, 10, 16, 32):
         x = torch.randn(count, 1024, 588, device=device, dtype=torch.bfloat16)
         sizes = torch.full((count, 2), 32, device=device)
         measure_tower("vision", count, model.embed_slices, (x, sizes, None, None, False), repeats)
-    for count in (1, 2, 4, 8):
+    for count in (1, 2, 4, 8, 16):
+        samples, own = torch.randn(count, 160_000, device=device), torch.full((count,), 160_000, device=device)
+        features = gpu_ms(lambda s=samples, n=own: log_mels(s, n), repeats)
+        report("mel features of 10 s of sound on the device, ms", batch=count, features=features)
         mel = torch.randn(count, 80, 1000, device=device, dtype=torch.bfloat16)
         frames = torch.full((count,), 1000, device=device)
         measure_tower("audio", count, model.embed_clips, (mel, frames, False), repeats)
