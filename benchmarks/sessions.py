@@ -1,7 +1,8 @@
 """How many full-duplex sessions one device holds: units against the clock, with random weights.
 
     python3 benchmarks/sessions.py [--size full] [--sessions 1,8,32,64,100,150,200] [--text-tokens 4] [--seconds 8]
-                                   [--timesteps 10] [--codec-dtype float16] [--json FILE] [--plot FILE]
+                                   [--warm 16,64,100] [--timesteps 10] [--codec-dtype float16]
+                                   [--json FILE] [--plot FILE]
     python3 benchmarks/sessions.py --draw FILE --plot FILE
 
 Each session brings a second of 16 kHz sound and a 448 x 448 JPEG every second and says --text-tokens tokens and a
@@ -109,6 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sessions", default="1,8,32,64,100,150,200")
     parser.add_argument("--text-tokens", default="4", help="of a unit; several numbers measure one after another")
     parser.add_argument("--seconds", type=int, default=8, help="that count, of every number of sessions")
+    parser.add_argument("--warm", default="", help="numbers of sessions that run before and do not count")
     parser.add_argument("--context", type=int, default=400, help="tokens of each session's opening prompt")
     parser.add_argument("--window", default="1200,900", help="rows at which units leave, and down to which")
     parser.add_argument("--speech-len", type=int, default=1024, help="rows of the speech LM's cache of each session")
@@ -123,6 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draw", type=Path, help="an earlier --json, to plot and nothing else")
     args = parser.parse_args()
     args.sessions = [int(count) for count in args.sessions.split(",")]
+    args.warm = [int(count) for count in args.warm.split(",") if count]
     args.text_tokens = [int(count) for count in args.text_tokens.split(",")]
     args.window = tuple(int(rows) for rows in args.window.split(","))
     return args
@@ -149,7 +152,7 @@ def session_len(args: argparse.Namespace) -> int:
 
 
 def config_for(folder: Path, args: argparse.Namespace) -> EngineConfig:
-    most, rows = max(args.sessions), session_len(args)
+    most, rows = max(args.sessions + args.warm), session_len(args)
     return EngineConfig(
         model=str(folder), load_format="dummy", init_tts=True, speech_slots=most, speech_len=args.speech_len,
         max_sessions=most, max_num_seqs=8, max_model_len=rows, max_num_batched_tokens=4096,
@@ -193,6 +196,8 @@ class Caller:
         self, client: EngineClient, pool: ThreadPoolExecutor, number: int, text_tokens: int, args: Any
     ) -> None:
         self.number, self.units = number, list[Unit]()
+        # The first session's frames are the same in all runs, to compare what it says; no other's come twice.
+        self._mark = text_tokens if not number else time.monotonic_ns()
         self._pool, self._text_tokens = pool, text_tokens
         self._prompts = SessionPrompts(client.processor, f"caller-{text_tokens}-{number}-{time.monotonic_ns()}")
         ids = np.random.default_rng(number).integers(300, 1000, args.context).tolist()
@@ -240,9 +245,7 @@ class Caller:
         """A unit as a server prepares it: the JPEG decoded, patches, and features of the sound."""
         with Image.open(io.BytesIO(_pictures()[(self.number * 5 + index) % PICTURES])) as picture:
             pixels = np.array(picture.convert("RGB"))
-        pixels[:2, :4] = np.frombuffer(np.int64([self.number, index, self._text_tokens]).tobytes(), np.uint8).reshape(
-            2, 4, 3
-        )
+        pixels[:2, :4] = np.frombuffer(np.int64([self.number, index, self._mark]).tobytes(), np.uint8).reshape(2, 4, 3)
         sound = np.random.default_rng([self.number, index]).standard_normal(RATE, dtype=np.float32) * 0.1
         return self._prompts.unit(sound, [from_array(pixels)])
 
@@ -291,6 +294,9 @@ def measure(config: EngineConfig, args: argparse.Namespace) -> dict[str, Any]:
         facts = {"size": args.size, "device": device_name(client), "dtype": client.facts.dtype, "engine": args.engine}
         facts |= {"load_s": time.perf_counter() - started, "memory": memory(client, args)}
         print(json.dumps({"line": "engine"} | facts), flush=True)
+        for count in args.warm:
+            run, _ = asyncio.run(run_sessions(client, count, args.text_tokens[0], args))
+            print(json.dumps({"line": "warm", "sessions": count, "unit_ms": run["unit_ms"]}), flush=True)
         runs: list[dict[str, Any]] = []
         for text_tokens in args.text_tokens:
             alone: list[Unit] | None = None
@@ -433,14 +439,10 @@ def memory(client: EngineClient, args: argparse.Namespace) -> dict[str, float]:
 
 def memory_used() -> int | None:
     """MiB in use on the first GPU, by whomever."""
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"],
-            capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+    if shutil.which("nvidia-smi") is None:
         return None
-    return int(found.stdout.split()[0])
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    return int(subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0])
 
 
 def device_name(client: EngineClient) -> str:
