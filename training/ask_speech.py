@@ -11,6 +11,7 @@ from training import sentences
 from training.ask_scene import Ask, capital, phrase, stop
 from training.espeak import Espeak, Voice, sample_voice
 from training.lexicon import COLOURS
+from training.speech_texts import VOICE, said
 
 MAX_SAMPLES = 81_920
 """5.12 s: the longest clip in training."""
@@ -51,6 +52,17 @@ def make_clip(random: Random, engine: Espeak, held_out: bool = False, longest: i
         if 3200 < len(samples) <= longest:
             text = sentences.written(words) if language == "en" else words + "。"
             return Clip(samples, text, words.lower(), digits, language, voice.female)
+
+
+def answer_clip(random: Random, engine: Espeak) -> Clip:
+    """What the model itself says, often in the voice that it learned from: it is to understand itself."""
+    while True:
+        text = said(random)
+        voice = VOICE if random.random() < 0.4 else sample_voice(random, "en")
+        samples = with_silence(random, engine.speak(text, voice))
+        if len(samples) <= MAX_SAMPLES and not any(c.isdigit() for c in text):
+            words = "".join(c for c in text.lower() if c.isalpha() or c in " '")
+            return Clip(samples, text, words, "", "en", voice.female)
 
 
 def speak_text(random: Random, engine: Espeak, text: str, language: str, held_out: bool = False) -> Clip | None:

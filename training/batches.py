@@ -66,7 +66,7 @@ def _padded(count: int) -> int:
     return -(-count // 64) * 64
 
 
-def arrays_over(buffer, shape: Shape) -> dict[str, np.ndarray]:
+def arrays_over(buffer, shape) -> dict[str, np.ndarray]:
     """The fields as views of one block of memory."""
     out, at = {}, 0
     for name, (dims, kind) in shape.fields().items():

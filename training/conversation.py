@@ -71,17 +71,17 @@ class Encoder:
     """Text to ids in the pieces that the prompt is made of."""
 
     def __init__(self, path: str) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_file(path)
+        self.tokenizer = tokenizers.Tokenizer.from_file(path)
         self.text = lru_cache(maxsize=200_000)(self._text)
         self.letters = lru_cache(maxsize=4096)(self._letters)
-        self.unk = self._tokenizer.token_to_id("<unk>")
-        self.end = self._tokenizer.token_to_id("<|im_end|>")
+        self.unk = self.tokenizer.token_to_id("<unk>")
+        self.end = self.tokenizer.token_to_id("<|im_end|>")
 
     def _text(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _letters(self, char: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(char, add_special_tokens=False).ids)
+        return tuple(self.tokenizer.encode(char, add_special_tokens=False).ids)
 
     def answer(self, ask: Ask) -> list[int]:
         if not ask.spell:

@@ -9,7 +9,7 @@ import numpy as np
 
 from training import ask_series
 from training.ask_scene import TEXT_ASKERS, THING_ASKERS, Ask, ask_describe
-from training.ask_speech import SPEECH_ASKERS, Clip, make_clip, speak_text
+from training.ask_speech import SPEECH_ASKERS, Clip, answer_clip, make_clip, speak_text
 from training.atlas import Font
 from training.conversation import Heard, Shown, Turn, seconds_of
 from training.espeak import Espeak
@@ -53,9 +53,15 @@ _WATCHED = {
 
 
 class Source:
-    """Draws conversations. errors: task -> share of wrong answers lately, which raises how often a task is asked."""
+    """Draws conversations. errors: task -> share of wrong answers lately, which raises how often a task is asked.
 
-    def __init__(self, seed: int, fonts: tuple[Font, ...], engine: Espeak, errors: Mapping[str, float]) -> None:
+    answers: share of clips that say what the model itself would say, rather than a sentence of the grammar.
+    """
+
+    def __init__(
+        self, seed: int, fonts: tuple[Font, ...], engine: Espeak, errors: Mapping[str, float], answers: float = 0.0
+    ) -> None:
+        self.answers = answers
         self.random = Random(seed)
         self.fonts = list(fonts)
         self.engine = engine
@@ -198,7 +204,8 @@ class Source:
     def clip(self, longest: int = 81_920) -> Clip:
         """A new clip, or one of the last few hundred again: its noise and loudness differ each time."""
         if len(self._clips) < 60 or self.random.random() < 0.5:
-            clip = make_clip(self.random, self.engine)
+            make = answer_clip if self.random.random() < self.answers else make_clip
+            clip = make(self.random, self.engine)
             self._clips.append(clip)
             if len(self._clips) > 400:
                 self._clips.pop(self.random.randrange(400))

@@ -43,15 +43,19 @@ def _filters(device: torch.device) -> torch.Tensor:
     return torch.from_numpy(mel_filters()).float().to(device)
 
 
+def power_mel(windows: torch.Tensor) -> torch.Tensor:
+    """[C, T, WINDOW] -> [C, T, 80]: logarithms of the power in each band."""
+    hann = torch.hann_window(WINDOW, device=windows.device)
+    power = torch.fft.rfft(windows * hann).abs().square()
+    return (power @ _filters(windows.device)).clamp(min=1e-10).log10()
+
+
 def log_mel(x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 [C, S], S a whole number of hops -> mel [C, 80, T] float32, zero after each clip's frames; frames [C]."""
     frames = (lengths + HOP - 1) // HOP
     count = x.shape[1] // HOP
     padded = torch.cat((x[:, 1 : WINDOW // 2 + 1].flip(1), x, x.new_zeros(len(x), WINDOW)), 1)
-    windows = padded.unfold(1, WINDOW, HOP)[:, :count]
-    hann = torch.hann_window(WINDOW, device=x.device)
-    power = torch.fft.rfft(windows * hann).abs().square()
-    mel = (power @ _filters(x.device)).clamp(min=1e-10).log10()
+    mel = power_mel(padded.unfold(1, WINDOW, HOP)[:, :count])
     mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8)
     mel = ((mel + 4) / 4).transpose(1, 2)
     return mel * (torch.arange(count, device=x.device) < frames[:, None])[:, None], frames

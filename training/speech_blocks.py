@@ -16,6 +16,7 @@ import torch
 
 from training.batches import _padded
 from training.conversation import THINK
+from training.duplex_watch import plain_prompt
 from training.espeak import Espeak
 from training.speech_items import CODE_SAMPLES, CONTEXT, LONG, MAX_IDS, SHORT, Item, Speaker, draw_order
 from training.speech_texts import _question
@@ -61,6 +62,7 @@ class BlockWriter:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
         self._speaker = Speaker(Espeak(espeak), self._tokenizer)
         self._random = pyrandom.Random(seed)
+        self._turn_end = self._tokenizer.token_to_id("<|turn_eos|>")
 
     def fill(self, out: dict[str, np.ndarray]) -> None:
         for name, values in out.items():
@@ -74,10 +76,11 @@ class BlockWriter:
             at = filled * CODE_SAMPLES
             out["wave"][at : at + len(item.samples)] = item.samples
             out["starts"][items] = filled
-            out["ids"][items, : len(item.ids)] = item.ids
+            ids = [*item.ids, self._turn_end]
+            out["ids"][items, : len(ids)] = ids
             for number in range(CONTEXTS):
-                before = self._before()[: CONTEXT - len(item.ids)]
-                row = [*before, *item.ids]
+                before = self._before()[: CONTEXT - len(ids)]
+                row = [*before, *ids]
                 out["context"][items, number, : len(row)] = row
                 out["context_at"][items, number] = len(before)
             for _ in range(PER_ITEM):
@@ -91,6 +94,9 @@ class BlockWriter:
         if self._random.random() < 0.15:
             return []
         question = _question(self._random)
+        if self._random.random() < 0.4:
+            text = f"<|im_start|>system\n{plain_prompt(self._random)}<|im_end|><unit>{question}<|speak|>"
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
         tail = THINK + ("<|tts_bos|>" if self._random.random() < 0.7 else "")
         text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{tail}"
         return self._tokenizer.encode(text, add_special_tokens=False).ids

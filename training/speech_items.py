@@ -12,11 +12,9 @@ import numpy as np
 import tokenizers
 
 from training.espeak import Espeak, Voice, resample
-from training.speech_texts import text
+from training.speech_texts import VOICE, text
 
 RATE, CODE_SAMPLES, BLOCK = 24_000, 960, 25
-VOICE = Voice("en", "en-us", "", False, 150, 50, 45)
-"""The voice that the packaged model speaks with."""
 LEAD, TAIL = 1, 2
 """Codes of silence around what is said."""
 MAX_IDS, MAX_CODES = 96, 240
@@ -24,6 +22,8 @@ CONTEXT = 160
 SHORT, LONG = 192, 384
 """Places of an order, in batches of short and of long ones. LONG is as far as the speech LM ever looks."""
 GROUP, MIN_CHAT = 10, 50
+SLACK = 3
+"""Codes that the last unit of a duplex turn keeps free: more than a unit's are never heard."""
 PAD, TEXT_END, BEGIN, QUIET, CODE = 0, 200, 201, 202, 300
 """What is fed: 1 + i is text token i of the item, CODE + j its code j, QUIET the code of silence."""
 IGNORE, END_CODE = -1, 2
@@ -65,7 +65,7 @@ class Speaker:
     def draw(self, random: Random) -> Item:
         while True:
             item = self.say(text(random))
-            if len(item.ids) <= MAX_IDS and LEAD + TAIL < item.num_codes <= MAX_CODES:
+            if len(item.ids) < MAX_IDS and LEAD + TAIL < item.num_codes <= MAX_CODES:
                 return item
 
 
@@ -120,14 +120,16 @@ def duplex_order(item: Item, random: Random) -> Order:
             needed = next((i for i in range(given, count) if item.starts[i] >= said + BLOCK), count) - given
             fresh = random.randint(1, 6) if late else needed + random.randint(0, eager)
             fresh = min(max(fresh, 1), 20, count - given)
-        order.text(given, given + fresh, BEGIN)
+        last = given + fresh == count and n + SLACK <= said + BLOCK
+        # Behind the item's tokens stands the end of the turn, which is fed as they are.
+        order.text(given, given + fresh + last, BEGIN)
         given += fresh
         heard = n if given == count else item.starts[given]
         now = list(range(said, min(said + BLOCK, heard)))
         said += len(now)
         values = [CODE + j for j in now]
-        if said == n:
-            order.codes(values, end=len(values) < BLOCK)
+        if last:
+            order.codes(values, end=True)
             return order
         order.codes(values + [QUIET] * (BLOCK - len(values)), end=False)
 

@@ -84,6 +84,9 @@ class Trainer:
         self.trust = torch.zeros((), device=device)
         """What the judge's word weighs: nothing until the vocoder can do without."""
         self.speaker = torch.randn(192, generator=torch.Generator().manual_seed(0)).to(device)
+        if args.packaged:
+            packaged = Config.from_hf(json.loads((PACKAGE / "config.json").read_text("utf-8")), init_tts=True)
+            self.speech.load_state_dict(load(Model, packaged, PACKAGE, device, torch.float32).speech.state_dict())
         if args.resume:
             self.load(args.resume)
 
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1, help="stop each part after so many steps")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, help="folder with book.pt, speech.pt, flow.pt, vocoder.pt, or some")
+    parser.add_argument("--packaged", action="store_true", help="begin with the packaged speech LM")
     parser.add_argument("--parts", default="speech,flow,vocoder,judge")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--rate", type=float, default=2e-3)

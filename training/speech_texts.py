@@ -5,10 +5,13 @@ from __future__ import annotations
 from random import Random
 
 from training import sentences
+from training.espeak import Voice
 from training.lexicon import COLOURS, DIGIT_WORDS, READ_WORDS, SHAPES
 from training.small_talk import TALKS
 from training.templates import ASK, PLACES
 
+VOICE = Voice("en", "en-us", "", False, 150, 50, 45)
+"""The voice that the packaged model speaks with."""
 _COUNTS = DIGIT_WORDS[1:10]
 _FORMS = (
     "{A} {colour} {shape}.",
@@ -43,6 +46,9 @@ _FORMS = (
     "The light turned {colour}.",
     "Now the {shape} is {colour}.",
     "{A} {shape} appeared.",
+    "{A} {colour} {shape} appeared.",
+    "In the {place}.",
+    "There is no picture.",
     "The {colour} {shape} is gone.",
     "Look, {a} {colour} {shape}!",
     "First {a} {shape}, then {a} {shape}.",
@@ -103,6 +109,14 @@ def _plain(random: Random) -> str:
         return _question(random)
     words, digits = sentences.number(random)
     return digits if random.random() < 0.5 else sentences.written(words)
+
+
+def said(random: Random) -> str:
+    """One answer of the model's kinds, a sentence of small talk or a question."""
+    kind = random.random()
+    if kind < 0.7:
+        return _answer(random)
+    return random.choice(TALKS["en"])[0] if kind < 0.8 else _question(random)
 
 
 def text(random: Random) -> str:

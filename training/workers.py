@@ -9,9 +9,10 @@ import mmap
 import multiprocessing
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -60,9 +61,36 @@ class SharedErrors(Mapping[str, float]):
         return iter(TASK_NUMBERS)
 
 
+Fill = Callable[[dict[str, np.ndarray]], None]
+"""Writes the next batch over the one before."""
+
+
+class Shaped(Protocol):
+    """The shape of batches."""
+
+    def fields(self) -> dict[str, tuple[tuple[int, ...], type]]: ...
+    def nbytes(self) -> int: ...
+
+
+def questions(files: Files, shape: Shape, seed: int, errors: SharedErrors, answers: float = 0.0) -> Fill:
+    """answers: see training.families.Source."""
+    source = Source(seed, load(files.atlas).fonts, Espeak(files.espeak), errors, answers)
+    writer = BatchWriter(source, Encoder(str(files.tokenizer)), shape, TASK_NUMBERS, ctc_symbols())
+
+    def fill(out: dict[str, np.ndarray]) -> None:
+        source.ease = errors.ease
+        writer.fill(out)
+
+    return fill
+
+
 class Workers:
-    def __init__(self, count: int, shape: Shape, files: Files, seed: int) -> None:
-        self.shape = shape
+    """make: from files, shape and seed, in a worker process, to what fills batches."""
+
+    def __init__(
+        self, count: int, shape: Shaped, files: Files, seed: int, make: Callable[..., Fill] = questions
+    ) -> None:
+        self.shape, self._make = shape, make
         self.errors = SharedErrors()
         self._memory = [[mmap.mmap(-1, shape.nbytes()) for _ in range(SLOTS)] for _ in range(count)]
         self._ready = _fork.SimpleQueue()
@@ -76,15 +104,13 @@ class Workers:
 
     def _work(self, number: int, files: Files, seed: int) -> None:
         torch.set_num_threads(1)
-        source = Source(seed, load(files.atlas).fonts, Espeak(files.espeak), self.errors)
-        writer = BatchWriter(source, Encoder(str(files.tokenizer)), self.shape, TASK_NUMBERS, ctc_symbols())
+        fill = self._make(files, self.shape, seed, self.errors)
         slots = [arrays_over(memory, self.shape) for memory in self._memory[number]]
         for slot in range(SLOTS):
             self._free[number].put(slot)
         while True:
             slot = self._free[number].get()
-            source.ease = self.errors.ease
-            writer.fill(slots[slot])
+            fill(slots[slot])
             self._ready.put((number, slot))
 
     def batches(self, device: torch.device, ahead: int = 3) -> queue.Queue:
