@@ -88,7 +88,8 @@ def write(encoder: Encoder, talk: Talk) -> Written:
         deciding = len(out.ids) - 1
         # Typed words stand behind the sound, whose last row decides.
         out.ids += text(second.typed) if second.typed else ()
-        out.units.append((second.task, deciding, len(out.ids), len(out.ids) + len(second.ids)))
+        if second.is_learned:
+            out.units.append((second.task, deciding, len(out.ids), len(out.ids) + len(second.ids)))
         out.ids += second.ids
         out.ids += end
     return out

@@ -168,7 +168,7 @@ def talks(seed: int, count: int, folder: Path, espeak: Path | None) -> list[Talk
     random, encoder, engine = Random(seed), Encoder(str(folder / "tokenizer.json")), Espeak(espeak)
     tokens = tokens_of(encoder)
     director = Director(random, Voices(random, engine, True), Pace(Speaker(engine, encoder.tokenizer), tokens), tokens)
-    director.plain_scenes = True
+    director.plain_scenes, director.late, director.forced = True, 0.0, (0,)
     return [director.talk(2048) for _ in range(count)]
 
 

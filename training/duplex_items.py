@@ -52,6 +52,8 @@ class Second:
     typed: str = ""
     answer: str = ""
     """The whole answer, in the unit that begins it."""
+    is_learned: bool = True
+    """False: it was made to listen, or decided wrongly; what follows makes up for it."""
 
 
 @dataclass(slots=True)
@@ -137,6 +139,8 @@ class Stage:
     scenes: list[Scene]
     said: dict[int, Second] = field(default_factory=dict)
     at: int = 0
+    forced: int = 0
+    """Units at the start that only listen."""
     words: list[str] = field(default_factory=list)
 
     def shows(self, unit: int) -> bool:
@@ -160,6 +164,8 @@ class Director:
 
     def __init__(self, random: Random, voices: Voices, pace: Pace, tokens: Tokens) -> None:
         self.random, self._voices, self._pace, self._tokens = random, voices, pace, tokens
+        self.late, self.forced = 0.06, (0, 0, 0, 1, 2, 3)
+        """Share of answers that come a unit late, and units at the start in which the session is made to listen."""
         self.plain_scenes = False
         """Only what other drawing code can draw too: no borders, backgrounds of one colour."""
 
@@ -176,6 +182,7 @@ class Director:
             draw_watch(r, scene) if is_watch else None, np.zeros(units * UNIT, np.float32), [scene] * units,
         )  # fmt: skip
         instructions = watch_prompt(r, stage.watch) if stage.watch else plain_prompt(r)
+        stage.forced = r.choice(self.forced)
         stage.at = int(r.uniform(0.1, 3.0) * UNIT)
         while stage.at < (units - 1) * UNIT:
             self._act(stage)
@@ -303,6 +310,11 @@ class Director:
 
     def _say(self, stage: Stage, unit: int, text: str, task: str = "answer") -> None:
         parts = self._pace(text)
+        late = max(stage.forced - unit, int(self.random.random() < self.late))
+        if unit + late + len(parts) <= stage.units:
+            for missed in range(unit, unit + late):
+                stage.said[missed] = Second("listen", (self._tokens.listen,), is_learned=False)
+            unit += late
         for number, ids in enumerate(parts):
             stage.said[unit + number] = Second(task if number == 0 else "go on", ids, answer=text if number == 0 else "")
         stage.at = int((unit + len(parts) + self.random.choice((0.1, 0.5, 1.2, 2.5))) * UNIT)
