@@ -58,7 +58,7 @@ class DuplexShape:
 
 @dataclass(slots=True)
 class Written:
-    """A talk as ids. media: (start, scene or unit number); units: task, the place that decides, [start, stop) of ids."""
+    """A talk as ids. media: (start, scene or number of a unit). units: task, the place that decides, [start, stop)."""
 
     ids: list[int]
     media: list[tuple[int, Scene | int]]
@@ -98,7 +98,9 @@ def write(encoder: Encoder, talk: Talk) -> Written:
 class DuplexWriter:
     """Fills one batch after another."""
 
-    def __init__(self, seed: int, engine: Espeak, encoder: Encoder, shape: DuplexShape, symbols: dict[str, int]) -> None:
+    def __init__(
+        self, seed: int, engine: Espeak, encoder: Encoder, shape: DuplexShape, symbols: dict[str, int]
+    ) -> None:
         self.random, self.encoder, self.shape, self._symbols = Random(seed), encoder, shape, symbols
         tokens = tokens_of(encoder)
         pace = Pace(Speaker(engine, encoder.tokenizer), tokens)
@@ -130,9 +132,10 @@ class DuplexWriter:
         out["ids"][row, : len(written.ids)] = written.ids
         sound = shape.views * QUERIES + row * MAX_UNITS * SOUND_ROWS
         for start, what in written.media:
-            first, count = (
-                (self._add_picture(what) * QUERIES, QUERIES) if isinstance(what, Scene) else (sound + what * SOUND_ROWS, SOUND_ROWS)
-            )  # fmt: skip
+            if isinstance(what, Scene):
+                first, count = self._add_picture(what) * QUERIES, QUERIES
+            else:
+                first, count = sound + what * SOUND_ROWS, SOUND_ROWS
             out["rows"][row, start : start + count] = np.arange(first, first + count)
         for unit in written.units:
             self._add_unit(written.ids, unit, row * shape.rows[1])
@@ -165,5 +168,3 @@ class DuplexWriter:
         self.out["views"][number] = view
         self.num_views += 1
         return number
-
-

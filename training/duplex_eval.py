@@ -69,7 +69,7 @@ class Listener:
         self._processor = client.processor
 
     def run(self, talk: Talk, name: str, seed: int) -> Heard:
-        live, settings = MiniCPMLive(SessionPrompts(self._processor, name)), LiveSettings(instructions=talk.instructions)
+        live = MiniCPMLive(SessionPrompts(self._processor, name))
         settings = LiveSettings(instructions=talk.instructions, force_listen_units=0, seed=seed)
         prompt, policy = live.opening(settings, MAX_LEN)
         speech = SpeechOptions("default", "duplex", SpeechSampling(seed=seed)) if self._speaks else None

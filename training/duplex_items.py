@@ -7,7 +7,7 @@ U units of 16,000 samples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -21,7 +21,6 @@ from training.espeak import Espeak, sample_voice
 from training.scenes import Scene, things_scene
 from training.small_talk import TALKS
 from training.speech_items import BLOCK, SLACK, Speaker
-from training.templates import ASK
 
 UNIT = 16_000
 MAX_UNITS = 28
@@ -32,7 +31,9 @@ QUIET = (3_200, 6_400)
 """Silence at the end of a unit: from the second on the model answers at once, up to the first with the next unit."""
 ONSET = (4_000, 8_000)
 """Speech in a unit: up to the first it is not yet an interruption, from the second on it is."""
-QUESTIONS = ("colour", "shape", "describe", "count", "exists", "where", "relation", "place", "extreme", "bigger", "background")  # fmt: skip
+QUESTIONS = (
+    "colour", "shape", "describe", "count", "exists", "where", "relation", "place", "extreme", "bigger", "background"
+)  # fmt: skip
 STOPS = ("Stop.", "Please stop.", "Be quiet please.", "Stop talking.", "Wait.", "That is enough.")
 _UNASKED = ("how many", "where is", "can you", "hello", "thank", "no thank", "good ", "look at", "yes", "please")
 # Answers of small talk that are wrong where the model speaks, hears and sees.
@@ -315,8 +316,9 @@ class Director:
             for missed in range(unit, unit + late):
                 stage.said[missed] = Second("listen", (self._tokens.listen,), is_learned=False)
             unit += late
-        for number, ids in enumerate(parts):
-            stage.said[unit + number] = Second(task if number == 0 else "go on", ids, answer=text if number == 0 else "")
+        stage.said[unit] = Second(task, parts[0], answer=text)
+        for number, ids in enumerate(parts[1:], 1):
+            stage.said[unit + number] = Second("go on", ids)
         stage.at = int((unit + len(parts) + self.random.choice((0.1, 0.5, 1.2, 2.5))) * UNIT)
         if len(parts) > 1 and self.random.random() < 0.35:
             self._interrupt(stage, unit, len(parts))
@@ -406,8 +408,3 @@ def reply_unit(end: int) -> int:
 
 def is_clear(end: int) -> bool:
     return not QUIET[0] < UNIT - end % UNIT < QUIET[1]
-
-
-def asked_aloud() -> Sequence[str]:
-    """All forms of questions that are asked aloud (tests)."""
-    return [form for name in QUESTIONS for form in ASK[name]["en"]]

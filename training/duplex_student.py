@@ -80,7 +80,9 @@ class Learner(nn.Module):
         sizes = batch["views"][:, 1:3].long()
         return self.model.resampler(self.model.vision(batch["patches"], sizes), sizes).flatten(0, 1)
 
-    def _spelled(self, heard: torch.Tensor, frames: torch.Tensor, batch: dict[str, torch.Tensor], warm: bool):
+    def _spelled(
+        self, heard: torch.Tensor, frames: torch.Tensor, batch: dict[str, torch.Tensor], warm: bool
+    ) -> torch.Tensor:
         """CTC of the words said. Its layer starts from nothing, and teaches nobody until it is warm."""
         logs = self.symbols(heard if warm else heard.detach()).float().log_softmax(-1).transpose(0, 1)
         lengths = batch["ctc_lengths"].long()
@@ -150,9 +152,10 @@ def encode(model: Model, mel: torch.Tensor, frames: torch.Tensor) -> torch.Tenso
     length = x.shape[1]
     x = x + audio.position.weight[:length]
     index = torch.arange(length, device=x.device)
-    seen = (index < ((frames - 1) // 2 + 1)[:, None])[:, None] & (index < (index // audio.chunk + 1)[:, None] * audio.chunk)
+    inside, ends = index < ((frames - 1) // 2 + 1)[:, None], (index // audio.chunk + 1) * audio.chunk
+    seen = (inside[:, None] & (index < ends[:, None]))[:, None]
     for layer in audio.layers:
-        x = layer(x, seen[:, None])
+        x = layer(x, seen)
     return audio.norm(x)
 
 
