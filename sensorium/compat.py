@@ -57,7 +57,6 @@ REFUSED: dict[str, Foreign] = {
     ),
     "mm_encoder_attn_backend": Foreign("str", None, "the towers choose their kernels themselves; leave it out"),
     "enable_logging_iteration_details": Foreign("bool", False, "steps are not logged; /metrics counts them"),
-    "enable_log_outputs": Foreign("bool", False, "what users and models say is never logged"),
     "middleware": Foreign("list", None, "no foreign code is loaded; put a proxy in front", ((),)),
     "uds": Foreign("str", None, "the server listens on TCP; bind it to 127.0.0.1"),
     "ssl_cert_reqs": Foreign("int", 0, "give ssl_ca_certs: clients must then present a certificate"),
@@ -76,7 +75,6 @@ NO_EFFECT: dict[str, Foreign] = {
     # What they ask for is always so.
     "enable_server_load_tracking": Foreign("bool", False),
     "skip_mm_profiling": Foreign("bool", False),
-    "max_log_len": Foreign("int"),
     "max_loras": Foreign("int", 1),
     "max_lora_rank": Foreign("int", 16),
     "max_cpu_loras": Foreign("int"),

@@ -181,6 +181,10 @@ class EngineConfig:
     disable_log_stats: bool = False
     """No throughput line every 10 s, and no numbers of the engine in /metrics."""
     enable_log_requests: bool = False
+    enable_log_outputs: bool = False
+    """Log what is generated, too: the only setting that puts what was said into the log."""
+    max_log_len: int | None = None
+    """Characters and token ids of an answer that are logged; None is all of them."""
     """One line per request with its parameters, never its content."""
     limits: MediaLimits = field(default_factory=MediaLimits)
 
@@ -204,6 +208,8 @@ class EngineConfig:
             raise ConfigError("encoder_cache_bytes and encoder_cache_tokens exclude each other; give one")
         if not self.enable_chunked_prefill and self.long_prefill_token_threshold:
             raise ConfigError("long_prefill_token_threshold needs enable_chunked_prefill")
+        if self.enable_log_outputs and not self.enable_log_requests:
+            raise ConfigError("enable_log_outputs needs enable_log_requests", param="enable_log_outputs")
         if self.convert == "embed" and self.runner == "generate":
             raise ConfigError("convert=embed needs runner=pooling")
 
@@ -340,6 +346,7 @@ class ServerConfig:
 Range = tuple[float | None, float | None]
 
 _ENGINE_RANGES: dict[str, Range] = {
+    "max_log_len": (0, None),
     "block_size": (1, None),
     "kv_cache_bytes": (1, None),
     "num_gpu_blocks_override": (2, None),

@@ -75,7 +75,7 @@ NO_EFFECT = {
     "ALLOW_RUNTIME_LORA_UPDATING": "adapters are not supported; merge them into the weights",
     "MEDIA_CONNECTOR": "there is one way to fetch media",
     "EXECUTE_MODEL_TIMEOUT_SECONDS": "--engine-hang-s says the same",
-    "DEBUG_LOG_API_SERVER_RESPONSE": "what models say is never logged",
+    "DEBUG_LOG_API_SERVER_RESPONSE": "--enable-log-outputs says the same",
     "KEEP_ALIVE_ON_ENGINE_DEATH": "an engine that dies is started again",
 }
 """Variables of vLLM that change nothing here -> why; the server says so when one is set."""

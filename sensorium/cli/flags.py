@@ -115,6 +115,8 @@ ENGINE: dict[str, dict[str, Flag]] = {
     LOGS: {
         "disable_log_stats": _flag("no throughput line every 10 s, no numbers of the engine in /metrics"),
         "enable_log_requests": _flag("one line per request with its parameters, never its content"),
+        "enable_log_outputs": _flag("with --enable-log-requests, one line per answer with all of its text"),
+        "max_log_len": _flag("most characters and token ids of an answer that are logged"),
     },
 }
 

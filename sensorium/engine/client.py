@@ -35,7 +35,7 @@ from sensorium.engine.protocol import (
     OpenSession,
     RefuseWaiting,
 )
-from sensorium.engine.request_log import describe
+from sensorium.engine.request_log import OutputLog, describe
 from sensorium.engine.session_client import Session, SessionPlaces, plain
 from sensorium.engine.speech_client import SpeechPlaces, check_spoken
 from sensorium.engine.speech_door import SpeechDoor
@@ -97,6 +97,7 @@ class EngineClient(SpeechDoor):
         self._others: set[str] = set()
         self._unstarted: dict[str, int] = {}
         self._seeds = random.Random(self.config.seed)
+        self._outputs = OutputLog(self.config.max_log_len) if self.config.enable_log_outputs else None
         self._lock = threading.Lock()
         self._draining = self._closing = False
         self._ids = itertools.count()
@@ -362,6 +363,8 @@ class EngineClient(SpeechDoor):
         return self._streams.pop(request_id, None)
 
     def _deliver(self, events: list[Event]) -> None:
+        if self._outputs is not None:
+            self._outputs.take(events)
         pairs: list[tuple[Stream, Event]] = []
         for event in events:
             ends = isinstance(event, Finished | Failed)

@@ -122,6 +122,24 @@ def test_a_request_is_logged_with_its_parameters_and_without_its_words(any_model
     assert "hidden" not in line
 
 
+def test_answers_are_logged_where_that_is_wanted(any_model, caplog):
+    caplog.set_level(logging.INFO, "sensorium.engine")
+    config = EngineConfig(
+        model=str(any_model), max_model_len=256, enable_log_requests=True, enable_log_outputs=True, max_log_len=4
+    )
+    with EngineClient(config) as client, serve(client) as live:
+        status, answer = live.post({"messages": user("a secret word"), "max_tokens": 9, "return_token_ids": True})
+    assert status == 200
+    [line] = [text for record in caplog.records if "Generated response" in (text := record.getMessage())]
+    [choice] = answer["choices"]
+    assert answer["id"] in line
+    assert f"output: {choice['message']['content'][:4]!r}," in line
+    assert f"output_token_ids: {choice['token_ids'][:4]}, finish_reason: {choice['finish_reason']}" in line
+    assert "secret" not in caplog.text
+    with pytest.raises(ConfigError, match="enable_log_requests"):
+        EngineConfig(enable_log_outputs=True)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_tls_serves_with_a_certificate(engine, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
