@@ -44,6 +44,9 @@ SPY = """
         }
     };
 """
+INKED = """[...document.querySelectorAll("#timeline canvas.voice")].some((canvas) => canvas.width && canvas.height
+    && canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value))"""
+"""The page has drawn its voice."""
 SILENT = "one.waiting === 0 && one.level === 0"
 SUM = "given.filter((one) => one > 0).reduce((a, b) => a + b, 0)"
 
@@ -80,6 +83,7 @@ def test_its_voice_is_played_cut_short_and_goes_on_after_a_lost_line(page: Page,
     assert page.run(f"told.at(-1).taken <= {SUM}")
     wait(page, speaking, "told.some((one) => one.waiting > 0)")
     wait(page, speaking, "document.querySelector('#captions li')")
+    wait(page, speaking, INKED)
     page.screenshot(tmp_path / "speaking.png")
 
     # Whoever interrupts hears nothing more of that turn: what waits is thrown away.

@@ -32,6 +32,7 @@ class Talk {
   #microphone = new Microphone();
   #speaker = new Speaker();
   #heard = new Heard(RATE_IN);
+  #said = new Heard(RATE);
   #recording = new Recording(RATE_IN);
   #duplex;
   #given = 0; // position of the end of the sound that the speaker was given
@@ -90,6 +91,7 @@ class Talk {
   #unit(unit) {
     at("seconds").hidden = at("latency").hidden = false;
     timeline.add(unit, this.#heard.stretch(Math.max(0, unit.in_samples - RATE_IN), unit.in_samples, BARS));
+    this.#draw(this.#given); // its voice may have come before
     graph.add(unit);
     this.#late = unit.behind_ms > 0;
     stage.tick(unit);
@@ -106,9 +108,15 @@ class Talk {
     if (samples.length) {
       this.#speaker.play(samples);
       this.#recording.said(samples);
+      this.#said.sound(position, samples);
+      this.#draw(position + samples.length);
     }
     this.#given = position + samples.length;
     if (last) this.#speaker.end();
+  }
+
+  #draw(position) {
+    timeline.voice(position, (start, end) => this.#said.stretch(start, end, BARS).heights);
   }
 
   #hush() {

@@ -13,7 +13,8 @@ function describe({ n, decision, text, behind_ms, ms }) {
 
 export class Timeline {
   #list;
-  #cells = []; // { item, canvas, heights, turn, address }
+  #cells = []; // { item, canvas, heights, turn, address, voice }; voice: { canvas, start, end, heights } of what it said
+  #made = 0; // samples of its voice until the newest unit
 
   constructor(list) {
     this.#list = list;
@@ -29,21 +30,34 @@ export class Timeline {
     const address = blob && URL.createObjectURL(blob);
     const picture = make(blob ? "img" : "span", "frame");
     if (blob) Object.assign(picture, { src: address, alt: "" });
+    const voice = { canvas: make("canvas", "voice"), start: this.#made, end: unit.out_samples, heights: [] };
+    const speaks = voice.end > voice.start;
+    this.#made = voice.end;
     const said = make("p", "", unit.text.trim());
     const took = make("small", unit.behind_ms > 0 ? "late" : "", span(unit.ms.total));
     const head = make("header");
     head.append(make("time", "", clock(unit.n)), took);
-    shown.append(head, picture, canvas, make("i"), said);
+    shown.append(head, picture, canvas, make("i"), ...(speaks ? [voice.canvas] : []), said);
     item.append(make("span", "unseen", describe(unit)), shown);
     const last = this.#cells.at(-1);
     if (unit.turn !== null && last?.turn === unit.turn) item.classList.add("goes-on");
     if (unit.text_end) item.classList.add("ends");
     const following = this.#list.scrollLeft + this.#list.clientWidth > this.#list.scrollWidth - 40;
     this.#list.append(item);
-    this.#cells.push({ item, canvas, heights, turn: unit.turn, address });
+    this.#cells.push({ item, canvas, heights, turn: unit.turn, address, voice });
     drawPeaks(canvas, heights, 1, "heard", "heard");
     while (this.#cells.length > MOST) this.#forget(this.#cells.shift());
     if (following) this.#list.scrollLeft = this.#list.scrollWidth;
+  }
+
+  /** More of its voice came, up to `position`: sounds(start, end) gives the bars of a stretch. */
+  voice(position, sounds) {
+    for (const { voice } of this.#cells.slice(-5)) {
+      if (voice.start >= position || voice.end === voice.start || voice.whole) continue;
+      voice.heights = sounds(voice.start, voice.end);
+      voice.whole = voice.end <= position;
+      drawPeaks(voice.canvas, voice.heights, 1, "accent", "accent");
+    }
   }
 
   /** Marks where a turn was cut short. */
@@ -52,11 +66,15 @@ export class Timeline {
   }
 
   redraw() {
-    for (const { canvas, heights } of this.#cells) drawPeaks(canvas, heights, 1, "heard", "heard");
+    for (const { canvas, heights, voice } of this.#cells) {
+      drawPeaks(canvas, heights, 1, "heard", "heard");
+      drawPeaks(voice.canvas, voice.heights, 1, "accent", "accent");
+    }
   }
 
   clear() {
     this.#cells.splice(0).forEach((cell) => this.#forget(cell));
+    this.#made = 0;
   }
 
   #forget({ item, address }) {
