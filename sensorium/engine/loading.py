@@ -417,8 +417,7 @@ def make_pace(config: EngineConfig) -> Pace | None:
     """None without a bound, and where steps hold what cannot be split."""
     if not config.decode_slowdown or not config.enable_chunked_prefill or config.disable_chunked_mm_input:
         return None
-    most = config.max_num_batched_tokens
-    return Pace(config.decode_slowdown, max(most // 32, _FEWEST_PROMPT_TOKENS), most)
+    return Pace(config.decode_slowdown, _FEWEST_PROMPT_TOKENS, config.max_num_batched_tokens)
 
 
 def own_policies(config: EngineConfig) -> dict[str, type]:

@@ -9,6 +9,7 @@ _REMEMBERED = 5
 # By so many sequences, or such a part of them, steps may differ and still take as long.
 _NEAR, _NEAR_PART = 4, 0.25
 _SLOWER, _FASTER = 0.75, 1.1
+_LONGEST_WAIT_S = 0.5
 
 
 class Pace:
@@ -16,6 +17,8 @@ class Pace:
 
     How long a step takes is measured. Steps of decodes alone show what the ratio is of: when their number has changed
     so much that this is unknown, one is asked for. The number of prompt tokens follows what steps with both take.
+    A crowd of prompts that would need more than half a second that way has whole steps: every stream pauses, but few
+    times.
     """
 
     def __init__(self, ratio: float, fewest: int, most: int) -> None:
@@ -27,9 +30,12 @@ class Pace:
         self._alone_s: deque[float] = deque(maxlen=_REMEMBERED)
         """Seconds of the last steps of about `_decodes` sequences and nothing else."""
 
-    def prompt_tokens(self, decodes: int) -> int:
-        """The most beside so many decodes; 0 asks for a step without prompts, so that it can be measured."""
-        return int(self._tokens) if self._knows(decodes) else 0
+    def prompt_tokens(self, decodes: int, waiting: int) -> int:
+        """The most beside so many decodes while so many wait; 0 asks for a step without, so that it can be measured."""
+        if not self._knows(decodes):
+            return 0
+        wait_s = waiting / self._tokens * self.ratio * median(self._alone_s)
+        return self._most if wait_s > _LONGEST_WAIT_S else int(self._tokens)
 
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """What a step took."""
@@ -40,7 +46,7 @@ class Pace:
                 self._alone_s.clear()
             self._decodes = decodes
             self._alone_s.append(seconds)
-        elif self._knows(decodes):
+        elif self._knows(decodes) and prompt_tokens <= self._tokens:
             # Steps that had fewer prompt tokens than they might have had are no reason to allow more.
             change = self.ratio * median(self._alone_s) / max(seconds, 1e-9)
             if change < 1 or 2 * prompt_tokens > self._tokens:

@@ -200,7 +200,8 @@ class Scheduler:
                 continue
             (decodes if self._progress(seq)[1] == 1 else prefills).append(seq)
         if decodes and self.pace is not None:
-            budget.prompts = self.pace.prompt_tokens(len(decodes))
+            waiting = sum(self._progress(seq)[1] for seq in prefills) + sum(len(seq.ids) for seq in self.waiting)
+            budget.prompts = self.pace.prompt_tokens(len(decodes), waiting)
         return [*decodes, *prefills]
 
     def _progress(self, seq: Sequence) -> tuple[int, int]:

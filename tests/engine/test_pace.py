@@ -13,7 +13,7 @@ def settle(pace: Pace, decodes: int, seconds_of, steps: int = 60) -> list[tuple[
     """Steps while prompts always wait, each (prompt tokens, seconds)."""
     seen = []
     for _ in range(steps):
-        count = pace.prompt_tokens(decodes)
+        count = pace.prompt_tokens(decodes, 1)
         seconds = seconds_of(decodes, count)
         pace.observe(decodes, count, seconds)
         seen.append((count, seconds))
@@ -49,11 +49,11 @@ def test_prompts_get_on_however_long_steps_take() -> None:
 def test_a_number_of_decodes_that_was_never_measured_is_measured_first() -> None:
     pace = Pace(1.4, fewest=64, most=8192)
     settle(pace, 32, gpu)
-    assert pace.prompt_tokens(36) > 0
-    assert pace.prompt_tokens(100) == 0
+    assert pace.prompt_tokens(36, 1) > 0
+    assert pace.prompt_tokens(100, 1) == 0
     pace.observe(100, 0, gpu(100, 0))
-    assert pace.prompt_tokens(100) > 0
-    assert pace.prompt_tokens(32) == 0
+    assert pace.prompt_tokens(100, 1) > 0
+    assert pace.prompt_tokens(32, 1) == 0
 
 
 def test_steps_with_few_prompt_tokens_are_no_reason_for_more() -> None:
@@ -61,7 +61,17 @@ def test_steps_with_few_prompt_tokens_are_no_reason_for_more() -> None:
     pace.observe(10, 0, 5e-3)
     for _ in range(50):
         pace.observe(10, 3, 5e-3)
-    assert pace.prompt_tokens(10) == 100
+    assert pace.prompt_tokens(10, 1) == 100
+
+
+def test_a_crowd_of_prompts_has_whole_steps() -> None:
+    """100 tokens a step of 14 ms are 7,000 a second: what would need more than half a second does not wait for it."""
+    pace = Pace(1.4, fewest=100, most=8192)
+    pace.observe(50, 0, 10e-3)
+    assert pace.prompt_tokens(50, 3500) == 100
+    assert pace.prompt_tokens(50, 3700) == 8192
+    pace.observe(50, 3700, 90e-3)
+    assert pace.prompt_tokens(50, 1000) == 100, "a step of a crowd says nothing about those of few"
 
 
 def test_prompts_alone_have_the_whole_step_and_beside_decodes_their_share(make_engine) -> None:
