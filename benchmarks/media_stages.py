@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,15 @@ def whole(processor: Any, on_device: bool, repeats: int) -> None:
 
 
 def prepare(preparer: Preparer, items: Sequence[Any]) -> tuple[float, float]:
-    """Seconds, and processor time of this process, until all prompts are there."""
-    used, before = time.process_time(), time.perf_counter()
-    futures = [preparer.chat([Message("user", (item, "What is this?"))], ChatOptions(), here=True) for item in items]
-    for future in futures:
-        future.result()
-    return time.perf_counter() - before, time.process_time() - used
+    """Seconds, and processor time of this process, until all prompts are there, each asked for by a thread."""
+
+    def ask(item: Any) -> None:
+        preparer.chat([Message("user", (item, "What is this?"))], ChatOptions(), here=True).result()
+
+    with ThreadPoolExecutor(len(items)) as pool:
+        used, before = time.process_time(), time.perf_counter()
+        list(pool.map(ask, items))
+        return time.perf_counter() - before, time.process_time() - used
 
 
 # ---- on a CUDA device --------------------------------------------------------------------------------------------

@@ -222,6 +222,8 @@ class _Lane:
 
     size: int
     threads: ThreadPoolExecutor
+    slots: threading.Semaphore
+    """So many workers are busy at most, whoever waits for them."""
     idle: list[_Worker] = field(default_factory=list[_Worker])
     pending: int = 0
 
@@ -258,7 +260,9 @@ class MediaPool:
         sizes = {"media": workers, "video": video_workers or max(workers // 2, 1)}
         sizes |= {"audio": audio_workers} if audio_workers else {}
         self._lanes = {
-            name: _Lane(size, ThreadPoolExecutor(size, thread_name_prefix=f"sensorium-{name}"))
+            name: _Lane(
+                size, ThreadPoolExecutor(size, thread_name_prefix=f"sensorium-{name}"), threading.Semaphore(size)
+            )
             for name, size in sizes.items()
         }
 
@@ -276,15 +280,19 @@ class MediaPool:
         """As prepare, without the processor's part."""
         return await self._work(_Job(ref, None))
 
+    def prepare_here(self, ref: MediaRef, options: Mapping[str, Any]) -> Prepared:
+        """As prepare, for a caller whose thread may wait."""
+        job = _Job(ref, dict(options))
+        lane = self._enter(job)
+        try:
+            content = self._run(lane, job)
+            self._note(job)
+            return Prepared(ref.modality, content, ref.part)
+        finally:
+            self._leave(lane)
+
     async def _work(self, job: _Job) -> Any:
-        ref = job.ref
-        lane = self._lanes.get(ref.modality if ref.form == "media" else "media", self._lanes["media"])
-        if lane.pending >= self._max_waiting + lane.size:
-            self.stats.refused += 1
-            raise OverloadedError(
-                f"{lane.pending} media items are waiting to be decoded; try again later", reason="media"
-            )
-        lane.pending += 1
+        lane = self._enter(job)
         try:
             content = await asyncio.get_running_loop().run_in_executor(lane.threads, self._run, lane, job)
             self._note(job)
@@ -293,6 +301,23 @@ class MediaPool:
             self._cancel(job)
             raise
         finally:
+            self._leave(lane)
+
+    def _enter(self, job: _Job) -> _Lane:
+        """The lane of a job, which is one of those waiting there now."""
+        ref = job.ref
+        lane = self._lanes.get(ref.modality if ref.form == "media" else "media", self._lanes["media"])
+        with self._lock:
+            if lane.pending >= self._max_waiting + lane.size:
+                self.stats.refused += 1
+                raise OverloadedError(
+                    f"{lane.pending} media items are waiting to be decoded; try again later", reason="media"
+                )
+            lane.pending += 1
+        return lane
+
+    def _leave(self, lane: _Lane) -> None:
+        with self._lock:
             lane.pending -= 1
 
     def _note(self, job: _Job) -> None:
@@ -318,9 +343,13 @@ class MediaPool:
         self._watch.close()
         self._alive.clear()
 
-    # ---- in the lane's threads -------------------------------------------------------------------------------------
+    # ---- in the lane's threads, or a caller's ----------------------------------------------------------------------
 
     def _run(self, lane: _Lane, job: _Job) -> Any:
+        with lane.slots:
+            return self._run_now(lane, job)
+
+    def _run_now(self, lane: _Lane, job: _Job) -> Any:
         with self._lock:
             if job.cancelled:
                 raise MediaError("cancelled")
@@ -343,6 +372,9 @@ class MediaPool:
         except (_Lost, TimeoutError) as error:
             self._bury(worker)
             raise self._blame(job.ref, error, wall_s) from None
+        except KeyboardInterrupt:  # in a caller's own thread: what the worker answers is no use to anybody
+            self._bury(worker)
+            raise
         with self._lock:
             self.stats.items += 1
             job.worker = None

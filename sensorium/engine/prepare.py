@@ -21,7 +21,7 @@ from sensorium.engine.marks import MediaCounters, MediaTotals
 from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_options import loading_options, settled, with_server_defaults
 from sensorium.engine.media_pool import MediaPool, PoolStats
-from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key
+from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key, part_digest
 from sensorium.envs import read_environment
 from sensorium.errors import (
     CacheMissError,
@@ -35,6 +35,7 @@ from sensorium.errors import (
 from sensorium.inline import Pieces
 from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
+from sensorium.media.local import read_local
 from sensorium.media.options import check_loading
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
@@ -108,7 +109,7 @@ class Preparer:
     def chat(self, messages: Sequence[Message], options: ChatOptions, here: bool = False) -> Future[Prompt]:
         """Cancelling the future ends its fetches and decodes.
 
-        here: the caller waits, so what needs no other thread is done in this one: text, with one decoded item at most.
+        here: the caller waits, so it is done in this thread: text, with one item that is at hand at most.
         """
 
         def finish(ready: Sequence[Prepared]) -> Prompt:
@@ -175,7 +176,7 @@ class Preparer:
     # ---- in the caller's thread ------------------------------------------------------------------------------------
 
     def _start(self, parts: Sequence[Part], options: ChatOptions, finish: Finish, here: bool) -> Future[Prompt]:
-        here = here and len(parts) <= 1 and not any(isinstance(part, MediaRef) for part in parts)
+        here = here and len(parts) <= 1 and all(_is_at_hand(part) for part in parts)
         try:
             if not (parts or here):
                 return self._threads.submit(finish, ())
@@ -335,12 +336,15 @@ class Preparer:
                     return hit
         if isinstance(part, MediaRef):
             part = await self._fetched(part, index, io_options, context)
-        digest = await self._digested(part)
+        digest = await self._digested(part, context)
         key = uuid_key or cache_key(options.namespace, f"content {part.modality} {form}", digest, settings)
         if uuid_key is None and (hit := self._cache.get(key)) is not None:
             return hit
         if isinstance(part, MediaRef):
-            prepared = await self._pool.prepare(part, options.media_kwargs)
+            if context.here:
+                prepared = self._pool.prepare_here(part, options.media_kwargs)
+            else:
+                prepared = await self._pool.prepare(part, options.media_kwargs)
         else:
             if isinstance(part, Media):
                 self._check_media(part, options)
@@ -351,12 +355,12 @@ class Preparer:
         self._cache.put(key, prepared)
         return prepared
 
-    async def _digested(self, part: MediaRef | Media | Embeds) -> bytes:
+    async def _digested(self, part: MediaRef | Media | Embeds, context: _Request) -> bytes:
         """Large files are hashed elsewhere, so that others need not wait for them."""
         source = part.source if isinstance(part, MediaRef) else None
         if not isinstance(source, bytes | Pieces) or len(source) <= _QUICKLY_HASHED:
-            return _digest(part)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _digest, part)
+            return part_digest(part)
+        return await self._do(context, part_digest, part)
 
     async def _fetched(self, ref: MediaRef, index: int, io_options: Mapping[str, Any], context: _Request) -> MediaRef:
         if ref.source is None:
@@ -368,6 +372,9 @@ class Preparer:
             raise CacheMissError(f"{miss} Send the data of uuid {str(ref.uuid)[:200]!r} again.", param=ref.part or None)
         if ref.form == "embeds":
             source = embeds.payload(ref, self._config.limits)
+        elif context.here:
+            source = read_local(ref, self._config.limits)
+            self._counters.fetched(ref.modality, len(source))
         else:
             if self._fetcher is None:
                 self._fetcher = Fetcher(self._config.limits, self._environment, self._threads)
@@ -443,6 +450,11 @@ def _is_embeds(part: Part) -> bool:
     return isinstance(part, Embeds) or (isinstance(part, MediaRef) and part.form == "embeds")
 
 
+def _is_at_hand(part: Part) -> bool:
+    """Whether it need not be fetched."""
+    return not isinstance(part, MediaRef) or (isinstance(part.source, bytes) and part.form == "media")
+
+
 def _check_uuid(uuid: str, part: str) -> None:
     if not 1 <= len(uuid) <= MAX_UUID or not uuid.isprintable():
         raise MediaError(f"a media uuid must be 1 to {MAX_UUID} printable characters", param=part or None)
@@ -478,21 +490,3 @@ def _is_reference(part: Part) -> bool:
 
 def _uuid_key(part: MediaRef | Media | Embeds, form: str, settings: Mapping[str, Any], options: ChatOptions) -> bytes:
     return cache_key(options.namespace, f"uuid {part.modality} {form}", str(part.uuid).encode(), settings)
-
-
-def _digest(part: MediaRef | Media | Embeds) -> bytes:
-    if not isinstance(part, MediaRef):
-        return part.digest
-    digest = hashlib.sha256()
-    if isinstance(part.source, Mapping):
-        for name, value in part.source.items():
-            digest.update(f"{name} {len(value) if isinstance(value, bytes | Pieces) else repr(value)}".encode())
-            _update(digest, value)
-    else:
-        _update(digest, part.source)
-    return digest.digest()
-
-
-def _update(digest: Any, value: Any) -> None:
-    for data in value.parts if isinstance(value, Pieces) else (value,):
-        digest.update(data if isinstance(data, bytes) else b"")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.types import Prepared
+from sensorium.inline import Pieces
+from sensorium.types import Embeds, Media, MediaRef, Prepared
 
 
 @dataclass(slots=True)
@@ -89,3 +90,22 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, Mapping):
         return sorted((str(name), _ordered(item)) for name, item in value.items())
     return tuple(map(_ordered, value)) if isinstance(value, list | tuple) else value
+
+
+def part_digest(part: MediaRef | Media | Embeds) -> bytes:
+    """Equal for parts of equal content, however they came."""
+    if not isinstance(part, MediaRef):
+        return part.digest
+    digest = hashlib.sha256()
+    if isinstance(part.source, Mapping):
+        for name, value in part.source.items():
+            digest.update(f"{name} {len(value) if isinstance(value, bytes | Pieces) else repr(value)}".encode())
+            _update(digest, value)
+    else:
+        _update(digest, part.source)
+    return digest.digest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    for data in value.parts if isinstance(value, Pieces) else (value,):
+        digest.update(data if isinstance(data, bytes) else b"")

@@ -185,7 +185,7 @@ def test_a_recording_at_hand_is_no_longer_than_a_file_may_be(processor: Processo
             ask(made, read_media("audio", np.zeros(16_001, np.float32), "p"))
 
 
-def test_what_a_waiting_caller_brings_decoded_needs_no_other_thread(processor: Processor):
+def test_what_a_waiting_caller_has_at_hand_needs_no_other_thread(processor: Processor):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     picture = [Message("user", (read_media("image", pixels, "p"), "What is this?"))]
     text = [Message("user", ("Hi",))]
@@ -197,12 +197,19 @@ def test_what_a_waiting_caller_brings_decoded_needs_no_other_thread(processor: P
         assert set(threading.enumerate()) <= there
         assert isinstance(done[3].exception(), TooLargeError)
         first, again, alone = (future.result() for future in done[:3])
-        elsewhere = made.chat(picture, OPTIONS).result(30)
-        assert first.ids == again.ids == elsewhere.ids
-        assert keys(first) == keys(again) == keys(elsewhere)
-        assert alone.ids == made.chat(text, OPTIONS).result(30).ids
+        assert first.ids == again.ids
+        assert keys(first) == keys(again)
+        file = [Message("user", (MediaRef("image", png("red")),))]
+        assert made.chat(file, OPTIONS, here=True).done()
+        assert made.chat([Message("user", (MediaRef("image", b"x"),))], OPTIONS, here=True).exception()
+        assert {thread.name for thread in set(threading.enumerate()) - there} <= {"sensorium-media-watch"}
+        assert keys(made.chat(file, OPTIONS, here=True).result()) == keys(made.chat(file, OPTIONS).result(30))
         stats = made.stats()
-        assert (stats.cache.queries, stats.cache.hits, stats.totals.items["image"]) == (4, 2, 3)
+        assert (stats.cache.queries, stats.cache.hits, stats.totals.items["image"]) == (7, 3, 5)
+        assert (stats.pool.items, stats.waiting["media"]) == (2, 0)
+        elsewhere = made.chat(picture, OPTIONS).result(30)
+        assert (first.ids, keys(first)) == (elsewhere.ids, keys(elsewhere))
+        assert alone.ids == made.chat(text, OPTIONS).result(30).ids
 
 
 @pytest.mark.parametrize("uuid", ["", "x" * 2049, "a\nb", "\x00"])
