@@ -136,6 +136,21 @@ def test_an_address_can_ask_for_transcripts_alone(live: Live):
         assert client.error("response.create")["message"].startswith("response.create: a transcription session")
 
 
+def test_the_beta_has_an_event_for_that(live: Live, packaged_model: Any):
+    with talk(live, additional_headers={"openai-beta": "realtime=v1"}) as client:
+        assert client.next()["type"] == "conversation.created"
+        wanted = {"input_audio_format": "pcm16", "input_audio_transcription": {"model": "whisper-1"}}
+        client.send("transcription_session.update", session={**wanted, "turn_detection": None})
+        session = client.until("transcription_session.updated")[-1]["session"]
+        assert (session["input_audio_format"], session["turn_detection"]) == ("pcm16", None)
+        assert "voice" not in session
+        send_sound(client, speech())
+        client.send("input_audio_buffer.commit")
+        done = client.until("conversation.item.input_audio_transcription.completed")[-1]
+        assert "logprobs" not in done
+        assert done["transcript"]
+
+
 # ---- keys for browsers --------------------------------------------------------------------------------------------
 
 

@@ -76,8 +76,12 @@ class Heard:
 
     def copy(self, start: int, end: int) -> np.ndarray:
         """Samples [start, end) of those that are there."""
-        whole = np.concatenate([np.zeros(0, dtype=np.float32), *self._chunks])
-        return whole[max(start - self.start, 0) : max(end - self.start, 0)]
+        parts, place = [np.zeros(0, dtype=np.float32)], self.start
+        for chunk in self._chunks:
+            if place < end and start < place + len(chunk):
+                parts.append(chunk[max(start - place, 0) : end - place])
+            place += len(chunk)
+        return np.concatenate(parts)
 
     def take(self, start: int, end: int) -> np.ndarray:
         """Samples [start, end); they and all before them are gone then."""

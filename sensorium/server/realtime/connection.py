@@ -35,12 +35,14 @@ from sensorium.server.realtime.schema import (
     ServerVad,
     TruncateItem,
     UpdateSession,
+    UpdateTranscriptionSession,
     read_event,
     read_object,
     refusal,
 )
 from sensorium.server.realtime.session import Session
 from sensorium.server.realtime.transcripts import Transcriber
+from sensorium.server.realtime.turn_end import TAIL_S
 from sensorium.server.realtime.turns import Paused, Started, Stopped, Turns
 from sensorium.server.realtime.writer import Response, Writer
 from sensorium.vad import RATE, Detector, EnergyDetector
@@ -134,6 +136,9 @@ class Connection:
         match event:
             case UpdateSession():
                 await self._update(event)
+            case UpdateTranscriptionSession(session=wanted):
+                wanted.type = "transcription"
+                await self._update(event)
             case AppendAudio(audio=audio):
                 await self._append(audio)
             case CommitAudio():
@@ -161,7 +166,7 @@ class Connection:
 
     # ---- session --------------------------------------------------------------------------------------------------
 
-    async def _update(self, event: UpdateSession) -> None:
+    async def _update(self, event: UpdateSession | UpdateTranscriptionSession) -> None:
         before, given = self._session, event.session
         session = before.changed(given)
         if given.model is not msgspec.UNSET and given.model != before.model:
@@ -181,7 +186,8 @@ class Connection:
         if session.turn_detection != before.turn_detection:
             self._break_silence()
             self._turns = self._listen()
-        await self._tell("session.updated", session=session.told())
+        prefix = "transcription_" if isinstance(event, UpdateTranscriptionSession) else ""
+        await self._tell(f"{prefix}session.updated", session=session.told())
         if unable:
             reason = "session.audio.input.transcription: this model cannot write down speech"
             raise refusal("transcription_unavailable", reason)
@@ -219,7 +225,7 @@ class Connection:
             elif isinstance(event, Stopped):
                 await self._end_turn(event)
             else:
-                self._judging = asyncio.create_task(self._weigh(turns, event))
+                self._judging = _started(self._weigh(turns, event))
                 return
         self._forget_heard(turns)
 
@@ -231,7 +237,7 @@ class Connection:
         session = self._session
         detection = session.turn_detection
         assert isinstance(detection, SemanticVad)
-        said = self._heard.copy(pause.start, pause.at)
+        said = self._heard.copy(max(pause.start, pause.at - int(TAIL_S * RATE)), pause.at)
         try:
             turns.wait(await self._judge.wait_ms(said, detection, session.transcription))
         except Exception as error:  # the longest wait holds
@@ -271,7 +277,7 @@ class Connection:
         timeout = detection.idle_timeout_ms if isinstance(detection, ServerVad) else None
         if timeout is not None and self._active is None and self._speaking is None:
             self._break_silence()
-            self._silence = asyncio.create_task(self._be_silent(played_s, timeout / 1000))
+            self._silence = _started(self._be_silent(played_s, timeout / 1000))
 
     def _break_silence(self) -> None:
         if self._silence is not None:
@@ -390,7 +396,7 @@ class Connection:
         if joins:
             self._break_silence()
             self._response = response
-            self._active = asyncio.create_task(work)
+            self._active = _started(work)
         else:
             self._aside(work, response)
 
@@ -438,7 +444,7 @@ class Connection:
         if len(self._beside) >= MAX_BESIDE:
             work.close()
             raise RequestError(f"more than {MAX_BESIDE} things are being done for this connection; wait for one")
-        task = asyncio.create_task(work)
+        task = _started(work)
         self._beside[task] = response
         task.add_done_callback(self._beside.pop)
 
@@ -447,6 +453,13 @@ def _ident_of(data: str | bytes) -> str | None:
     """The event_id of a message that could not be read: clients wait for what becomes of it."""
     ident = read_object(data).get("event_id")
     return ident[:512] if isinstance(ident, str) else None
+
+
+def _started(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task of whose failure nobody need ask: what fails outside its own care is that the client has gone."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
 
 
 def _ms(place: int) -> int:

@@ -12,9 +12,8 @@ from sensorium.server.live.clock import Clock, within
 from sensorium.server.realtime.audio import to_wav
 from sensorium.server.realtime.schema import SemanticVad, Transcription
 from sensorium.server.realtime.transcripts import Transcriber
-from sensorium.server.realtime.turn_end import TAIL_S, TurnEnd, WordsAndVoice, wait_ms
+from sensorium.server.realtime.turn_end import TurnEnd, WordsAndVoice, wait_ms
 from sensorium.types import MediaRef
-from sensorium.vad import RATE
 
 JUDGE_S = 2.0
 """A transcript that takes longer is done without: nobody waits for the judgement of a pause."""
@@ -29,16 +28,15 @@ class Judge:
         self._policy = policy or WordsAndVoice()
 
     async def wait_ms(self, said: np.ndarray, detection: SemanticVad, wanted: Transcription | None) -> int:
-        """said: [n] of the turn, without the pause. wanted: how the session's transcripts are made."""
-        said = said[-int(TAIL_S * RATE) :]
+        """said: [n], the end of the turn, without the pause. wanted: how the session's transcripts are made."""
         text = await self._text(said, wanted or Transcription())
         completeness = await asyncio.to_thread(self._policy.completeness, said, text)
         return wait_ms(completeness, detection.eagerness)
 
     async def _text(self, said: np.ndarray, wanted: Transcription) -> str | None:
-        if not self._transcriber.is_able(wanted):
-            return None
         try:
+            if not self._transcriber.is_able(wanted):
+                return None
             return await within(self._clock, JUDGE_S, self._transcribe(said, wanted))
         except (SensoriumError, asyncio.TimeoutError):
             return None  # a server too busy for it still hears the voice

@@ -39,9 +39,9 @@ class TurnDetection(Input, kw_only=True):
     """As it is written: the fields of both kinds, of which session.py takes those of the one that is named."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
-    threshold: Annotated[float, Meta(gt=0, le=1)] | None = None
+    threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     prefix_padding_ms: Annotated[int, Meta(ge=0, le=10_000)] | None = None
-    silence_duration_ms: Annotated[int, Meta(ge=64, le=60_000)] | None = None
+    silence_duration_ms: Annotated[int, Meta(ge=0, le=60_000)] | None = None
     idle_timeout_ms: Annotated[int, Meta(ge=1000, le=60_000)] | None = None
     eagerness: Eagerness | None = None
     create_response: bool | None = None
@@ -221,6 +221,12 @@ class UpdateSession(ClientEvent, tag="session.update"):
     session: SessionUpdate
 
 
+class UpdateTranscriptionSession(ClientEvent, tag="transcription_session.update"):
+    """The beta's, for a session that writes down speech and does nothing else."""
+
+    session: SessionUpdate
+
+
 class AppendAudio(ClientEvent, tag="input_audio_buffer.append"):
     audio: str
 
@@ -266,6 +272,7 @@ class CancelResponse(ClientEvent, tag="response.cancel"):
 
 Event = (
     UpdateSession
+    | UpdateTranscriptionSession
     | AppendAudio
     | CommitAudio
     | ClearAudio
