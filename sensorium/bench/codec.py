@@ -104,7 +104,9 @@ def random_parts(
 
     def vocoder(kind: Kind) -> OriginalVocoder | CausalVocoder:
         weights = RandomWeights(vocoder_shapes(kind, sizes), device)
-        return (CausalVocoder if kind == "causal" else OriginalVocoder)(weights, source_noise(kind))
+        if kind == "causal":
+            return CausalVocoder(weights, source_noise(kind), dtype)
+        return OriginalVocoder(weights, source_noise(kind))
 
     flow = Flow(
         RandomWeights(device=device, dtype=dtype),

@@ -13,19 +13,28 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-Snake = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Snake = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, "torch.Tensor | None"], torch.Tensor]
 
 
-def snake(x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int) -> torch.Tensor:
-    """x [B, C, L], alpha and share = 1 / alpha [C, 1] -> [B, C, left + L], zeros before the sound."""
+def snake(
+    x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [B, C, L], alpha and share = 1 / alpha [C, 1] -> [B, C, left + L], zeros before the sound.
+
+    bias [C]: of the convolution that made x, where it is still to be added.
+    """
     if x.requires_grad:  # the kernel has no gradient
-        return by_torch(x, alpha, share, left)
-    return _kernel(x.device.type)(x, alpha, share, left)
+        return by_torch(x, alpha, share, left, bias)
+    return _kernel(x.device.type)(x, alpha, share, left, bias)
 
 
-def by_torch(x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int) -> torch.Tensor:
-    wave = torch.sin(alpha * x)
-    y = torch.addcmul(x, wave * share, wave)
+def by_torch(
+    x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    own = x.to(alpha.dtype)
+    own = own if bias is None else own + bias[:, None]
+    wave = torch.sin(alpha * own)
+    y = torch.addcmul(own, wave * share, wave).to(x.dtype)
     return F.pad(y, (left, 0)) if left else y
 
 

@@ -14,18 +14,23 @@ _BLOCK = 1024
 
 @Kernel
 @triton.jit
-def _snake_kernel(x, alpha, share, y, C, L, left, BLOCK: tl.constexpr):
+def _snake_kernel(x, alpha, share, bias, y, C, L, left, BIAS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(x + row * L + at - left, (at >= left) & (at < left + L), 0.0).to(tl.float32)
+    if BIAS:
+        own += tl.where((at >= left) & (at < left + L), tl.load(bias + row % C).to(tl.float32), 0.0)
     wave = tl.sin(tl.load(alpha + row % C).to(tl.float32) * own)
     own += wave * tl.load(share + row % C).to(tl.float32) * wave
     tl.store(y + row * (left + L) + at, own, at < left + L)
 
 
-def snake(x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int) -> torch.Tensor:
+def snake(
+    x: torch.Tensor, alpha: torch.Tensor, share: torch.Tensor, left: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     b, c, length = x.shape
     y = torch.empty(b, c, left + length, dtype=x.dtype, device=x.device)
     grid = (b * c, triton.cdiv(left + length, _BLOCK))
-    _snake_kernel[grid](x.contiguous(), alpha, share, y, c, length, left, BLOCK=_BLOCK, num_warps=4)
+    given = (x.contiguous(), alpha, share, alpha if bias is None else bias, y, c, length, left)
+    _snake_kernel[grid](*given, BIAS=bias is not None, BLOCK=_BLOCK, num_warps=4)
     return y

@@ -59,7 +59,7 @@ def load_parts(
         original = _vocoder_weights(folder, "hift_original.pt", device)
         if kind_of(original) == "causal":
             raise CheckpointError("hift_original.pt holds a causal vocoder; the original one has 7 taps in conv_pre")
-        streaming: StreamingVocoder = CausalVocoder(hift, source_noise("causal"))
+        streaming: StreamingVocoder = CausalVocoder(hift, source_noise("causal"), dtype)
         whole = OriginalVocoder(original, source_noise("original"))
     else:
         whole = streaming = OriginalVocoder(hift, source_noise("original"))

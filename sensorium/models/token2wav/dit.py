@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from sensorium.kernels.dit import DitOps, dit_ops
 from sensorium.models.token2wav.config import MELS, FlowConfig
 from sensorium.models.token2wav.rows import KeyView
 from sensorium.models.token2wav.steps import Steps
@@ -30,7 +31,7 @@ _SHIFT_A, _SCALE_A, _GATE_A, _SHIFT_M, _SCALE_M, _GATE_M, _SHIFT_C, _SCALE_C, _G
 class EstimatorPast:
     """What a chunk sees of those before. columns[step]: [depth, B, 2 convolutions, 2 columns, 2 rows, C].
 
-    ends int64 [B, 2, 2, C]: where the columns for the next chunk are, of 2 + T; None: at the end.
+    ends int64 [B]: how many frames of each stream are its own; None: all.
     """
 
     keys: KeyView
@@ -101,7 +102,7 @@ class Estimator:
         for layer, block in enumerate(self._blocks):
             y, after = block(y, step, layer, past, before[layer])
             columns.append(after)
-        y = _modulate(y, self._final_shift[step], self._final_scale[step])
+        y = dit_ops(y).modulate(y, self._final_shift[step], self._final_scale[step])
         return F.linear(y, *self._out).float(), torch.stack(columns)
 
 
@@ -132,20 +133,18 @@ class _Block:
         self, x: torch.Tensor, step: int, layer: int, past: EstimatorPast | None, before: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x [B, T, 2, C] and columns [B, 2, 2, 2, C] or None to the same."""
-        m = self._steps[step]
-        attended = self._attend(_modulate(x, m[_SHIFT_A], m[_SCALE_A]), step, layer, past and past.keys)
-        x = x + m[_GATE_A] * attended
-        y, columns = self._convolve(_modulate(x, m[_SHIFT_C], m[_SCALE_C]), before, past and past.ends)
-        x = x + m[_GATE_C] * y
-        y = F.linear(_modulate(x, m[_SHIFT_M], m[_SCALE_M]), *self._up)
-        return x + m[_GATE_M] * F.linear(F.gelu(y, approximate="tanh"), *self._down), columns
+        m, ops = self._steps[step], dit_ops(x)
+        y = ops.modulate(x, m[_SHIFT_A], m[_SCALE_A])
+        y = self._attend(ops, y, step, layer, past and past.keys)
+        x, y = ops.add_modulate(x, y, m[_GATE_A], m[_SHIFT_C], m[_SCALE_C])
+        y, columns = self._convolve(ops, y, before, past and past.ends)
+        x, y = ops.add_modulate(x, y, m[_GATE_C], m[_SHIFT_M], m[_SCALE_M])
+        y = F.linear(F.gelu(F.linear(y, *self._up), approximate="tanh"), *self._down)
+        return torch.addcmul(x, m[_GATE_M], y), columns
 
-    def _attend(self, x: torch.Tensor, step: int, layer: int, keys: KeyView | None) -> torch.Tensor:
+    def _attend(self, ops: type[DitOps], x: torch.Tensor, step: int, layer: int, keys: KeyView | None) -> torch.Tensor:
         b, n = x.shape[:2]
-        qkv = F.linear(x, *self._qkv).view(b, n, ROWS, 3, self._heads, self._head_dim)
-        q = F.layer_norm(qkv[:, :, :, 0], (self._head_dim,), *self._q_norm)
-        k = F.layer_norm(qkv[:, :, :, 1], (self._head_dim,), *self._k_norm)
-        kv = torch.stack((k.reshape(b, n, -1), qkv[:, :, :, 2].reshape(b, n, -1)))
+        q, kv = ops.split(F.linear(x, *self._qkv), self._heads, self._q_norm, self._k_norm)
         mask = None
         if keys is not None:
             kv, mask = keys.extend(step, layer, kv), keys.mask
@@ -155,18 +154,15 @@ class _Block:
         return F.linear(out.transpose(1, 2).reshape(b, n, ROWS, -1), *self._proj)
 
     def _convolve(
-        self, x: torch.Tensor, before: torch.Tensor | None, ends: torch.Tensor | None
+        self, ops: type[DitOps], x: torch.Tensor, before: torch.Tensor | None, ends: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = []
-        for i, conv in enumerate(self._convs):
-            past = before[:, i] if before is not None else x.new_zeros(len(x), TAPS_PAST, *x.shape[2:])
-            wide = torch.cat((past, x), 1)
-            columns.append(wide[:, -TAPS_PAST:] if ends is None else wide.gather(1, ends))
-            n = x.shape[1]
-            x = F.linear(torch.cat([wide[:, tap : tap + n] for tap in range(3)], -1), *conv)
-            if i == 0:
-                x = F.mish(F.layer_norm(x, (x.shape[-1],), *self._conv_norm))
-        return x, torch.stack(columns, 1)
+        shape = (len(x), 2, TAPS_PAST, *x.shape[2:])
+        before = x.new_zeros(shape) if before is None else before
+        columns = x.new_empty(shape)
+        first, second = self._convs
+        x = F.linear(ops.taps(x, before[:, 0], ends, columns[:, 0]), *first)
+        x = ops.norm_mish(x, self._conv_norm)
+        return F.linear(ops.taps(x, before[:, 1], ends, columns[:, 1]), *second), columns
 
 
 def time_span(n: int) -> list[float]:
@@ -188,7 +184,3 @@ def _modulation(w: Weights, prefix: str, embedding: torch.Tensor, count: int, d:
     """[n, count, C]. Time steps are known when the model is loaded, so the layers that make these are not kept."""
     made = F.linear(embedding, w.take(f"{prefix}weight", count * d, d), w.take(f"{prefix}bias", count * d))
     return made.view(len(embedding), count, d)
-
-
-def _modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1.0 + scale) + shift

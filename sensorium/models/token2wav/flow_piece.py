@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sensorium.models.token2wav.config import FRAMES_PER_CODE, LOOKAHEAD
-from sensorium.models.token2wav.dit import TAPS_PAST, Estimator, EstimatorPast
-from sensorium.models.token2wav.encoder import Encoder, EncoderPast, ends_at
+from sensorium.models.token2wav.dit import Estimator, EstimatorPast
+from sensorium.models.token2wav.encoder import Encoder, EncoderPast
 from sensorium.models.token2wav.flow_state import FlowState, FlowStream, Rows
 from sensorium.models.token2wav.rows import KeyView
 from sensorium.models.token2wav.steps import Steps
@@ -101,7 +101,7 @@ class Piece:
         """
         k, state = self.shape.codes, self._state
         codes, slots, starts, heard, *tables = numbers.split((k, 1, 1, 1, *self.shape.lengths), 1)
-        slots, ends = slots[:, 0].contiguous(), None
+        slots = slots[:, 0].contiguous()
         views = [
             KeyView(pool, table, new, padded)
             for pool, table, new in zip(
@@ -115,9 +115,7 @@ class Piece:
         noise = self._noise[at.clamp(max=len(self._noise) - 1)]
         speaker = state.speakers.data[0].index_select(0, slots)
         columns = [step.index_select(1, slots) for step in state.estimator_columns.data]
-        if padded:
-            ends = ends_at(heard[:, 0] * FRAMES_PER_CODE, TAPS_PAST, columns[0][0, :, 0])
-        seen = EstimatorPast(views[2], columns, ends)
+        seen = EstimatorPast(views[2], columns, heard[:, 0] * FRAMES_PER_CODE if padded else None)
         yield None
         mel, columns = yield from self._estimator.solve(noise, mu, speaker, torch.zeros_like(mu), seen)
         state.encoder_columns.data[0].index_copy_(0, slots, after)

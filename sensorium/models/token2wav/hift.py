@@ -59,6 +59,9 @@ class StreamingVocoder(Protocol):
     def stream(self, states: Sequence[Any], mel: torch.Tensor, last: bool) -> torch.Tensor: ...
 
 
+Rates = tuple[torch.Tensor, torch.Tensor]
+
+
 class Conv(NamedTuple):
     """A convolution whose padding its caller chooses."""
 
@@ -69,6 +72,9 @@ class Conv(NamedTuple):
         if left == right:
             return F.conv1d(x, self.weight, self.bias, stride, left, dilation)
         return F.conv1d(F.pad(x, (left, right)), self.weight, self.bias, stride, 0, dilation)
+
+    def to(self, dtype: torch.dtype) -> Conv:
+        return Conv(self.weight.to(dtype), self.bias.to(dtype))
 
 
 def take_conv(w: Weights, name: str, n_out: int, n_in: int, taps: int) -> Conv:
@@ -93,17 +99,25 @@ class ResBlock:
         ]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        for pair in self._pairs:
-            y = x
-            for (alpha, share), conv, dilation in pair:
-                reach = (self._taps - 1) * dilation
-                pad = 0 if self._causal else reach // 2
-                y = conv(snake(y, alpha, share, reach if self._causal else 0), pad, pad, 1, dilation)
-            x = x + y
-        return x
+        """The next activation adds a bias, those of the shortcut come at the end: else each would cost a pass."""
+        missing = None
+        for first, second in self._pairs:
+            y = self._half(x, missing, *first)
+            x = x + self._half(y, first[1].bias, *second)
+            missing = second[1].bias if missing is None else missing + second[1].bias
+        return x if missing is None else x + missing[:, None]
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        self._pairs = [[(rates, conv.to(dtype), step) for rates, conv, step in pair] for pair in self._pairs]
+
+    def _half(self, x: torch.Tensor, bias: torch.Tensor | None, rates: Rates, conv: Conv, step: int) -> torch.Tensor:
+        """The convolution of the activation of x + bias, without its own bias; step: its dilation."""
+        reach = (self._taps - 1) * step
+        y = snake(x, *rates, reach if self._causal else 0, bias)
+        return F.conv1d(y, conv.weight, None, 1, 0 if self._causal else reach // 2, step)
 
 
-def _rates(alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _rates(alpha: torch.Tensor) -> Rates:
     """Of snake, x + sin²(alpha x) / alpha: alpha and its inverse, [C, 1]."""
     return alpha[:, None], 1.0 / (alpha[:, None] + 1e-9)
 
@@ -111,8 +125,8 @@ def _rates(alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class Hift:
     """What both vocoders are made of; their sizes are read off the tensors."""
 
-    def __init__(self, w: Weights, noise: torch.Tensor) -> None:
-        """noise [N, 9] is added to the source, by absolute sample number modulo N."""
+    def __init__(self, w: Weights, noise: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """noise [N, 9] is added to the source, by absolute sample number modulo N. dtype: of what `decode` computes."""
         self.causal = causal = kind_of(w) == "causal"
         base, taps = w.shape("conv_pre.weight")[0], _CAUSAL_TAPS if causal else _ORIGINAL_TAPS
         self.pre = take_conv(w, "conv_pre", base, MELS, taps)
@@ -135,9 +149,18 @@ class Hift:
         self._source = (w.take("m_source.l_linear.weight", 1, HARMONICS), w.take("m_source.l_linear.bias", 1))
         self.f0 = F0Predictor(w, causal)
         w.finish()
-        self.device = w.device
+        self.device, self._dtype = w.device, dtype
+        if dtype != torch.float32:
+            self._narrow(dtype)
         self._noise = noise.to(w.device, torch.float32).contiguous()
         self._transform = short_transform(w.device)
+
+    def _narrow(self, dtype: torch.dtype) -> None:
+        self._ups = [(weight.to(dtype), bias.to(dtype), rate) for weight, bias, rate in self._ups]
+        self._downs = [(conv.to(dtype), stride) for conv, stride in self._downs]
+        self._post = self._post.to(dtype)
+        for block in (*self._source_blocks, *(block for blocks in self._blocks for block in blocks)):
+            block.narrow(dtype)
 
     def source(self, f0: torch.Tensor, phase: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """f0 [B, M] in Hz, phase [B, S, 9] in radians, starts int64 [B], absolute numbers of samples 0 -> [B, S]."""
@@ -151,6 +174,7 @@ class Hift:
 
         ends int64 [B]: mel frames after which a sound is over, where that is before M.
         """
+        x, spectrum = x.to(self._dtype), spectrum.to(self._dtype)
         last = len(_RATES) - 1
         for i, (weight, bias, rate) in enumerate(self._ups):
             x = F.leaky_relu(x, _SLOPE)
@@ -165,7 +189,7 @@ class Hift:
             first, *others = (block(x) for block in self._blocks[i])
             x = sum(others, first) / len(self._blocks[i])
         left, right = (6, 0) if self.causal else (3, 3)
-        x = self._post(F.leaky_relu(x), left, right)
+        x = self._post(F.leaky_relu(x), left, right).float()
         return self.from_spectrum(x[:, :BINS].exp(), x[:, BINS:].sin(), ends).clamp(-_LIMIT, _LIMIT)
 
     def _down(self, i: int, spectrum: torch.Tensor) -> torch.Tensor:

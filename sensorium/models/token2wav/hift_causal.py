@@ -91,8 +91,10 @@ class CausalPools:
 
 
 class CausalVocoder:
-    def __init__(self, weights: Weights, noise: torch.Tensor) -> None:
-        self.hift = Hift(weights, noise)
+    def __init__(self, weights: Weights, noise: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the flow before it; with 16 bits convolutions of a GPU are float16, as exact as TF32 would be."""
+        narrow = dtype != torch.float32 and weights.device.type == "cuda"
+        self.hift = Hift(weights, noise, torch.float16 if narrow else torch.float32)
         self.pools = CausalPools(self.hift.device)
 
     def reserve(self, streams: int) -> None:

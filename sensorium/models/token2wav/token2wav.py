@@ -92,7 +92,7 @@ class Token2Wav:
         trimming: Trimming = "reference",
         graphs: bool = False,
     ) -> Token2Wav:
-        """folder: assets/token2wav of a checkpoint, in either layout. dtype: of the flow; the vocoder is float32.
+        """folder: assets/token2wav of a checkpoint, in either layout. dtype: of the flow; see CausalVocoder.
 
         cloning: recordings can become voices, for which the extra `speech` must be installed; without it only saved
         voices can. trimming: what streams still see of their past (see `Trimming`); "voice" takes the least memory.
