@@ -41,6 +41,10 @@ class Environment:
     """Workers for pictures and sounds where EngineConfig.media_threads does not say."""
     max_audio_preprocess_workers: int | None = None
     """Recordings decoded at once, in workers of their own; None is together with pictures."""
+    media_cache: str = ""
+    """Folder where downloaded media are kept for every user; empty keeps none."""
+    media_cache_max_size_mb: int = 5120
+    media_cache_ttl_hours: float = 24.0
     engine_ready_timeout_s: float | None = None
     """Seconds that the server's engine may take to load; None or 0 is no bound."""
     assets_cache: str | None = None
@@ -68,9 +72,6 @@ class Environment:
 
 
 NO_EFFECT = {
-    "MEDIA_CACHE": "downloads are kept by content and for their user only, see docs/security.md",
-    "MEDIA_CACHE_MAX_SIZE_MB": "as for MEDIA_CACHE",
-    "MEDIA_CACHE_TTL_HOURS": "as for MEDIA_CACHE",
     "VIDEO_LOADER_BACKEND": "the model's family chooses frames, or fps and num_frames of media_io_kwargs",
     "ALLOW_RUNTIME_LORA_UPDATING": "adapters are not supported; merge them into the weights",
     "MEDIA_CONNECTOR": "there is one way to fetch media",

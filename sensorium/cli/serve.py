@@ -21,6 +21,7 @@ from sensorium.config import EngineConfig, MediaLimits, ServerConfig
 from sensorium.engine.checkpoint import PACKAGED_MODEL
 from sensorium.envs import NO_EFFECT, Environment, find, read_environment
 from sensorium.errors import ConfigError
+from sensorium.media.disk_cache import DiskCache
 from sensorium.server.guard import is_loopback
 from sensorium.server.run import BindError, run_server
 
@@ -59,6 +60,7 @@ def configure(given: Mapping[str, Any], environment: Environment) -> tuple[Engin
     engine = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
     if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
         raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")
+    DiskCache.of(environment)  # says now, not at the first download, where its folder cannot be written
     server = build(ServerConfig, _from_environment(environment) | dict(given))
     if server.enable_per_request_metrics and engine.disable_log_stats:
         raise ConfigError("enable_per_request_metrics and disable_log_stats contradict each other; leave one out")

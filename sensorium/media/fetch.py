@@ -31,6 +31,7 @@ from sensorium.errors import (
 )
 from sensorium.inline import Pieces
 from sensorium.media.addresses import Listing, WebAddress, parse_url
+from sensorium.media.disk_cache import DiskCache
 from sensorium.media.local import check_size, read_local
 from sensorium.types import MediaRef
 
@@ -80,6 +81,7 @@ class Fetcher:
             "video": env.video_fetch_timeout,
         }
         self._attempts = max(env.media_fetch_max_retries, 1)
+        self._cache = DiskCache.of(env)
         self._redirects = MAX_REDIRECTS if env.media_url_allow_redirects else 0
         self.stats = FetchStats()
         # Without memory: no cookies, no proxies, no reuse of connections or names.
@@ -109,7 +111,7 @@ class Fetcher:
             read = functools.partial(read_local, ref, self._limits)
             return await asyncio.get_running_loop().run_in_executor(self._files, read)
         try:
-            data = await self._fetch_web(ref, ref.source, budget or Budget(self._limits.max_request_download_bytes))
+            data = await self._web(ref, ref.source, budget or Budget(self._limits.max_request_download_bytes))
         except MediaBlockedError:
             self.stats.blocked += 1
             raise
@@ -118,6 +120,20 @@ class Fetcher:
             raise
         self.stats.fetched += 1
         self.stats.bytes += len(data)
+        return data
+
+    async def _web(self, ref: MediaRef, url: str, budget: Budget) -> bytes:
+        """What is kept of an address that policy still lets us ask, or what the network says."""
+        cache, loop = self._cache, asyncio.get_running_loop()
+        if cache is None:
+            return await self._fetch_web(ref, url, budget)
+        self._allowed(url, ref, tls_only=False)
+        kept = await loop.run_in_executor(self._files, cache.get, url)
+        if kept is not None:
+            check_size(len(kept), ref, self._limits)
+            return kept
+        data = await self._fetch_web(ref, url, budget)
+        await loop.run_in_executor(self._files, cache.put, url, data)
         return data
 
     async def _fetch_web(self, ref: MediaRef, url: str, budget: Budget) -> bytes:

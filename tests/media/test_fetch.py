@@ -20,8 +20,9 @@ import pytest
 
 from sensorium.config import MediaLimits
 from sensorium.envs import Environment
-from sensorium.errors import MediaError, MediaFetchError, RequestError, TooLargeError
+from sensorium.errors import ConfigError, MediaError, MediaFetchError, RequestError, TooLargeError
 from sensorium.media.addresses import Listing, is_public, parse_url
+from sensorium.media.disk_cache import DiskCache
 from sensorium.media.fetch import Budget, Fetcher
 from sensorium.media.local import read_local
 from sensorium.types import MediaRef
@@ -420,6 +421,41 @@ async def test_an_attempt_is_not_repeated_after_a_refusal():
         with pytest.raises(MediaFetchError):
             await one.fetch(MediaRef("image", url))
     assert len(seen) == 1
+
+
+async def test_downloads_are_kept_in_a_folder_where_one_is_named(tmp_path: Path):
+    folder = tmp_path / "kept"
+    env = replace(ONCE, media_cache=str(folder), media_cache_max_size_mb=1, media_cache_ttl_hours=1.0)
+
+    async def ask(url: str, limits: MediaLimits = OPEN) -> bytes:
+        async with fetcher(limits, env) as one:  # as after another start
+            return bytes(await one.fetch(MediaRef("image", url, part="messages[0]")))
+
+    async with host(plain(b"a" * 90_000)) as (url, seen):
+        first = f"{url}/picture.png?size=1"
+        assert await ask(first) == await ask(first) == b"a" * 90_000
+        assert len(seen) == 1
+        [file] = folder.iterdir()
+        assert (file.suffix, len(file.stem), file.stat().st_mode & 0o777) == (".png", 20, 0o600)
+        with pytest.raises(MediaFetchError):  # what is kept is for addresses that may be asked
+            await ask(first, LIMITS)
+        with pytest.raises(TooLargeError):
+            await ask(first, replace(OPEN, max_bytes=50_000))
+        os.utime(file, (time.time(), time.time() - 3601))
+        assert await ask(first) == b"a" * 90_000
+        assert len(seen) == 2
+        for number in range(12):  # the longest unused makes way
+            await ask(f"{url}/{number}")
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 1 << 20
+        assert len(seen) == 14
+        await ask(f"{url}/11")
+        assert len(seen) == 14
+
+
+def test_a_folder_for_downloads_must_be_writable(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="SENSORIUM_MEDIA_CACHE"):
+        DiskCache.of(Environment(media_cache=str(tmp_path / "file")))
 
 
 async def test_redirects_can_be_turned_off():
