@@ -314,8 +314,14 @@ class ServerConfig:
     """What hears where a turn ends: energy, the path of Silero's .onnx file, or module:Class of your own."""
     max_realtime_sessions: int = 64
     """WebSockets of /v1/realtime at once; more are refused."""
+    max_sessions_per_key: int | None = None
+    """Sessions of one key at once, of /v1/realtime and live ones; None is 16 where there are several keys, else any."""
     live_max_len: int = 8192
     """Tokens that a live session holds at most, or the model's context; each keeps so many of the KV cache."""
+    live_max_s: float = 3600.0
+    """How long a live session may last, in seconds."""
+    live_restart: Literal["continue", "close"] = "continue"
+    """When the engine is lost: live sessions go on in the next one, or end."""
     max_live_queue: int = 32
     """Live sessions that may wait for a place; more are refused."""
     max_voices: int = 32
@@ -377,7 +383,9 @@ _SERVER_RANGES: dict[str, Range] = {
     "engine_hang_s": (0, None),
     "sse_keep_alive_interval": (0, None),
     "max_realtime_sessions": (0, None),
+    "max_sessions_per_key": (1, None),
     "live_max_len": (512, None),
+    "live_max_s": (1, None),
     "max_live_queue": (0, None),
     "max_voices": (0, None),
 }

@@ -35,6 +35,7 @@ from sensorium.server.pooling import pooling_routes
 from sensorium.server.realtime.client_secrets import ClientSecrets
 from sensorium.server.realtime.door import realtime_routes
 from sensorium.server.responses import responses_routes
+from sensorium.server.seats import Seats
 from sensorium.server.served import Served
 from sensorium.server.speech.door import speech_routes
 from sensorium.server.speech.voice_doors import voice_routes
@@ -63,7 +64,7 @@ def build_app(
     metrics = Metrics(current, compat=config.metrics_compat, buckets=config.custom_histogram_buckets)
     page = page_routes()
     voices = Voices(config.voice_folder, config.max_voices, served.created)
-    live = LiveService(served, config, metrics.live, voices, clock)
+    live = LiveService(served, config, metrics.live, voices, Seats(config), clock)
     secrets = ClientSecrets(live.clock)
     chat = Route("/v1/chat/completions", ChatCompletions(served, config, metrics, voices), methods=["POST"])
     completions = Route("/v1/completions", Completions(served, config, metrics), methods=["POST"])
@@ -78,7 +79,7 @@ def build_app(
     ]
     routes = [
         *doors,
-        *realtime_routes(served, config, metrics, voices, live.clock, secrets),
+        *realtime_routes(served, config, metrics, voices, live, secrets),
         *voice_routes(served, voices),
         *duplex_routes(served, live),
         *openai_live_routes(served, live),

@@ -32,6 +32,7 @@ from sensorium.server.guard import is_loopback
 from sensorium.server.heap import settle
 from sensorium.server.live.service import LiveService
 from sensorium.server.protocol import BoundedProtocol
+from sensorium.server.realtime.line import MAX_MESSAGE
 from sensorium.server.served import Served
 from sensorium.server.socket_protocol import BoundedWebSocket
 from sensorium.server.tracing import Tracer
@@ -45,8 +46,6 @@ EXAMPLE_KEYS = frozenset({"empty", "none", "default", "changeme", "sk-1234", "te
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT = 75
 """Exit code where requests were cut off: EX_TEMPFAIL of sysexits.h."""
-MAX_MESSAGE = 16 << 20
-"""Bytes of a WebSocket message: a piece of sound of 15 MiB, as OpenAI allows it."""
 FLUSH_S = 1
 """After the last request has ended: for clients to take what they have been sent."""
 

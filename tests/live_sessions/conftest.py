@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live_sessions.crowd import Crowd, crowd, emptied
 from live_sessions.tools import LiveServer, serve_live
 from minicpm.speaking import speaking_checkpoint
 
@@ -57,3 +58,31 @@ def speaking_server(golden_tiny: Path, tmp_path_factory: pytest.TempPathFactory)
 def speaking(speaking_server: LiveServer) -> Iterator[LiveServer]:
     yield speaking_server
     assert speaking_server.empty()
+
+
+@pytest.fixture(scope="module")
+def place(engine: EngineClient) -> Iterator[Crowd]:
+    with crowd(engine, max_audio_filesize_mb=1) as place:
+        yield place
+
+
+@pytest.fixture
+def beside(place: Crowd) -> Iterator[Crowd]:
+    """A server with a bystander, who is asked after each case whether it was harmed."""
+    yield place
+    place.unharmed()
+
+
+@pytest.fixture(scope="module")
+def beside_often(place: Crowd) -> Iterator[Crowd]:
+    """For many small cases: the bystander is asked once, behind them all."""
+    yield place
+    place.unharmed()
+
+
+@pytest.fixture
+def alone(engine: EngineClient) -> Iterator[LiveServer]:
+    """For cases that need a time of their own."""
+    with serve_live(engine, served_model_name="tiny") as server:
+        yield server
+        assert emptied(server)

@@ -82,9 +82,10 @@ class LiveServer(Live):
 
 
 @contextmanager
-def serve_live(engine: EngineClient, **settings: Any) -> Iterator[LiveServer]:
+def serve_live(engine: EngineClient, clock: Any = None, **settings: Any) -> Iterator[LiveServer]:
+    """clock: in place of one that stands still."""
     config = ServerConfig(port=0, **({"live_max_len": 1024} | settings))
-    clock = ManualClock()
+    clock = clock or ManualClock()
     listener = bind(config)
     server = http_server(build_app(engine, config, clock), config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="test-server")

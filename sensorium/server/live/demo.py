@@ -26,11 +26,11 @@ def demo_routes(
     served: Served, service: LiveService, turns: Turns, detector: Callable[[], Detector]
 ) -> list[WebSocketRoute]:
     """detector: hears where a turn ends; a new one for each conversation."""
-    half_duplex = demo_half_duplex.HalfDuplexDoor(turns, service.clock, detector)
+    half_duplex = demo_half_duplex.HalfDuplexDoor(turns, service.clock, service.seats, detector)
     return [
         WebSocketRoute(PATH, DemoDoor(served, service)),
         WebSocketRoute(demo_half_duplex.PATH, half_duplex),
-        WebSocketRoute(demo_chat.PATH, demo_chat.ChatDoor(turns, service.clock)),
+        WebSocketRoute(demo_chat.PATH, demo_chat.ChatDoor(turns, service.clock, service.seats)),
     ]
 
 
@@ -46,9 +46,11 @@ class DemoDoor:
         await receive()
         await send({"type": "websocket.accept"})
         socket = Socket(receive, send, self._service.clock, demo.MAX_MESSAGE)
-        converse = partial(self._converse, socket, scope.get("state", {}).get("key", ""))
+        key = scope.get("state", {}).get("key", "")
+        converse = partial(self._converse, socket, key)
         # There the queue comes before `prepare`; here what is prepared waits, so that nobody waits in vain.
-        await answer_first(socket, self._service.clock, converse, "no prepare", greeting='{"type":"queue_done"}')
+        greeting = '{"type":"queue_done"}'
+        await answer_first(socket, self._service.seats, key, converse, "no prepare", greeting)
 
     async def _converse(self, socket: Socket, key: str, first: str | bytes) -> None:
         try:

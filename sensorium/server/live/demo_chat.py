@@ -27,6 +27,7 @@ from sensorium.server.live.demo_answers import (
 )
 from sensorium.server.live.demo_talk import slices
 from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
+from sensorium.server.seats import Seats
 from sensorium.server.speech.voices import owner_of
 from sensorium.types import ChatOptions, Message
 
@@ -68,16 +69,18 @@ _CHAT: msgspec.json.Decoder[Chat] = msgspec.json.Decoder(Chat)
 class ChatDoor:
     """The endpoint, as raw ASGI."""
 
-    def __init__(self, turns: Turns, clock: Clock) -> None:
+    def __init__(self, turns: Turns, clock: Clock, seats: Seats) -> None:
         self._turns = turns
         self._clock = clock
+        self._seats = seats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._turns.served.client()
         await receive()
         await send({"type": "websocket.accept"})
         socket = Socket(receive, send, self._clock, MAX_MESSAGE)
-        await answer_first(socket, self._clock, partial(self._answer, socket, scope), "no question")
+        key = scope.get("state", {}).get("key", "")
+        await answer_first(socket, self._seats, key, partial(self._answer, socket, scope), "no question")
 
     async def _answer(self, socket: Socket, scope: Scope, first: str | bytes) -> None:
         telling = Telling(socket, self._clock)

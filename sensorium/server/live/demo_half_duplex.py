@@ -32,6 +32,7 @@ from sensorium.server.live.demo_answers import (
 from sensorium.server.live.demo_talk import MAX_MESSAGE, samples_of
 from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
 from sensorium.server.live.sound import HEARD_RATE, SPOKEN_RATE
+from sensorium.server.seats import Seats
 from sensorium.server.speech.voices import Picked, owner_of
 from sensorium.types import ChatOptions, Message
 from sensorium.vad import Detector, VadOptions, VoiceActivity
@@ -93,9 +94,10 @@ def read_said(data: str | bytes) -> Prepare | AudioChunk | Stop:
 class HalfDuplexDoor:
     """The endpoint, as raw ASGI. The id that a client makes up for itself is its own affair."""
 
-    def __init__(self, turns: Turns, clock: Clock, detector: Callable[[], Detector]) -> None:
+    def __init__(self, turns: Turns, clock: Clock, seats: Seats, detector: Callable[[], Detector]) -> None:
         self._turns = turns
         self._clock = clock
+        self._seats = seats
         self._detector = detector
         self._open = 0
 
@@ -104,10 +106,11 @@ class HalfDuplexDoor:
         await receive()
         await send({"type": "websocket.accept"})
         socket = Socket(receive, send, self._clock, MAX_MESSAGE)
-        converse = partial(self._converse, socket, scope)
-        await answer_first(socket, self._clock, converse, "no prepare", greeting='{"type":"queue_done"}')
+        key = scope.get("state", {}).get("key", "")
+        converse = partial(self._converse, socket, scope, key)
+        await answer_first(socket, self._seats, key, converse, "no prepare", greeting='{"type":"queue_done"}')
 
-    async def _converse(self, socket: Socket, scope: Scope, first: str | bytes) -> None:
+    async def _converse(self, socket: Socket, scope: Scope, key: str, first: str | bytes) -> None:
         most = self._turns.config.max_realtime_sessions
         try:
             said = read_said(first)
@@ -118,6 +121,7 @@ class HalfDuplexDoor:
             telling = Telling(socket, self._clock)
             talk = Conversation(self._turns, said, telling, scope, self._detector())
             await talk.prepare()
+            self._seats.take(key)
         except SensoriumError as error:
             await socket.refuse(error, refusal(error))
             return
@@ -126,6 +130,7 @@ class HalfDuplexDoor:
             await self._hold(talk, socket, telling, said.config.session.timeout_s)
         finally:
             self._open -= 1
+            self._seats.give_back(key)
             await talk.close()
 
     async def _hold(self, talk: Conversation, socket: Socket, telling: Telling, timeout_s: float) -> None:

@@ -12,10 +12,22 @@ import pybase64
 from sensorium.errors import RequestError, SensoriumError, UnsupportedError
 from sensorium.params import LiveSettings
 from sensorium.server.live.clock import Clock
-from sensorium.server.live.events import Closed, Event, Opened, Paused, Queued, SoundDelta, TurnEnded, UnitOver, Wrong
+from sensorium.server.live.events import (
+    Closed,
+    Event,
+    Opened,
+    Paused,
+    Queued,
+    Restarted,
+    SoundDelta,
+    TurnEnded,
+    UnitOver,
+    Wrong,
+)
+from sensorium.server.live.opening import LiveOptions
 from sensorium.server.live.outbox import Outbox
-from sensorium.server.live.session import LiveOptions, LiveSession
-from sensorium.server.live.sockets import decoded
+from sensorium.server.live.session import LiveSession
+from sensorium.server.live.sockets import CLOSE_CODES, decoded
 from sensorium.server.live.sound import SPOKEN_RATE
 
 MAX_MESSAGE = 8 << 20
@@ -199,6 +211,8 @@ class DemoTalk:
                     self._pcm.clear()
             case Paused():
                 self._tell("paused", timeout=self.session.pause_s) if event.on else self._tell("resumed")
+            case Restarted():
+                self._tell("engine_restarted")
             case Wrong():
                 self.tell_error(event.error)
             case Closed():
@@ -231,6 +245,7 @@ class DemoTalk:
         )
 
     def _closed(self, event: Closed) -> None:
+        self.close_code = CLOSE_CODES.get(event.reason, 1000)
         self.outbox.is_ending = True
         if event.error is not None:
             self.tell_error(event.error)

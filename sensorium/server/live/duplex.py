@@ -62,7 +62,7 @@ class DuplexDoor:
         socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
         key = scope.get("state", {}).get("key", "")
         converse = partial(self._converse, socket, key, query.get("voice", [None])[0])
-        await answer_first(socket, self._service.clock, converse, "no start")
+        await answer_first(socket, self._service.seats, key, converse, "no start")
 
     async def _converse(self, socket: Socket, key: str, voice: str | None, first: str | bytes) -> None:
         try:

@@ -19,6 +19,7 @@ from sensorium.server.live.events import (
     Opened,
     Paused,
     Queued,
+    Restarted,
     SoundDelta,
     TextDelta,
     TurnEnded,
@@ -28,9 +29,8 @@ from sensorium.server.live.events import (
 )
 from sensorium.server.live.outbox import Outbox
 from sensorium.server.live.session import LiveSession
+from sensorium.server.live.sockets import CLOSE_CODES
 from sensorium.server.live.sound import SPOKEN_RATE, Incoming, Resampled, read_pcm
-
-CLOSE_CODES = {"shutting_down": 1001, "engine_restarted": 1012, "failed": 1011, "lost": 1001}
 
 
 class Talk:
@@ -81,12 +81,18 @@ class Talk:
                 self._tell("turn", event="cancelled" if event.cancelled else "end", id=event.turn)
             case Late():
                 if event.frames:
-                    self._notice("frames_dropped", "pictures were left out: the server is behind", count=event.frames)
+                    self._notice(
+                        "frames_dropped",
+                        "pictures were left out: too many came, or the server is behind",
+                        count=event.frames,
+                    )
                 if event.dropped_s:
                     dropped = round(event.dropped_s * 1000)
                     self._notice("late", "sound was left out: the server is behind", dropped_ms=dropped)
             case Paused():
                 self._notice("paused" if event.on else "resumed", "")
+            case Restarted():
+                self._notice("engine_restarted", "the engine was lost; the session goes on with what was said last")
             case Muted():
                 self._notice("muted" if event.on else "unmuted", "")
             case Wrong():

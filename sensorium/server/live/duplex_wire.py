@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.params import LiveSettings
 from sensorium.server.live.events import UnitOver, UnitTimes, Usage
-from sensorium.server.live.session import LiveOptions
+from sensorium.server.live.opening import LiveOptions
 from sensorium.server.live.sockets import decoded
 
 HEADER = struct.Struct("<BBHIQ")

@@ -103,7 +103,7 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """Units were left out because the server is behind; frames: pictures that were."""
+    """Units were left out because the server is behind; frames: pictures that were, or of which too many came."""
 
     dropped_s: float = 0.0
     frames: int = 0
@@ -119,6 +119,11 @@ class Paused:
 @dataclass(frozen=True, slots=True)
 class Muted:
     on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The engine was lost, and the session goes on in another one. Turns that were open have been cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,7 @@ Event = (
     | Late
     | Paused
     | Muted
+    | Restarted
     | Wrong
     | Closed
 )

@@ -24,6 +24,7 @@ class LiveMetrics:
         self._dropped_s = 0.0
         self._frames = 0
         self._ended: Counter[str] = Counter()
+        self._restarted = 0
         self._unit_s = Histogram(UNIT_S)
         self._behind_s = Histogram(SHORT_S)
         self._barge_in_s = Histogram(SHORT_S)
@@ -53,6 +54,10 @@ class LiveMetrics:
         """From the last sample of a turn's first unit to the turn's first sound."""
         self._first_audio_s.observe(max(seconds, 0.0))
 
+    def restarted(self) -> None:
+        """A session has lost its engine and goes on."""
+        self._restarted += 1
+
     def ended(self, reason: str) -> None:
         self._ended[reason] += 1
 
@@ -61,6 +66,9 @@ class LiveMetrics:
         yield make.gauge("live_sessions_queued", "Live sessions that wait for a place", self.queued)
         ended = {(reason,): count for reason, count in self._ended.items()}
         yield make.counter("live_sessions_ended", "Live sessions that have ended, by why", ended, "reason")
+        yield make.counter(
+            "live_sessions_restarted", "Times that a live session went on after its engine was lost", self._restarted
+        )
         units = {(decision,): count for decision, count in self._units.items()}
         yield make.counter("realtime_units", "Units of live sessions, by what was decided", units, "decision")
         yield make.counter("realtime_units_late", "Units over more than 1 s after their last sample", self._late)

@@ -44,8 +44,9 @@ class OpenAIDoor:
         offered = "realtime" in scope["subprotocols"]
         await send({"type": "websocket.accept", "subprotocol": "realtime" if offered else None})
         socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
-        converse = partial(self._converse, socket, scope.get("state", {}).get("key", ""))
-        await answer_first(socket, self._service.clock, converse, "no session.start")
+        key = scope.get("state", {}).get("key", "")
+        converse = partial(self._converse, socket, key)
+        await answer_first(socket, self._service.seats, key, converse, "no session.start")
 
     async def _converse(self, socket: Socket, key: str, first: str | bytes) -> None:
         try:

@@ -16,10 +16,22 @@ from sensorium.errors import NotFoundError, RequestError, SensoriumError
 from sensorium.server.errors import describe
 from sensorium.server.live import openai_wire as wire
 from sensorium.server.live.clock import Clock
-from sensorium.server.live.events import Closed, Event, Late, Opened, Queued, SoundDelta, TurnEnded, UnitOver, Wrong
+from sensorium.server.live.events import (
+    Closed,
+    Event,
+    Late,
+    Opened,
+    Queued,
+    Restarted,
+    SoundDelta,
+    TurnEnded,
+    UnitOver,
+    Wrong,
+)
 from sensorium.server.live.outbox import Outbox
 from sensorium.server.live.paced import Paced
 from sensorium.server.live.session import LiveSession
+from sensorium.server.live.sockets import CLOSE_CODES
 from sensorium.server.live.sound import HEARD_RATE, SPOKEN_RATE, Resampled, read_pcm
 
 REASONS = {"stopped": "close_requested", "failed": "connection_lost", "engine_restarted": "connection_lost"}
@@ -80,6 +92,9 @@ class OpenAITalk:
                     self._spoken.reset()
             case Late():
                 self._tell("info", code="late", message="the server is behind: some of the input was left out")
+            case Restarted():
+                text = "the engine was lost; the session goes on with what was said last"
+                self._tell("info", code="engine_restarted", message=text)
             case Wrong():
                 self.tell_error(event.error)
             case Closed():
@@ -119,6 +134,7 @@ class OpenAITalk:
             self.tell_error(event.error)
         if event.reason == "shutting_down":
             self._tell("info", code="shutting_down", message="the server is shutting down")
+        self.close_code = CLOSE_CODES.get(event.reason, 1000)
         self.outbox.is_ending = True
         usage = {"seconds": round(event.usage.seconds, 3)}
         reason = REASONS.get(event.reason, "expired")

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from sensorium.errors import RequestError, UnsupportedError
 from sensorium.params import LiveSettings
-from sensorium.server.live.session import LiveOptions
+from sensorium.server.live.opening import LiveOptions
 from sensorium.server.live.sockets import decoded
 
 MAX_MESSAGE = 4 << 20

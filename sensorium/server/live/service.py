@@ -15,7 +15,9 @@ from sensorium.media import audio
 from sensorium.server.live.clock import Clock, MonotonicClock
 from sensorium.server.live.events import Queued
 from sensorium.server.live.metrics import LiveMetrics
-from sensorium.server.live.session import Limits, LiveOptions, LiveSession, Opening
+from sensorium.server.live.opening import Limits, LiveOptions, Opening
+from sensorium.server.live.session import LiveSession
+from sensorium.server.seats import Seats
 from sensorium.server.served import Served
 from sensorium.server.speech.voices import Voices, owner_of
 from sensorium.types import Media, SpeechOptions, SpeechSampling
@@ -61,11 +63,17 @@ class LiveService:
         config: ServerConfig,
         metrics: LiveMetrics,
         voices: Voices,
+        seats: Seats,
         clock: Clock | None = None,
     ) -> None:
         self._voices = voices
         self.clock = clock or MonotonicClock()
-        self.limits = Limits(max_len=config.live_max_len)
+        self.limits = Limits(
+            max_s=config.live_max_s,
+            max_len=config.live_max_len,
+            outlives_engine=config.live_restart == "continue",
+        )
+        self.seats = seats
         self.metrics = metrics
         self._served = served
         self._max_queue = config.max_live_queue
@@ -93,23 +101,19 @@ class LiveService:
         """A session, which may have to wait: its events say so. Close it with end().
 
         A model that does not speak answers in text, whatever is asked for. Raises what is wrong with the options,
-        UnsupportedError for a model that holds no sessions, OverloadedError where the queue is full too, and
-        EngineDeadError.
+        UnsupportedError for a model that holds no sessions, OverloadedError where the queue is full too or the key has
+        its share, and EngineDeadError.
         """
-        client = self._served.client()
         session_id = f"live_{secrets.token_hex(12)}"
-        prompts = client.live(session_id)
-        max_len = min(self.limits.max_len, client.max_model_len)
-        speech, clip = await self._speech(client, options)
-        if options.reference is not None:
-            clip = audio.from_array(options.reference, part="reference")
-        prompt, policy = await asyncio.to_thread(prompts.opening, options.settings, max_len, clip)
+        _, opening = await self._opening(session_id, options)
         if self._is_draining:
             raise ShuttingDownError("the server is shutting down")
         if len(self._queue) >= max(self._max_queue, 1):
             raise self._full()
-        opening = Opening(prompts, prompt, dict(policy), max_len, speech)
+        self.seats.take(options.key)
         session = LiveSession(session_id, options, opening, self.limits, self.clock, self.metrics)
+        session.on_closed = lambda: self.seats.give_back(options.key)
+        session.reopen = lambda: self._opening(session_id, options)
         self._queue.append(session)
         try:
             self._advance(raising=session)
@@ -118,12 +122,23 @@ class LiveService:
         except BaseException:
             if session in self._queue:
                 self._queue.remove(session)
+            self.seats.give_back(options.key)
             raise
         if session in self._queue:
             self._tell_places()
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick())
         return session
+
+    async def _opening(self, session_id: str, options: LiveOptions) -> tuple[EngineClient, Opening]:
+        client = self._served.client()
+        prompts = client.live(session_id)
+        max_len = min(self.limits.max_len, client.max_model_len)
+        speech, clip = await self._speech(client, options)
+        if options.reference is not None:
+            clip = audio.from_array(options.reference, part="reference")
+        prompt, policy = await asyncio.to_thread(prompts.opening, options.settings, max_len, clip)
+        return client, Opening(prompts, prompt, policy, max_len, speech)
 
     async def _speech(self, client: EngineClient, options: LiveOptions) -> tuple[SpeechOptions | None, Media | None]:
         """How a session speaks, if it does, and the recording of its voice. Raises RequestError for its name."""
@@ -161,6 +176,7 @@ class LiveService:
             error = NotFoundError("there is no such session, or the token is not its latest one", param="session")
             error.code = "session_not_found"
             raise error
+        session.token = ""  # it has served; whoever comes next with it is too late
         session.attach()
         return session
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sensorium.errors import ContextLengthError, EngineDeadError, RequestError, SensoriumError
+from sensorium.errors import (
+    BusyError,
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    RequestError,
+    SensoriumError,
+)
 from sensorium.params import LiveSettings
 from sensorium.server.live.clock import Clock
-from sensorium.server.live.events import Closed, Event, Muted, Opened, Paused, Reason, Usage, Wrong
+from sensorium.server.live.events import Closed, Event, Late, Muted, Opened, Paused, Reason, Restarted, Usage, Wrong
 from sensorium.server.live.metrics import LiveMetrics
+from sensorium.server.live.opening import Limits, LiveOptions, Opening
 from sensorium.server.live.told import Handed, Narrator
 from sensorium.server.live.units import Backlog, LiveUnit, Pace, UnitCutter
-from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, SpeechOptions, UnitFailed
+from sensorium.types import ChatOptions, MediaRef, Prepared, Prompt, UnitFailed
 
 if TYPE_CHECKING:
-    from sensorium.engine.client import EngineClient, LivePrompts
+    from sensorium.engine.client import EngineClient
     from sensorium.engine.session_client import Session
 
 log = logging.getLogger(__name__)
@@ -29,45 +37,8 @@ MAX_TEXT = 4096
 IN_ENGINE = 2
 """Units that the engine holds of a session: the one it computes, and the one after it."""
 UNIT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LiveOptions:
-    """What a session is opened with. sound: whether sound is wanted; key: whose session it is, for taking it up again.
-
-    max_frames, max_slices: pictures used of a unit, and tiles that each is cut into.
-    """
-
-    settings: LiveSettings = field(default_factory=LiveSettings)
-    voice: str | None = None
-    sound: bool = True
-    max_frames: int = 1
-    max_slices: int = 1
-    key: str = ""
-    reference: np.ndarray | None = None
-    """A recording that the model hears as the voice it has, float32 at 16 kHz."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of sessions. Seconds: since the opening, without sound, in a pause, without a client; rows of the KV cache."""
-
-    max_s: float = 3600.0
-    idle_s: float = 60.0
-    pause_s: float = 60.0
-    resume_s: float = 30.0
-    max_len: int = 8192
-
-
-@dataclass(slots=True)
-class Opening:
-    """What is known before there is a place: the prompt that the session begins with."""
-
-    prompts: LivePrompts
-    prompt: Prompt
-    policy: dict[str, Any]
-    max_len: int
-    speech: SpeechOptions | None = None
+RESTART_S, RETRY_S = 60.0, 0.25
+"""How long a session waits for an engine that starts again, and how often it looks."""
 
 
 class LiveSession:
@@ -87,6 +58,10 @@ class LiveSession:
         self.limits = limits
         self.opened_s: float | None = None
         """When it got its place."""
+        self.on_closed: Callable[[], object] = lambda: None
+        """Called once, at the end."""
+        self.reopen: Callable[[], Awaitable[tuple[EngineClient, Opening]]]
+        """What it begins with in another engine. Raises EngineDeadError while there is none."""
         self.token = ""
         """What it may be taken up with; see LiveService.token."""
         self._opening = opening
@@ -95,6 +70,7 @@ class LiveSession:
         self._settings = options.settings
         self._max_slices = options.max_slices
         self._cutter = UnitCutter(options.max_frames)
+        self._num_superseded = 0
         self._backlog = Backlog()
         self._pace = Pace(clock.now())
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -121,7 +97,7 @@ class LiveSession:
         self._engine = client.open_session(
             opening.prompt,
             opening.prompts.policy,
-            opening.policy,
+            dict(opening.policy),
             sampling=replace(client.default_sampling, seed=self._settings.seed),
             max_len=opening.max_len,
             max_units=IN_ENGINE,
@@ -130,41 +106,60 @@ class LiveSession:
             speech=opening.speech,
         )
         self._client = client
-        self.opened_s = self._clock.now()
+        self.opened_s = self.opened_s or self._clock.now()
 
     async def run(self) -> None:
         """From the place to the end."""
-        assert self._engine is not None
-        feeder: asyncio.Task[None] | None = None
         error: SensoriumError | None = None
         try:
-            await self._engine.aopened()
-            now = self._clock.now()
-            self._started_s = self._heard_s = now
-            self._tell(Opened(speech=self._opening.speech is not None))
-            feeder = asyncio.create_task(self._feed())
-            async for event in self._engine:
-                error = self._narrator.take(event, self._engine.turn) or error
-                self._room.set()
-                if isinstance(event, UnitFailed) and event.code == ContextLengthError.code:
-                    self._end_if_full()
-                self._end_if_drained()
+            error = await self._live(self._welcome)
+            while self._outlives(error):
+                self._lose_engine()
+                if await self._find_engine():
+                    error = await self._live(self._remind)
         except SensoriumError as failed:
             error = failed
         except Exception:
             log.exception("a live session failed")
             error = EngineDeadError("the session failed; the server's log has the details")
-            self._engine.abort()
+            if self._engine is not None:
+                self._engine.abort()
+        finally:
+            self.close_with(self._reason or _reason(error), error if self._reason is None else None)
+
+    async def _live(self, begin: Callable[[Session], Awaitable[None]]) -> SensoriumError | None:
+        """To the end, or to the engine's; what it ended with. begin: what comes before the first unit."""
+        engine, feeder = self._engine, None
+        assert engine is not None
+        error: SensoriumError | None = None
+        try:
+            await engine.aopened()
+            await begin(engine)
+            feeder = asyncio.create_task(self._feed())
+            async for event in engine:
+                error = self._narrator.take(event, engine.turn) or error
+                self._room.set()
+                if isinstance(event, UnitFailed) and event.code == ContextLengthError.code:
+                    self._end_if_full()
+                self._end_if_drained()
+        except EngineError as failed:
+            error = failed
+            engine.abort()
         finally:
             if feeder is not None:
                 feeder.cancel()
                 await asyncio.wait((feeder,))
-            self.close_with(self._reason or _reason(error), error if self._reason is None else None)
+        return error
+
+    async def _welcome(self, _: Session) -> None:
+        self._started_s = self._heard_s = self._clock.now()
+        self._tell(Opened(speech=self._opening.speech is not None))
 
     def close_with(self, reason: Reason, error: SensoriumError | None = None) -> None:
         """Tell the end, once."""
         if self._closed is None:
             self._backlog.clear()
+            self.on_closed()
             self._metrics.ended(reason)
             self._closed = Closed(reason, self.usage, error)
             self._events.put_nowait(self._closed)
@@ -210,6 +205,51 @@ class LiveSession:
         elif paused is None and self._detached_s is None and now_s - self._heard_s >= limits.idle_s:
             self.end("idle")
 
+    # ---- another engine --------------------------------------------------------------------------------------------
+
+    def _outlives(self, error: SensoriumError | None) -> bool:
+        is_lost = error is not None and error.code == "engine_restarted"
+        return is_lost and self.limits.outlives_engine and not self.is_over and not self._is_draining
+
+    def _lose_engine(self) -> None:
+        self._backlog.put_back(self._narrator.lose_engine())
+        self._metrics.restarted()
+        self._tell(Restarted())
+
+    async def _find_engine(self) -> bool:
+        """Whether there is another one before the session ends. Raises EngineDeadError where there will be none."""
+        last_s = self._clock.now() + RESTART_S
+        while not (self.is_over or self._is_draining):
+            try:
+                client, self._opening = await self.reopen()
+                self.begin(client)
+            except (EngineDeadError, BusyError):
+                state = "closed" if self._client is None else self._client.state
+                if state in ("failed", "closed") or self._clock.now() > last_s:
+                    raise
+                await self._clock.sleep_until(self._clock.now() + RETRY_S)
+            else:
+                return True
+        return False
+
+    async def _remind(self, engine: Session) -> None:
+        """Let a new engine hear what was heard last. It says nothing to that."""
+        num_units = 0
+        for unit in self._narrator.history.units():
+            prompt, deciding = await self._made(unit)
+            options = self._opening.prompts.unit_options(self._settings, force_listen=True, force_speak=False)
+            due = self._clock.now() + UNIT_S
+            num_units += 1
+            try:
+                await engine.arun(prompt, deadline_s=due, deciding=deciding, options=options)
+            except EngineError as error:
+                if error.code == "engine_restarted":
+                    raise
+                break  # it is full: what it has heard is enough
+        self._narrator.begin_again(num_units)
+        if self._paused_s is not None:
+            engine.pause()
+
     # ---- what the client sends -------------------------------------------------------------------------------------
 
     @property
@@ -252,6 +292,7 @@ class LiveSession:
         self._pace.take(len(pcm), now)
         self._heard_s = now
         for unit in self._cutter.hear(pcm, now):
+            self._tell_superseded()
             late = self._backlog.put(unit)
             if late is not None:
                 self._metrics.dropped(late.dropped_s, late.frames)
@@ -262,7 +303,15 @@ class LiveSession:
         """A picture as a file. Of each unit the newest are used."""
         if self.is_open:
             self._refuse_in_pause("frame")
-            self._metrics.superseded(self._cutter.see(data))
+            dropped = self._cutter.see(data)
+            self._metrics.superseded(dropped)
+            self._num_superseded += dropped
+
+    def _tell_superseded(self) -> None:
+        """Once for a unit of far too many pictures; a camera that is a little fast is nothing to speak of."""
+        if self._num_superseded > self._cutter.max_frames:
+            self._tell(Late(frames=self._num_superseded))
+        self._num_superseded = 0
 
     def send_text(self, text: str) -> None:
         """Typed words, read with the next unit."""
@@ -371,7 +420,7 @@ class LiveSession:
     async def _feed(self) -> None:
         engine = self._engine
         assert engine is not None
-        with contextlib.suppress(EngineDeadError):
+        with contextlib.suppress(EngineError):
             while True:
                 self._feeding.clear()
                 while len(self._backlog):
@@ -389,20 +438,23 @@ class LiveSession:
         """Make a unit ready and append it."""
         prompts, begun = self._opening.prompts, self._clock.now()
         try:
-            frames = await self._prepared(unit.frames)
-            prompt, deciding = await asyncio.to_thread(prompts.unit, unit.samples, frames, unit.texts)
+            prompt, deciding = await self._made(unit)
             now = self._clock.now()
             forced = {"force_listen": unit.force_listen, "force_speak": unit.force_speak}
             options = prompts.unit_options(self._settings, **forced)
             due = unit.heard_s + UNIT_S
             index = engine.append(prompt, deadline_s=due, deciding=deciding, options=options)
-        except EngineDeadError:
+        except (EngineError, asyncio.CancelledError):
+            self._backlog.put_back([unit])  # for another engine, if there will be one
             raise
         except SensoriumError as error:
             self._tell(Wrong(error))
             return
-        handed = Handed(index, unit.end - len(unit.samples), unit.end, unit.heard_s, now, now - begun)
-        self._narrator.handed(handed)
+        self._narrator.handed(Handed(index, unit, now, now - begun))
+
+    async def _made(self, unit: LiveUnit) -> tuple[Prompt, int]:
+        frames = await self._prepared(unit.frames)
+        return await asyncio.to_thread(self._opening.prompts.unit, unit.samples, frames, unit.texts)
 
     async def _prepared(self, files: list[bytes]) -> list[Prepared]:
         """Pictures as the model takes them; what is no picture is told and left out."""
@@ -424,4 +476,6 @@ def _reason(error: SensoriumError | None) -> Reason:
         return "stopped"
     if error.code == "context_length_exceeded":
         return "context_full"
-    return {"engine_dead": "engine_restarted", "shutting_down": "shutting_down"}.get(error.code, "failed")  # type: ignore[return-value]
+    if error.code in ("engine_dead", "engine_restarted"):
+        return "engine_restarted"
+    return "shutting_down" if error.code == "shutting_down" else "failed"

@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from sensorium.errors import RequestError, SensoriumError
+from sensorium.errors import OverloadedError, RequestError, SensoriumError
 from sensorium.server.live.clock import Clock, within
 from sensorium.server.live.outbox import Outbox
+from sensorium.server.seats import Seats
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
@@ -23,6 +24,9 @@ START_S = 10.0
 """For the first message."""
 MAX_ERRORS, ERRORS_S = 32, 10.0
 NORMAL, GOING, POLICY, TOO_BIG, FAILED, FULL = 1000, 1001, 1008, 1009, 1011, 1013
+
+CLOSE_CODES = {"shutting_down": GOING, "engine_restarted": 1012, "failed": FAILED, "lost": GOING}
+"""Of a session that ended for such a reason; all others close with NORMAL."""
 
 
 class HangUpError(Exception):
@@ -55,6 +59,10 @@ class Socket:
             raise HangUpError(TOO_BIG)
         return data
 
+    async def first(self) -> str | bytes:
+        """The first message. Raises asyncio.TimeoutError where it does not come in START_S."""
+        return await within(self._clock, START_S, self.read())
+
     async def write(self, data: str | bytes) -> None:
         kind = "text" if isinstance(data, str) else "bytes"
         await self._send({"type": "websocket.send", kind: data})
@@ -62,7 +70,8 @@ class Socket:
     async def refuse(self, error: SensoriumError, told: str) -> None:
         """Tell a client why there is no session, and hang up."""
         await self.write(told)
-        await self.close(FULL if error.status in (429, 503) else POLICY, error.code)
+        hint = f"; try again in {error.retry_after_s:.0f} s" if isinstance(error, OverloadedError) else ""
+        await self.close(FULL if error.status in (429, 503) else POLICY, error.code + hint)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Harmless where the client has gone."""
@@ -80,16 +89,25 @@ class Socket:
 
 
 async def answer_first(
-    socket: Socket, clock: Clock, answer: Callable[[str | bytes], Awaitable[None]], missing: str, greeting: str = ""
+    socket: Socket,
+    seats: Seats,
+    key: str,
+    answer: Callable[[str | bytes], Awaitable[None]],
+    missing: str,
+    greeting: str = "",
 ) -> None:
     """Give `answer` the first message, after a greeting where there is one; hang up where it or what follows says so.
 
-    missing: the reason of the close where no message comes in time.
+    key: whose connection it is; missing: the reason of the close where no message comes in time.
     """
     try:
-        if greeting:
-            await socket.write(greeting)
-        await answer(await within(clock, START_S, socket.read()))
+        with seats.silent(key):
+            if greeting:
+                await socket.write(greeting)
+            first = await socket.first()
+        await answer(first)
+    except OverloadedError as full:
+        await socket.close(FULL, f"{full.code}; try again in {full.retry_after_s:g} s")
     except asyncio.TimeoutError:
         await socket.close(POLICY, missing)
     except HangUpError as error:

@@ -11,7 +11,9 @@ from sensorium.errors import EngineError, SensoriumError
 from sensorium.server.live import events
 from sensorium.server.live.clock import Clock
 from sensorium.server.live.events import SoundDelta, TurnEnded, TurnStarted, UnitOver, UnitTimes, Wrong
+from sensorium.server.live.history import History
 from sensorium.server.live.metrics import LiveMetrics
+from sensorium.server.live.units import LiveUnit
 from sensorium.types import Event, Failed, Sound, TextDelta, UnitDone, UnitFailed
 
 LATE_S = 1.0
@@ -20,12 +22,10 @@ LATE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A unit that the engine has been given. Places in samples at 16 kHz; seconds of the service's clock."""
+    """A unit that the engine has been given. Seconds of the service's clock."""
 
     index: int
-    start: int
-    end: int
-    heard_s: float
+    unit: LiveUnit
     handed_s: float
     encode_s: float
 
@@ -62,6 +62,9 @@ class Narrator:
         """Of the unit that runs."""
         self._begun_s: float | None = None
         self._interrupted_s: float | None = None
+        self.history = History()
+        self._next = self._base = 0
+        """The number of the next unit as clients are told, and what is added to the engine's index for it."""
         self.units = self.late = self.spoken_units = self.spoken_samples = 0
 
     @property
@@ -71,6 +74,20 @@ class Narrator:
 
     def handed(self, unit: Handed) -> None:
         self._handed.append(unit)
+        self._next = unit.index + self._base + 1
+
+    def lose_engine(self) -> list[LiveUnit]:
+        """End what was being said; the units that are not over, for another engine to begin with."""
+        self._cancel()
+        self._silenced()
+        self._early.clear()
+        lost, self._handed = self._handed, deque()
+        self._next -= len(lost)
+        return [handed.unit for handed in lost]
+
+    def begin_again(self, num_units: int) -> None:
+        """In an engine that has computed so many units already."""
+        self._base = self._next - num_units
 
     def interrupt(self) -> None:
         """What is said now belongs to no turn any more."""
@@ -90,6 +107,8 @@ class Narrator:
                     self._sound(event)
             case UnitDone():
                 self._over(event, engine_turn)
+            case UnitFailed(code="engine_restarted"):
+                pass  # it was not the unit's fault
             case UnitFailed():
                 if self._handed:
                     self._handed.popleft()
@@ -103,14 +122,14 @@ class Narrator:
     def _say(self, text: str) -> None:
         turn = self._begun()
         if text and self._handed:
-            self._tell(events.TextDelta(self._handed[0].index, turn, text))
+            self._tell(events.TextDelta(self._handed[0].index + self._base, turn, text))
 
     def _begun(self) -> int:
         """The turn that goes on, or the next one."""
         if self._turn is None:
             self._num_turns += 1
             self._turn = self._num_turns
-            self._begun_s = self._handed[0].heard_s if self._handed else None
+            self._begun_s = self._handed[0].unit.heard_s if self._handed else None
             self._tell(TurnStarted(self._turn))
         return self._turn
 
@@ -123,6 +142,7 @@ class Narrator:
             self._begun()
         handed, turn = self._handed.popleft(), self._turn
         text_end = turn is not None and (is_old or not done.info["turn_open"])
+        self.history.add(handed.unit, done.text if speaks and not is_old else "")
         if is_old:
             self._silenced()
         sounds = done.speaks and speaks and not is_old
@@ -152,7 +172,7 @@ class Narrator:
                 self._metrics.first_audio(self._clock.now() - self._begun_s)
                 self._begun_s = None
             self.spoken_samples += len(event.pcm) // 2
-            self._tell(SoundDelta(event.index, unit.turn, event.pcm, is_last))
+            self._tell(SoundDelta(event.index + self._base, unit.turn, event.pcm, is_last))
         if event.ended is not None:
             unit.is_sounding, unit.sounded_s = False, self._clock.now()
             self._flush()
@@ -189,12 +209,12 @@ class Narrator:
         timings = done.timings
         decided = timings.queue_s if timings.decided_s is None else timings.decided_s
         times = UnitTimes(
-            wait=handed.handed_s - handed.heard_s + timings.queue_s,
+            wait=handed.handed_s - handed.unit.heard_s + timings.queue_s,
             encode=handed.encode_s,
             prefill=decided - timings.queue_s,
             decode=timings.total_s - decided,
             speech=None if unit.sounded_s is None else unit.sounded_s - unit.said_s,
-            total=now - handed.heard_s,
+            total=now - handed.unit.heard_s,
         )
         behind = max(times.total - LATE_S, 0.0)
         speaks = not done.info["is_listen"]
@@ -203,13 +223,13 @@ class Narrator:
         self.spoken_units += speaks
         self._metrics.unit("speak" if speaks else "listen", times.total, behind)
         return UnitOver(
-            done.index,
+            done.index + self._base,
             "speak" if speaks else "listen",
             unit.turn if speaks else None,
             done.text if speaks else "",
             unit.text_end,
-            handed.start,
-            handed.end,
+            handed.unit.end - len(handed.unit.samples),
+            handed.unit.end,
             times,
             behind,
             done.num_tokens,

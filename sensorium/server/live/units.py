@@ -6,6 +6,7 @@ Nothing here waits or computes: the clock is an argument, and what comes out is 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,6 +134,10 @@ class Backlog:
 
     def take(self) -> LiveUnit:
         return self._units.popleft()
+
+    def put_back(self, units: Sequence[LiveUnit]) -> None:
+        """Units that were taken in vain, in their order, before all others."""
+        self._units.extendleft(reversed(units))
 
     def clear(self) -> None:
         self._units.clear()

@@ -69,8 +69,10 @@ class Heard:
     def add(self, samples: np.ndarray) -> None:
         """Raises TooLargeError where nobody took away what was there."""
         if self.end + len(samples) - self.start > self._max:
-            limit = f"{self._max / RATE:.0f} s"
-            raise TooLargeError(f"audio: more than {limit} wait in the input buffer; commit or clear it", param="audio")
+            reason = f"audio: more than {self._max / RATE:.0f} s wait in the input buffer; commit or clear it"
+            full = TooLargeError(reason, param="audio")
+            full.code = "buffer_full"
+            raise full
         self._chunks.append(samples)
         self.end += len(samples)
 

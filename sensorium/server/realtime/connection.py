@@ -106,8 +106,8 @@ class Connection:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def take(self, data: str | bytes) -> None:
-        """One message of the client. What is wrong with it is told and changes nothing else."""
+    async def take(self, data: str | bytes) -> bool:
+        """One message of the client; whether it was good. What is wrong with it is told and changes nothing else."""
         ident: str | None = None
         async with self._lock:
             try:
@@ -116,6 +116,8 @@ class Connection:
                 await self._dispatch(event)
             except Exception as error:
                 await self._tell_failure(error, ident or _ident_of(data))
+                return False
+        return True
 
     async def _tell_failure(self, error: Exception, event_id: str | None = None) -> None:
         if not isinstance(error, SensoriumError):

@@ -34,7 +34,8 @@ class TranscriptionDialect:
         self._heard = Heard(int(max_s * RATE))
         self._validated = False
 
-    async def take(self, data: str | bytes) -> None:
+    async def take(self, data: str | bytes) -> bool:
+        """One message; whether it was good."""
         try:
             await self._dispatch(data)
         except SensoriumError as error:
@@ -42,6 +43,8 @@ class TranscriptionDialect:
             await self._send(
                 {"type": "error", "event_id": made_id("event"), "error": detail.message, "code": detail.code}
             )
+            return False
+        return True
 
     async def _dispatch(self, data: str | bytes) -> None:
         event = read_object(data)
