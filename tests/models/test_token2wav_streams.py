@@ -123,7 +123,7 @@ def test_fixed_shapes_change_nothing():
     heard: list[list[np.ndarray]] = []
     for graphs in (False, True):
         codec = Token2Wav(random_parts(SMALL, "causal", 2, graphs=graphs))
-        for turn in range(2):
+        for turn in range(1 + graphs):
             streams = [codec.open(Voice(one.prompt)) for one, _ in plans]
             sounds: list[list[np.ndarray]] = [[] for _ in plans]
             for tick in range(4):
@@ -151,8 +151,8 @@ def test_pieces_of_one_kind():
     assert fixed.kind(26, True) != fixed.kind(25, True)
     assert plain.kind(28, False) != plain.kind(25, True)
     assert faded.kind(28, False) != faded.kind(25, True)
-    # More streams than a shape is for.
-    one, codes = voice(0.6), list(range(5))
+    # More streams than are computed at once.
+    one, codes, fixed.batch = voice(0.6), list(range(5)), 2
     streams = [fixed.open(one) for _ in range(fixed.batch + 1)]
     sounds = fixed.stream([(stream, codes, True) for stream in streams])
     (alone,) = plain.stream([(plain.open(Voice(one.prompt)), codes, True)])
