@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -177,6 +177,16 @@ def _recording(text: str, param: str) -> np.ndarray:
     return samples
 
 
+class Chunk(Protocol):
+    """What a message of sound says beside it."""
+
+    @property
+    def force_listen(self) -> bool: ...
+
+    @property
+    def max_slice_nums(self) -> int | None: ...
+
+
 class DemoTalk:
     """`follow` once, to the end; `take` for every message."""
 
@@ -278,7 +288,7 @@ class DemoTalk:
             case _ if not session.is_open:
                 raise RequestError("wait for `prepared` before other messages")
             case AudioChunk():
-                self._hear(said)
+                self._hear(said, said.audio_base64, said.frame_base64_list)
             case Pause():
                 session.pause(said.timeout)
             case Resume():
@@ -289,15 +299,23 @@ class DemoTalk:
             case Prepare():
                 raise RequestError("the session is prepared already")
 
-    def _hear(self, said: AudioChunk) -> None:
+    def _hear(
+        self,
+        said: Chunk,
+        audio: str,
+        frames: list[str] | None,
+        *,
+        names: tuple[str, str] = ("audio_base64", "frame_base64_list"),
+    ) -> None:
+        """names: those fields' own, for errors."""
         session = self.session
-        samples = samples_of(said.audio_base64, "audio_base64")
-        frames = [binary_of(frame, "frame_base64_list") for frame in said.frame_base64_list or ()]
+        samples = samples_of(audio, names[0])
+        pictures = [binary_of(frame, names[1]) for frame in frames or ()]
         session.check_audio(len(samples))
         if said.max_slice_nums is not None:
             session.update(session.settings, MAX_FRAMES, slices(said.max_slice_nums))
-        for frame in frames:
-            session.send_frame(frame)
+        for picture in pictures:
+            session.send_frame(picture)
         if said.force_listen:
             session.force_listen()
         session.send_audio((np.minimum(np.maximum(samples, -1), 1) * 32767).astype(np.int16))

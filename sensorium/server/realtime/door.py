@@ -21,6 +21,7 @@ from sensorium.server.errors import HttpError
 from sensorium.server.generation import Origin
 from sensorium.server.guard import presented
 from sensorium.server.live.clock import within
+from sensorium.server.live.demo_realtime import RealtimeDemoDoor
 from sensorium.server.live.service import LiveService
 from sensorium.server.live.sockets import FULL, GOING, POLICY, HangUpError
 from sensorium.server.metrics import Metrics
@@ -43,7 +44,6 @@ INTENTS = ("conversation", "transcription")
 ELSEWHERE = {
     "call_id": "there are no calls here, as WebRTC is not served",
     "duplex": "full duplex is at /v1/live/sessions and /v1/duplex",
-    "mode": "the protocol of the duplex demo is at /ws/duplex/{id}",
 }
 """What other servers take in this address, and where to find it."""
 FAREWELL_S = 1.0
@@ -79,6 +79,7 @@ class Realtime:
         secrets: ClientSecrets,
     ) -> None:
         self._served = served
+        self._demo = RealtimeDemoDoor(served, live)
         self._clock, self._seats = live.clock, live.seats
         self._detector = detectors(config.vad)
         self._secrets = secrets
@@ -91,6 +92,8 @@ class Realtime:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model = query.get("model", [None])[0]
         self._served.check_name(model)
+        if "mode" in query:
+            return await self._demo(query["mode"][0], scope, receive, send)
         session = self._session(scope, query)
         await receive()
         offered = scope["subprotocols"]
@@ -114,7 +117,7 @@ class Realtime:
         except OverloadedError as full:
             await connection.tell_error(full)
             await line.close(FULL, f"{full.code}; try again in {full.retry_after_s:g} s")
-            return
+            return None
         try:
             dialect = TranscriptionDialect(self._served.check_name, transcriber, tell, most_s)
             await self._converse(connection, dialect, line)
