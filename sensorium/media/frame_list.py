@@ -15,7 +15,7 @@ from sensorium.media import image
 from sensorium.types import Media
 
 MAGIC = b"\x00frame list\x00"
-_OPTIONS = frozenset({"fps", "num_frames", "use_audio", "multiple_of", "min_frames"})
+_OPTIONS = frozenset({"fps", "num_frames", "use_audio", "multiple_of", "min_frames", "stack"})
 
 
 def join(frames: Sequence[bytes]) -> bytes:
@@ -32,7 +32,10 @@ def split(data: bytes) -> Iterator[bytes]:
 
 
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any]) -> Media:
-    """The first num_frames pictures, fps (1) of them a second, all scaled to the size of the first."""
+    """The first num_frames pictures, fps (1) of them a second, all scaled to the size of the first.
+
+    stack: they are one second of a camera, of which the first is a frame and the others lie between two.
+    """
     if unknown := sorted(set(map(str, options)) - _OPTIONS):
         raise UnsupportedError(f"a list of frames takes no video option {unknown[0][:64]}", param=part or None)
     if options.get("use_audio"):
@@ -53,9 +56,10 @@ def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str
         raise MediaError("the list has no frames", param=part or None)
     digest = hashlib.blake2b(data, digest_size=32, person=b"frames", salt=repr((fps, len(frames))).encode()[:16])
     times = np.arange(len(frames)) / fps
+    main = 1 if options.get("stack") else len(frames)
     found = {
         "duration_s": len(frames) / fps,
-        "main_frames": tuple(range(len(frames))),
-        "main_times_s": tuple(times.tolist()),
+        "main_frames": tuple(range(main)),
+        "main_times_s": tuple(times[:main].tolist()),
     }
     return Media("video", np.stack(frames), digest.digest(), times_s=times, part=part, options=found)

@@ -62,6 +62,22 @@ def test_sound_of_any_size_and_rate_is_cut_by_its_samples(live: LiveServer):
     assert ends == [48_000, 96_000, 144_000]
 
 
+def test_high_refresh_shows_five_frames_as_two_pictures(live: LiveServer):
+    with duplex(live) as client:
+        client.start(**LISTENS, video={"max_fps": 5, "stack": True})
+        used = [client.second()["kv"]["used"], client.second()["kv"]["used"]]
+        for count in (1, 2, 5):
+            for seed in range(count):
+                client.picture(
+                    jpeg(seed, size=(64 + 8 * seed, 48), kind="JPEG" if seed else "PNG"), kind=2 if seed else 5
+                )
+            used.append(client.second()["kv"]["used"])
+        client.say("update", video={"stack": False})
+        assert client.until_error()["param"] == "video.stack"
+    plain, *shown = [after - before for before, after in pairwise(used)]
+    assert [rows - plain for rows in shown] == [66, 2 * 66, 2 * 66]
+
+
 def test_pictures_and_typed_words_are_rows_of_their_unit(live: LiveServer):
     with duplex(live) as client:
         client.start(**LISTENS, video={"max_fps": 2})

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sensorium.config import MediaLimits
 from sensorium.errors import MediaError, RequestError, TooLargeError
-from sensorium.media import video
+from sensorium.media import frame_list, video
 from sensorium.media.local import read_local
 from sensorium.media.sampling import frame_audio_segments, packed_frames, recovered, uniform
 from sensorium.media.stack import concat_images
@@ -364,3 +364,16 @@ def test_h126_too_many_frames_are_counted_before_one_is_decoded():
     """A frame that is decoded would be refused for what it holds."""
     with pytest.raises(MediaError, match="5000 frames"):
         read_local(MediaRef("video", "data:video/jpeg;base64," + ",".join(["AAAA"] * 5000), "p"), LIMITS)
+
+
+def test_frames_of_one_second_are_a_frame_and_what_lies_between():
+    pictures = [np.full((8, 8, 3), value, dtype=np.uint8) for value in (0, 100, 200)]
+    files = []
+    for picture in pictures:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        files.append(file.getvalue())
+    media = decode(frame_list.join(files), fps=3, stack=True)
+    np.testing.assert_array_equal(media.data, np.stack(pictures))
+    assert (media.options["main_frames"], media.options["main_times_s"]) == ((0,), (0.0,))
+    assert decode(frame_list.join(files), fps=3).options["main_frames"] == (0, 1, 2)

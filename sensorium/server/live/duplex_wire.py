@@ -34,7 +34,8 @@ class AudioChoice(_Strict):
 
 
 class VideoChoice(_Strict):
-    max_fps: Annotated[int, Meta(ge=1, le=4)] | UnsetType = UNSET
+    max_fps: Annotated[int, Meta(ge=1, le=5)] | UnsetType = UNSET
+    stack: bool | UnsetType = UNSET
     max_slices: Annotated[int, Meta(ge=1, le=9)] | UnsetType = UNSET
 
 
@@ -160,6 +161,7 @@ def options_of(start: Start, voice: str | None, key: str) -> LiveOptions:
         sound=start.audio.output is not None,
         max_frames=1 if video.max_fps is UNSET else video.max_fps,
         max_slices=1 if video.max_slices is UNSET else video.max_slices,
+        stacks=video.stack is True,
         key=key,
     )
 
@@ -171,6 +173,8 @@ def updated(settings: LiveSettings, frames: tuple[int, int], change: Update) -> 
         raise RequestError("sampling.seed: it is fixed for the session", param="sampling.seed")
     if change.listen_bias is not UNSET:
         given["listen_bias"] = change.listen_bias
+    if change.video.stack is not UNSET:
+        raise RequestError("video.stack: it is fixed for the session", param="video.stack")
     most, slices = change.video.max_fps, change.video.max_slices
     return replace(settings, **given), frames[0] if most is UNSET else most, frames[1] if slices is UNSET else slices
 

@@ -27,6 +27,8 @@ class LiveOptions:
     sound: bool = True
     max_frames: int = 1
     max_slices: int = 1
+    stacks: bool = False
+    """Of several pictures of a unit the first is shown by itself and the others as one picture, as in training."""
     key: str = ""
     reference: np.ndarray | None = None
     """A recording that the model hears as the voice it has, float32 at 16 kHz."""

@@ -19,6 +19,7 @@ from sensorium.errors import (
     RequestError,
     SensoriumError,
 )
+from sensorium.media import frame_list
 from sensorium.params import LiveSettings
 from sensorium.server.live.clock import Clock
 from sensorium.server.live.events import Closed, Event, Late, Muted, Opened, Paused, Reason, Restarted, Usage, Wrong
@@ -462,6 +463,8 @@ class LiveSession:
             return []
         kwargs = self._opening.prompts.frame_options(self._max_slices)
         refs = [MediaRef("image", data, part="frame") for data in files]
+        if self.options.stacks and len(files) > 1:
+            refs = [MediaRef("video", frame_list.join(files), part="frame", options={"fps": len(files), "stack": True})]
         try:
             return await self._client.aprepare_media(refs, ChatOptions(media_kwargs=kwargs))
         except EngineDeadError:
