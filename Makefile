@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Agent frameworks, which want other versions of our dependencies: their tests run them as programs of their own.
+CLIENTS := .venv-clients
 # pip resolves torch and all else in one call, so that no package can bring another torch along.
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 # Two makes at once take turns at the environment.
@@ -21,7 +23,7 @@ serve: $(VENV)/.run
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.clients
+test-all: $(VENV)/.clients $(CLIENTS)/.done
 	$(PYTEST)
 
 check: $(VENV)/.dev
@@ -35,7 +37,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/vs_transformers.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS) tests/clients/js/node_modules
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "Installing sensorium into $(VENV) (once; torch is the large part)"
@@ -48,3 +50,10 @@ $(VENV)/.dev: $(VENV)/.run
 $(VENV)/.clients: $(VENV)/.dev
 	@echo "Installing the clients that the slow tests talk with"
 	@$(LOCK) sh -ec '$(PIP_INSTALL) -e ".[dev,clients]"; touch $@'
+
+# The SDK for JavaScript is left out where there is no npm; its tests are skipped then.
+$(CLIENTS)/.done: tests/clients/requirements.txt tests/clients/js/package-lock.json
+	@echo "Installing agent frameworks into $(CLIENTS), and the openai SDK for node"
+	@$(LOCK) sh -ec 'test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS); \
+	  $(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check -r tests/clients/requirements.txt; \
+	  if command -v npm >/dev/null; then cd tests/clients/js && npm ci --silent --no-audit --no-fund; fi; touch $(CURDIR)/$@'

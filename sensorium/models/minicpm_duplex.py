@@ -47,8 +47,8 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class UnitOptions:
-    """How one unit is decided. force_listen ends an open turn at once; skip_listen: not one of those at the start in
-    which the model only listens; max_chars: see MAX_CHARS, None for no limit."""
+    """How one unit is decided. force_listen ends an open turn at once; skip_listen: the start, in which the model
+    only listens, is over; max_chars: see MAX_CHARS, None for no limit."""
 
     sampling: TextSampling = field(default_factory=TextSampling)
     max_new_speak_tokens_per_chunk: int = 20
@@ -132,8 +132,9 @@ class DuplexPolicy:
         self._unit = read_unit(unit.options)
         self._type = unit_type(unit.prompt)
         self._index, self._start, self._rows = unit.index, at, len(unit.prompt.ids)
-        starts = self._num_units < self.options.force_listen_count and not self._unit.skip_listen
-        self._forced = self._unit.force_listen or self._cut or starts
+        if self._unit.skip_listen:
+            self._num_units = max(self._num_units, self.options.force_listen_count)
+        self._forced = self._unit.force_listen or self._cut or self._num_units < self.options.force_listen_count
         self._cut = False
         self._num_units += 1
         self._step = 0

@@ -275,6 +275,8 @@ def test_nulls_are_fields_left_out_and_faults_name_their_event(client: Client):
     client.say("Hello?")
     left_out = {"instructions": None, "tools": None, "tool_choice": None, "parallel_tool_calls": None}
     assert kinds(client.answer(**left_out)) == ANSWERED
+    client.update(tool_choice="required")
+    assert client.error("response.create")["param"] == "tool_choice", "its tools may come later, but not too late"
     assert client.error("response.create", response={"instructions": 7})["code"] == "invalid_value"
     assert client.error("conversation.item.retrieve", item_id="x")["code"] == "item_retrieve_invalid_item_id"
     client.say("Hello?", id="a")

@@ -173,7 +173,8 @@ class Connection:
         session = before.changed(given)
         if given.model is not msgspec.UNSET and given.model != before.model:
             raise RequestError("session.model: cannot change during a session", param="session.model")
-        self._answering.tools(session.answers)
+        if session.answers.tools:  # else a choice may come before the tools that it is about
+            self._answering.tools(session.answers)
         if session.answers.voice != before.answers.voice and self._conversation.is_heard:
             reason = "session.audio.output.voice: cannot change once an answer was heard; connect again"
             raise refusal("cannot_update_voice", reason)
