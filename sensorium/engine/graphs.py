@@ -14,6 +14,7 @@ import torch
 
 from sensorium.kernels.ahead import compiling
 from sensorium.kernels.capture import capture
+from sensorium.kernels.upload import upload
 from sensorium.models.base import Model, SpeechModel
 from sensorium.types import ModelInputs
 
@@ -25,6 +26,8 @@ _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
 CHUNK_SEQUENCES = 32
 # Beside more decodes than that, and so many tokens apart.
 _MIXED_STEP = 64
+# Of a hidden row's length: what different orders of sums may make of 16 bits over a decoder's layers.
+_AGREEMENT = 0.1
 Result = TypeVar("Result")
 
 
@@ -297,6 +300,39 @@ class ChunkGraphs:
         for kept, result in zip(self._results, results, strict=True):
             kept.copy_(result)
         return self._results
+
+
+def agrees(graphs: ChunkGraphs, model: Model, kv: list[torch.Tensor], plans: Any, block_size: int) -> bool:
+    """Whether recorded steps give the hidden rows that their kernels give one by one, of two steps of random numbers.
+
+    Before the first request: it writes to the first blocks of the cache. False where there are too few of them.
+    """
+    device = kv[0].device
+    random = np.random.default_rng(0)
+    for singles, chunks in ((CHUNK_SEQUENCES + 1, [40, 1, 70]), (7, [90])):
+        counts = [1] * singles + chunks
+        lens = [count + int(random.integers(2 * block_size)) for count in counts]
+        sizes = [-(-length // block_size) for length in lens]
+        if sum(sizes) > kv[0].shape[1]:
+            return False
+        order = random.permutation(sum(sizes)).tolist()
+        tables = [[order.pop() for _ in range(size)] for size in sizes]
+        for layer in kv:
+            layer[:, : sum(sizes)].normal_()
+        at = np.concatenate([np.arange(length - count, length) for count, length in zip(counts, lens, strict=True)])
+        positions = np.broadcast_to(at, (model.position_axes, len(at)))
+        x = model.embed(upload(random.integers(0, model.vocab_size, len(at)), device))
+        graphs.x[: len(x)] = x
+        ours = graphs.run(counts, lens, positions, tables)[2].float()
+        where = upload(np.array(positions if len(positions) > 1 else at), device)
+        hidden = model.forward(x, ModelInputs(where, plans(counts, lens, tables, block_size, device), kv))
+        theirs = hidden[upload(np.cumsum(counts) - 1, device)].float()
+        errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+        if not bool((errors < _AGREEMENT).all()):  # NaN is no agreement
+            return False
+    for layer in kv:
+        layer.zero_()
+    return True
 
 
 class ShapeGraphs:

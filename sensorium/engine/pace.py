@@ -9,7 +9,7 @@ _REMEMBERED = 5
 # By so many sequences, or such a part of them, steps may differ and still take as long.
 _NEAR, _NEAR_PART = 4, 0.25
 _SLOWER, _FASTER = 0.75, 1.1
-_LONGEST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 1.0
 
 
 class Pace:
@@ -17,7 +17,7 @@ class Pace:
 
     How long a step takes is measured. Steps of decodes alone show what the ratio is of: when their number has changed
     so much that this is unknown, one is asked for. The number of prompt tokens follows what steps with both take.
-    A crowd of prompts that would need more than half a second that way has whole steps: every stream pauses, but few
+    A crowd of prompts that would need more than a second that way has whole steps: every stream pauses, but few
     times.
     """
 

@@ -17,6 +17,7 @@ from sensorium.engine.graphs import (
     DecodeGraphs,
     Likeliest,
     ShapeGraphs,
+    agrees,
     pick,
 )
 from sensorium.engine.histogram import MEDIA_S, Histograms
@@ -99,9 +100,20 @@ class Runner:
         self._decodes = DecodeGraphs(self.model, self.kv, self._plan_class, self.block_size, most, blocks)
         self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks)
         if mixed and most > CHUNK_SEQUENCES:
-            self._mixed = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks, decodes=most)
+            self._mixed = self._record_mixed(most, blocks)
         self.model.wrap_encoders(ShapeGraphs)
         self._rehearsal = self.model.rehearse()
+
+    def _record_mixed(self, most: int, blocks: int) -> ChunkGraphs | None:
+        """Steps of many decodes beside chunks, if they give what their kernels give one by one; see agrees."""
+        try:
+            made = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks, decodes=most)
+            if agrees(made, self.model, self.kv, self._plan_class, self.block_size):
+                return made
+            log.warning("steps of decodes and chunks do not come out right as graphs: they go kernel by kernel")
+        except Exception:
+            log.warning("steps of decodes and chunks cannot be graphs: they go kernel by kernel", exc_info=True)
+        return None
 
     @torch.inference_mode()
     def rehearse(self) -> bool:

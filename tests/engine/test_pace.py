@@ -65,12 +65,12 @@ def test_steps_with_few_prompt_tokens_are_no_reason_for_more() -> None:
 
 
 def test_a_crowd_of_prompts_has_whole_steps() -> None:
-    """100 tokens a step of 14 ms are 7,000 a second: what would need more than half a second does not wait for it."""
+    """100 tokens a step of 14 ms are 7,000 a second: what would need more than one second does not wait for it."""
     pace = Pace(1.4, fewest=100, most=8192)
     pace.observe(50, 0, 10e-3)
-    assert pace.prompt_tokens(50, 3500) == 100
-    assert pace.prompt_tokens(50, 3700) == 8192
-    pace.observe(50, 3700, 90e-3)
+    assert pace.prompt_tokens(50, 7000) == 100
+    assert pace.prompt_tokens(50, 7300) == 8192
+    pace.observe(50, 7300, 180e-3)
     assert pace.prompt_tokens(50, 1000) == 100, "a step of a crowd says nothing about those of few"
 
 
