@@ -45,12 +45,16 @@ LARGE = ("codec.md", "duplex.md", "speech.md")
 """Of parts whose weights are too large for tests; their own tests run what these pages show."""
 
 
+CLIENTS = ("clients.md",)
+"""Of packages in an environment of their own; run by tests/clients/test_clients_page.py."""
+
+
 def snippets_of(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_every_snippet_is_run_somewhere():
-    assert {page.name for page in PAGES if snippets_of(page)} == {*ALONE, *SERVED, *LARGE}
+    assert {page.name for page in PAGES if snippets_of(page)} == {*ALONE, *SERVED, *LARGE, *CLIENTS}
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -26,6 +26,7 @@ from sensorium.engine.client import EngineClient
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 MODEL = "tiny"
 PARSERS = {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}
 
@@ -103,11 +104,43 @@ def question(rate: int = 24_000) -> np.ndarray:
     return np.concatenate([np.zeros(rate // 2), between, np.zeros(rate)]).astype("<i2")
 
 
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with key.pem and cert.pem for localhost."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    found = shutil.which("node")
+    if found is None or not (HERE / "js" / "node_modules" / "openai").is_dir():
+        pytest.skip("node, or the openai SDK for it, is not installed (make test-all does where npm is)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def tls_url(engine: EngineClient, certificate: Path) -> Iterator[str]:
+    files = {"ssl_keyfile": certificate / "key.pem", "ssl_certfile": certificate / "cert.pem"}
+    with serve(engine, served_model_name=MODEL, **PARSERS, **files) as live:
+        yield f"https://localhost:{live.port}"
+
+
+def program_environment(**more: str) -> dict[str, str]:
+    quiet = {"OPENAI_API_KEY": "none", "OPENAI_AGENTS_DISABLE_TRACING": "1", "PYTHONWARNINGS": "ignore"}
+    return os.environ | quiet | more
+
+
 def run_program(command: list[str | Path], **environment: str) -> Any:
     """What a client's program prints as JSON in its last line."""
-    settings = {"OPENAI_API_KEY": "none", "OPENAI_AGENTS_DISABLE_TRACING": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        list(map(str, command)), env=os.environ | settings | environment, capture_output=True, text=True, timeout=240
+        list(map(str, command)), env=program_environment(**environment), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -116,12 +149,11 @@ def run_program(command: list[str | Path], **environment: str) -> Any:
 @pytest.fixture(scope="session")
 def program() -> Callable[..., Any]:
     """Runs a file of tests/clients/programs with the clients that have an environment of their own."""
-    python = ROOT / ".venv-clients" / "bin" / "python"
-    if not python.exists():
+    if not CLIENTS_PYTHON.exists():
         pytest.skip("these clients are not installed (make test-all does)")
 
     def run(name: str, *arguments: object) -> Any:
-        return run_program([python, HERE / "programs" / name, *map(str, arguments)])
+        return run_program([CLIENTS_PYTHON, HERE / "programs" / name, *map(str, arguments)])
 
     return run
 
