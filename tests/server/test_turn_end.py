@@ -174,6 +174,32 @@ def test_without_answers_a_turn_is_only_an_item(still: LiveServer):
         client.say("Nothing was answered meanwhile.")
 
 
+def test_a_client_may_end_a_turn_that_is_still_judged(still: LiveServer):
+    with talk(still) as client:
+        listen(client, type="semantic_vad", eagerness="low", create_response=False)
+        send_sound(client, np.concatenate([np.zeros(8000, "<i2"), speech(16_000, silence_s=0.4)]), 16_000)
+        client.send("input_audio_buffer.commit")
+        events = client.until("conversation.item.done")
+        assert kinds(events)[:2] == ["input_audio_buffer.speech_started", "input_audio_buffer.committed"]
+        assert events[0]["item_id"] == events[1]["item_id"]
+        send_sound(client, np.zeros(160_000, "<i2"))
+        client.say("Nothing else came of it.")
+
+
+def test_who_goes_on_after_a_commit_is_heard_at_once(still: LiveServer):
+    with talk(still) as client:
+        listen(client, type="server_vad", create_response=False)
+        hum = (voice(np.full(32_000, 140.0)) * 32768).astype("<i2")
+        sound = np.concatenate([np.zeros(16_000, "<i2"), hum])
+        send_sound(client, sound[:32_768], 8192)
+        client.send("input_audio_buffer.commit")
+        client.until("conversation.item.done")
+        send_sound(client, np.concatenate([sound[32_768:], np.zeros(16_000, "<i2")]), 8192)
+        events = client.until("conversation.item.done")
+        assert first(events, "input_audio_buffer.speech_started")["audio_start_ms"] == 2048
+        assert first(events, "input_audio_buffer.speech_stopped")
+
+
 def test_a_long_silence_after_an_answer_is_answered(still: LiveServer):
     with talk(still) as client:
         assert listen(client, type="server_vad", idle_timeout_ms=6000)["idle_timeout_ms"] == 6000

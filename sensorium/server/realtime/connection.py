@@ -73,7 +73,8 @@ class Connection:
         detector: Callable[[], Detector] = EnergyDetector,
     ) -> None:
         """max_s: seconds of sound that may wait in the input buffer. detector: makes what hears speech."""
-        self._detector = detector
+        # The same throughout: what it knows of the background holds beyond a turn.
+        self._detector = detector()
         self._session = session
         self._answering = answering
         self._transcriber = transcriber
@@ -202,7 +203,7 @@ class Connection:
         if self._judging is not None:
             self._judging.cancel()
             self._judging = None
-        return None if detection is None else Turns(detection, self._heard.end, self._detector())
+        return None if detection is None else Turns(detection, self._heard.end, self._detector)
 
     # ---- sound ----------------------------------------------------------------------------------------------------
 
