@@ -56,6 +56,7 @@ class Outbox:
             late = bool(self._unsent) and self._clock.now() - self._unsent[0].put_s > MAX_UNSENT_S
             if late or self._unsent_bytes > MAX_UNSENT_BYTES:
                 self._slow.set()
+            return
         while len(self._unsent) > MAX_KEPT or self._unsent_bytes > MAX_KEPT_BYTES:
             self._unsent_bytes -= len(self._unsent.popleft().data)
 
