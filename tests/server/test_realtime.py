@@ -284,6 +284,11 @@ def test_nulls_are_fields_left_out_and_faults_name_their_event(client: Client):
     assert client.error("conversation.item.create", item=item)["code"] == "item_create_duplicate_item_id"
 
 
+def test_fields_of_a_transcription_that_are_not_used_are_not_told(client: Client, packaged_model: Path):
+    session = client.update(audio={"input": {"turn_detection": None, "transcription": {"model": "whisper-1"}}})
+    assert session["audio"]["input"]["transcription"] == {"model": "whisper-1", "language": None, "prompt": None}
+
+
 def test_one_answer_at_a_time_but_others_beside_the_conversation(client: Client):
     client.say("Write on.")
     client.send("response.create", response=ENDLESS)

@@ -133,7 +133,7 @@ class Session:
         heard: dict[str, Any] = {
             "format": {"type": self.format.type, "rate": self.rate},
             "turn_detection": None if detection is None else msgspec.to_builtins(detection),
-            "transcription": None if self.transcription is None else msgspec.to_builtins(self.transcription),
+            "transcription": None if self.transcription is None else _written(self.transcription),
             "noise_reduction": None if self.noise_reduction is None else msgspec.to_builtins(self.noise_reduction),
         }
         told: dict[str, Any] = {
@@ -178,6 +178,12 @@ def _hearing(given: SessionUpdate) -> dict[str, Any]:
     if found.get("turn_detection") is not None:
         found["turn_detection"] = _detection(found["turn_detection"], "session.audio.input.turn_detection")
     return found
+
+
+def _written(wanted: Transcription) -> dict[str, Any]:
+    """Without the younger fields where they are not used: there are clients (pipecat) that fail over those."""
+    told: dict[str, Any] = msgspec.to_builtins(wanted)
+    return {name: value for name, value in told.items() if value is not None or name in ("model", "language", "prompt")}
 
 
 def _detection(given: TurnDetection, place: str) -> ServerVad | SemanticVad:
