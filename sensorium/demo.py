@@ -1,11 +1,13 @@
 """`make demo`: starts the server on the packaged model and asks it about a real picture, recording and video file.
 
-In the end the model reads a sentence aloud and writes down what it hears.
+In the end the model is asked aloud in a live session that is shown the picture, reads a sentence aloud and writes down
+what it hears.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -21,12 +23,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sensorium.cli.talk import connected, read_picture, read_sound
+
 MODEL = "sensorium-tiny"
 ASSETS = Path(str(files("sensorium") / "packaged" / "demo"))
 KINDS = {".png": "image", ".jpg": "image", ".wav": "audio", ".mp3": "audio", ".mp4": "video", ".webm": "video"}
 PAGE_PORT = 8000
 SAID = "The small bird is near the window."
 SOUND_RATE = 24_000
+ASKED = ("question.wav", "scene.png", "A blue star, a red circle, a green triangle and a purple heart.")
+"""A question asked aloud, what is shown meanwhile, and the answer."""
 
 
 def main() -> int:
@@ -43,6 +49,7 @@ def main() -> int:
         print(f"Ready to answer after {time.perf_counter() - started:.1f} s.", flush=True)
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         right = [_ask(client, **question) for question in questions]
+        right.append(_converse(url, *ASKED))
         _say(client, SAID)
         print(f"\n{sum(right)} of {len(right)} answers are as expected.", flush=True)
         if sys.stdout.isatty():
@@ -110,6 +117,20 @@ def _ask(client: Any, question: str, file: str, expected: str) -> bool:
     if answer.strip() != expected:
         print(f"expected: {expected}", flush=True)
     return answer.strip() == expected
+
+
+def _converse(url: str, recording: str, picture: str, expected: str) -> bool:
+    """Ask aloud in a live session, as `sensorium talk` does, and print what it says by itself."""
+    print(f"\n{ASSETS / picture}\n> (live, asked aloud in {recording})", flush=True)
+    said, started = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(said), connected(url, "") as talk:
+        talk.start({"instructions": None, "voice": None, "input": recording})
+        talk.recording(read_sound(ASSETS / recording), read_picture(ASSETS / picture))
+    answer = said.getvalue().strip()
+    print(f"{answer}\n({talk.num_units} s of conversation in {time.perf_counter() - started:.1f} s)", flush=True)
+    if answer != expected:
+        print(f"expected: {expected}", flush=True)
+    return answer == expected
 
 
 def _say(client: Any, text: str) -> None:

@@ -14,6 +14,9 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from training.espeak import Espeak, Voice
+from training.evaluate_items import encode_wave
+
 FOLDER = Path(__file__).parent.parent / "sensorium" / "packaged" / "demo"
 FONT = "/usr/share/fonts/truetype/lato/Lato-Bold.ttf"
 FPS = 24
@@ -65,6 +68,12 @@ def speech(path: Path) -> None:
     subprocess.run(["espeak-ng", "-v", "en-us+f4", "-s", "150", "-w", str(path), text], check=True)
 
 
+def question(path: Path) -> None:
+    """Asked in the demo's live session; 16 kHz, as short as it is."""
+    voice = Voice("en", "en-us", "f4", True, 150, 50, 50)
+    path.write_bytes(encode_wave(Espeak().speak("What do you see?", voice))[1])
+
+
 def moving(path: Path, seconds: int = 5) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
@@ -84,6 +93,7 @@ def main() -> None:
     scene().save(FOLDER / "scene.png", optimize=True)
     sign().save(FOLDER / "sign.jpg", quality=85)
     speech(FOLDER / "speech.wav")
+    question(FOLDER / "question.wav")
     moving(FOLDER / "moving.mp4")
     listed = [{"file": file, "question": question, "expected": expected} for file, question, expected in QUESTIONS]
     (FOLDER / "demo.json").write_text(json.dumps(listed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -88,7 +88,8 @@ class Listener:
                 frames = [self._processor.prepare(media, live.frame_options(1))]
             samples = talk.samples[number * UNIT :][:UNIT].astype(np.float32) / 32768
             unit, deciding = live.unit(samples, frames, [second.typed] if second.typed else [])
-            index = session.append(unit, deciding=deciding, options=live.unit_options(settings, force_listen=False))
+            options = live.unit_options(settings, force_listen=False, force_speak=False)
+            index = session.append(unit, deciding=deciding, options=options)
             for event in session:
                 if _take(heard, event) and event.index == index:  # type: ignore[union-attr]
                     break

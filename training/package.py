@@ -194,7 +194,7 @@ def preprocessor_config() -> dict:
             "transcribe:zh": "{audio}请转写这段语音。",
         },
         "speech_clip_s": 5.0,
-        "live": False,
+        "live": True,
     }
 
 

@@ -161,9 +161,12 @@ class Talk:
         self._place = 0
         """Samples heard at the end of the unit before."""
         self.is_speaking = False
+        self.num_units = 0
 
     def start(self, given: dict[str, Any]) -> None:
         options = {name: given[name] for name in ("instructions", "voice") if given[name] is not None}
+        if given["input"] is not None:
+            options["force_listen_units"] = 0  # a recording has no first seconds that only get the session going
         self._say("start", **options)
         while (event := self._next())["type"] != "ready":
             if event["type"] == "queued":
@@ -263,6 +266,7 @@ class Talk:
                 print(event["delta"], end="", flush=True)
             case "unit":
                 self._place = event["in_samples"]
+                self.num_units += 1
             case "turn":
                 self.is_speaking = event["event"] == "start"
                 if event["event"] == "cancelled" and self._speaker is not None:

@@ -1,4 +1,4 @@
-"""The packaged model's voice: what it reads aloud it understands itself."""
+"""The packaged model's voice: what it reads aloud it understands itself; and live talks, asked and answered aloud."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sensorium.config import EngineConfig
+from sensorium.config import EngineConfig, MediaLimits
+from sensorium.demo import ASSETS
 from sensorium.engine.client import EngineClient
+from sensorium.media import audio
 from sensorium.messages import read_messages
 from sensorium.models.token2wav import to_wav
-from sensorium.params import SpeechSampling
+from sensorium.params import LiveSettings, SpeechSampling
 from sensorium.server.speech.spoken import reading, reading_messages, with_reply
 from sensorium.server.speech.voices import Picked
-from sensorium.types import SamplingParams, Sound
+from sensorium.types import Media, SamplingParams, Sound
 
 RATE = 24_000
 TEXT = "The small bird is near the window."
@@ -56,3 +59,54 @@ def test_it_understands_what_it_says(client):
 
 def test_it_has_one_voice(client):
     assert set(client.voices) == {"default"}
+
+
+# ---- live -----------------------------------------------------------------------------------------------------------
+
+SEEN = "A blue star, a red circle, a green triangle and a purple heart."
+
+
+def decided(client: EngineClient, name: str, track: np.ndarray) -> list[str | None]:
+    """What a live session that is shown the demo's scene says in each second of sound; None: it listens."""
+    live, settings = client.live(name), LiveSettings(force_listen_units=0, seed=3)
+    prompt, policy = live.opening(settings, 2048)
+    session = client.open_session(prompt, live.policy, policy, max_len=2048, session_id=name)
+    session.opened()
+    shown = Media("image", np.asarray(Image.open(ASSETS / "scene.png").convert("RGB")), b"scene")
+    frame = client.processor.prepare(shown, live.frame_options(1))
+    options = live.unit_options(settings, force_listen=False, force_speak=False)
+    said: list[str | None] = []
+    for second in track.reshape(-1, 16_000):
+        unit, deciding = live.unit(second, [frame], [])
+        done = session.run(unit, deciding=deciding, options=options)
+        said.append(None if done.info["is_listen"] else done.text)
+    session.close()
+    return said
+
+
+def track(seconds: int, *starts: float) -> np.ndarray:
+    """The demo's question, begun at these seconds."""
+    sound = np.zeros(seconds * 16_000, np.float32)
+    question = audio.from_bytes((ASSETS / "question.wav").read_bytes(), "question", MediaLimits()).data
+    for start in starts:
+        at = int(16_000 * start)
+        sound[at : at + len(question)] += question
+    return sound
+
+
+def test_live_it_answers_what_it_is_asked_aloud(client):
+    said = decided(client, "asked", track(9, 1.2))
+    assert said[:2] == [None, None]
+    assert said[2]  # the question ends at 2.1 s
+    assert "".join(text or "" for text in said) == SEEN
+    assert said[-1] is None
+
+
+def test_live_it_keeps_silent_in_noise_and_stops_for_who_interrupts(client):
+    noise = np.random.default_rng(0).normal(0, 0.02, 4 * 16_000).astype(np.float32)
+    assert decided(client, "noise", noise) == [None] * 4
+    said = decided(client, "interrupted", track(8, 0.2, 3.1))
+    begun = next(number for number, text in enumerate(said) if text)
+    assert begun <= 2
+    assert said[3] is None
+    assert said[4]  # it was a question, which it answers

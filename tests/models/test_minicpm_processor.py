@@ -28,7 +28,6 @@ from safetensors.numpy import load_file
 from tiny_minicpm import tiny_model
 
 from sensorium.config import MediaLimits
-from sensorium.engine.checkpoint import resolve_folder
 from sensorium.errors import ContextLengthError, RequestError, UnsupportedError
 from sensorium.media import audio, image
 from sensorium.models.minicpm_mel import total_rows
@@ -439,7 +438,13 @@ def test_pictures_that_the_device_scales_become_the_same_rows(tiny: Processor, c
         assert torch.equal(*(model.encode("image", [item])[0] for item in (early, late)))
 
 
-def test_a_model_says_that_it_was_not_trained_for_live_sessions(tiny: Processor):
+def test_a_model_says_that_it_was_not_trained_for_live_sessions(tiny: Processor, core: Path, tmp_path: Path):
     assert tiny.live("someone").policy == "duplex"
+    for file in (core / "tiny").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = tmp_path / "preprocessor_config.json"
+    given = json.loads(settings.read_text("utf-8"))
+    settings.unlink()
+    settings.write_text(json.dumps(given | {"live": False}), "utf-8")
     with pytest.raises(UnsupportedError, match="not trained for live sessions"):
-        Processor(resolve_folder("")).live("someone")
+        Processor(tmp_path).live("someone")
