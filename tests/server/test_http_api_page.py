@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from server.bodies import PNG_URL
-from server.conftest import ROOT
 from server.live import Live
 from server.samples import sound
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("page", "count"), [("http-api.md", 4), ("doors.md", 5), ("realtime.md", 1)])

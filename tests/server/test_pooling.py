@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import openai
 import pytest
 from server import samples
 from server.bodies import image_part
-from server.conftest import PACKAGED
 from server.live import Live, eventually, serve, user
 
 from sensorium.config import EngineConfig
@@ -24,11 +24,9 @@ PNG_URL = samples.data_url("image/png", samples.picture())
 
 
 @pytest.fixture(scope="module")
-def pooler() -> Iterator[Live]:
-    if not (PACKAGED / "model.safetensors").is_file():
-        pytest.skip("the packaged model is not built")
+def pooler(packaged_model: Path) -> Iterator[Live]:
     config = EngineConfig(
-        model=str(PACKAGED),
+        model=str(packaged_model),
         runner="pooling",
         max_model_len=1024,
         max_num_seqs=4,

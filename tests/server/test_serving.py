@@ -9,16 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from server.bodies import chat
-from server.conftest import PACKAGED, ROOT, TINY
 from server.live import Live, eventually, serve, user
 
 from sensorium.config import ServerConfig
 from sensorium.engine.client import EngineClient
 from sensorium.server import body, protocol, sse
 from sensorium.server.run import BindError, bind
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Serves what LOAD makes, when a line arrives on standard input.
 SERVER = """
@@ -55,11 +57,8 @@ def half_a_request(port: int) -> socket.socket:
     return connection
 
 
-def test_it_says_loading_then_serves_then_finishes_what_runs():
-    model = next((folder for folder in (PACKAGED, TINY) if (folder / "model.safetensors").is_file()), None)
-    if model is None:
-        pytest.skip("neither the packaged model nor the reference data is there")
-    with server_process(str(model)) as (process, live):
+def test_it_says_loading_then_serves_then_finishes_what_runs(any_model: Path):
+    with server_process(str(any_model)) as (process, live):
         status, _, answer = live.request("GET", "/health")
         assert (status, json.loads(answer)) == (503, {"status": "loading"})
         status, answer = live.post(chat())
