@@ -13,6 +13,10 @@ from server.samples import sound
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.engine.client import EngineClient
 
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
+TINY = ROOT.parent / "shared" / "golden" / "minicpmo45" / "tiny"
+
 
 @pytest.fixture(scope="session")
 def engine(any_model: Path) -> Iterator[EngineClient]:
