@@ -26,7 +26,7 @@ from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 
 FOLDERS = (ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden")
-HOUR = 3600
+HOUR, WARM_UP_H = 3600, 0.1
 
 
 def resident() -> float:
@@ -124,6 +124,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with EngineClient(config) as engine, serve_live(engine, served_model_name="tiny", live_max_s=1e9) as server:
         if args.hours:
+            long_session(server, WARM_UP_H)
             found["a long session"] = long_session(server, args.hours)
         if args.opens:
             found["openings"] = openings(server, args.opens)
