@@ -145,7 +145,7 @@ async def realtime(address: str, model: str) -> Any:
         await hear(worker)
         await above.until(TranscriptionFrame)
         await below.until_true(lambda: "window." in below.spoken())
-        await below.until_true(lambda: below.is_after(TTSStoppedFrame, TTSAudioRawFrame))
+        await below.until_true(lambda: below.is_after(TTSStoppedFrame, TTSTextFrame))
 
     told = await run([pair.user(), above, llm, below, pair.assistant()], play, [above, below])
     return told | {"messages": context.get_messages()}
