@@ -1,7 +1,6 @@
 """An answer about a picture as JSON of a given form: python examples/structured.py PICTURE
 
-Needs `sensorium serve`. A grammar keeps every token to the schema, whatever the model. `response_format` does so too,
-but allows white space between the parts, of which a model that never learned JSON may not find the end.
+Needs `sensorium serve`. A grammar keeps every token to the schema, whatever the model.
 """
 
 import base64
@@ -32,7 +31,7 @@ client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:800
 answer = client.chat.completions.create(
     model=client.models.list().data[0].id,
     messages=[{"role": "user", "content": question}],
-    extra_body={"structured_outputs": {"json": schema, "disable_any_whitespace": True}},
+    response_format={"type": "json_schema", "json_schema": {"name": "scene", "schema": schema}},
     temperature=0,
 )
 print(json.loads(answer.choices[0].message.content))

@@ -10,6 +10,9 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, grammar_from
 
+_WHITE_SPACE = r"[ \t\n\r]{0,20}"
+"""Between the parts of JSON, unless asked otherwise: a line and its indentation. Models may find no end of more."""
+
 
 def limits() -> LLParserLimits:
     """Bounds on a grammar while it is compiled and while it is followed."""
@@ -63,12 +66,10 @@ def to_grammar(fields: Mapping[str, Any]) -> str:
         schema = json.loads(fields["json"]) if fields.get("json") is not None else {"type": "object"}
         if fields.get("disable_additional_properties"):
             _close_objects(schema)
-        options: dict[str, Any] = {}
-        if fields.get("whitespace_pattern") is not None:
-            options["whitespace_pattern"] = fields["whitespace_pattern"]
+        space: dict[str, Any] = {"whitespace_pattern": fields.get("whitespace_pattern") or _WHITE_SPACE}
         if fields.get("disable_any_whitespace"):
-            options["whitespace_flexible"] = False
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options or None)  # type: ignore[arg-type]
+            space = {"whitespace_flexible": False}
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=space)  # type: ignore[arg-type]
     if fields.get("regex") is not None:
         return LLMatcher.grammar_from_regex(fields["regex"])
     if fields.get("choice") is not None:
