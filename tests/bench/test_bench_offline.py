@@ -23,6 +23,7 @@ def bench(capsys, *words) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_latency_beside_transformers(any_model, capsys):
     pytest.importorskip("transformers")
     words = ["--batch-size", 1, 3, "--input-len", 8, "--output-len", 4, "--compare", "transformers"]
@@ -72,6 +73,7 @@ def test_media_stage_by_stage(packaged_model, capsys):
         assert row["items_per_s"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_pictures_beside_transformers(golden, capsys):
     pytest.importorskip("transformers")
     words = ["--image-size", 64, "--batch-size", 1, "--compare", "transformers"]

@@ -114,6 +114,7 @@ def test_bench_measures_the_engines_step(monkeypatch, capsys):
     assert "engine_ms" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_compares_with_transformers_token_by_token(any_model, capsys):
     pytest.importorskip("transformers")
     words = ["--batch", "1", "3", "--prompt-len", "8", "--num-tokens", "6", "--repeat", "1", "--max-model-len", "512"]

@@ -138,6 +138,7 @@ elif sys.argv[2] == "interrupt":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["exit", "interrupt", pytest.param("fork", marks=pytest.mark.slow)])
 def test_h346_a_process_ends_soon_and_leaves_nothing(any_model: Path, ending: str):
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(any_model), ending]

@@ -135,6 +135,7 @@ def waiting(live: Live) -> int:
     return int(found[1]) if found else -1
 
 
+@pytest.mark.slow
 def test_f010_the_engine_ends_with_a_server_that_is_killed(any_model: Path):
     with service(any_model) as live:
         stream = Streaming(live)
@@ -145,6 +146,7 @@ def test_f010_the_engine_ends_with_a_server_that_is_killed(any_model: Path):
         assert eventually(lambda: not running(pid))
 
 
+@pytest.mark.slow
 def test_f046_a_term_signal_lets_running_requests_finish_and_refuses_the_rest(any_model: Path):
     with service(any_model, "--max-num-seqs", "2") as live:
         streams = [Streaming(live, messages=user(f"Number {i}.")) for i in range(2)]
