@@ -221,6 +221,7 @@ def test_a_long_silence_after_an_answer_is_answered(still: LiveServer):
         ]
         assert len({events[0]["item_id"], events[1]["item_id"], events[2]["item"]["id"]}) == 1
         assert (events[0]["audio_start_ms"], events[0]["audio_end_ms"]) == (1000, 3000)
+        client.say("Typed as well.")  # its reply comes when the silence behind the answer has begun
         still.clock.advance(6.1)
         again = client.until("rate_limits.updated")
         assert again[0]["type"] == "input_audio_buffer.timeout_triggered", "the silence after that answer"
