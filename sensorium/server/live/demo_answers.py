@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import pybase64
 
 from sensorium.config import ServerConfig
 from sensorium.errors import RequestError, SensoriumError, UnsupportedError
@@ -215,8 +213,3 @@ def reason_of(error: SensoriumError) -> str:
 
 def refusal(error: SensoriumError) -> str:
     return msgspec.json.encode({"type": "error", "error": reason_of(error)}).decode()
-
-
-def float_sound(pcm: bytes) -> str:
-    """16-bit samples as base64 of float32."""
-    return pybase64.b64encode((np.frombuffer(pcm, "<i2").astype("<f4") / 32768).tobytes()).decode()

@@ -21,11 +21,10 @@ from sensorium.server.live.demo_answers import (
     Telling,
     TtsOptions,
     Turns,
-    float_sound,
     parts_of,
     refusal,
 )
-from sensorium.server.live.demo_talk import slices
+from sensorium.server.live.demo_talk import float_sound, slices
 from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
 from sensorium.server.seats import Seats
 from sensorium.server.speech.voices import owner_of
@@ -122,8 +121,6 @@ class ChatDoor:
 
 def _read(data: str | bytes) -> tuple[Chat, list[Message]]:
     """What is asked, and the conversation. Raises RequestError naming what is wrong."""
-    if isinstance(data, bytes):
-        raise RequestError("this socket takes JSON in text frames")
     asked = decoded(_CHAT, data)
     asked.tts.check()
     if not asked.messages:

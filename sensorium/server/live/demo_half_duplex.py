@@ -25,11 +25,10 @@ from sensorium.server.live.demo_answers import (
     Telling,
     TtsOptions,
     Turns,
-    float_sound,
     parts_of,
     refusal,
 )
-from sensorium.server.live.demo_talk import MAX_MESSAGE, samples_of
+from sensorium.server.live.demo_talk import MAX_MESSAGE, float_sound, samples_of
 from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
 from sensorium.server.live.sound import HEARD_RATE, SPOKEN_RATE
 from sensorium.server.seats import Seats
@@ -86,8 +85,6 @@ _SAID: msgspec.json.Decoder[Prepare | AudioChunk | Stop] = msgspec.json.Decoder(
 
 
 def read_said(data: str | bytes) -> Prepare | AudioChunk | Stop:
-    if isinstance(data, bytes):
-        raise RequestError("this socket takes JSON in text frames")
     return decoded(_SAID, data)
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import pybase64
 from starlette.types import Receive, Scope, Send
 
@@ -143,9 +142,7 @@ class RealtimeTalk(demo.DemoTalk):
     def _write(self, event: Event) -> None:
         match event:
             case Queued():
-                kind, self._waited = "session.queue_update" if self._waited else "session.queued", True
-                told = {"position": event.position, "estimated_wait_s": round(event.estimate_s, 1)}
-                self._tell(kind, **told, queue_length=event.position, ticket_id=self.session.id)
+                self._tell_queue(event, "session.")
             case Opened():
                 if self._waited:
                     self._tell("session.queue_done")
@@ -167,8 +164,7 @@ class RealtimeTalk(demo.DemoTalk):
 
     def _unit(self, event: UnitOver) -> None:
         pcm = bytes(self._pcm.pop(event.unit, b""))
-        wave = (np.frombuffer(pcm, "<i2").astype("<f4") / 32768).astype("<f4")
-        audio = pybase64.b64encode(wave.tobytes()).decode()
+        audio = demo.float_sound(pcm)
         listens = event.decision == "listen"
         if self._is_early:
             if listens:
@@ -262,8 +258,6 @@ class RealtimeDemoDoor:
 
 
 def _read(data: str | bytes) -> Said:
-    if isinstance(data, bytes):
-        raise RequestError("this socket takes JSON in text frames")
     return decoded(_SAID, data)
 
 

@@ -108,8 +108,6 @@ _SAID: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
 
 
 def read_said(data: str | bytes) -> Said:
-    if isinstance(data, bytes):
-        raise RequestError("this socket takes JSON in text frames")
     return decoded(_SAID, data)
 
 
@@ -170,6 +168,11 @@ def binary_of(text: str, param: str) -> bytes:
         raise RequestError(f"{param}: it is not valid base64", param=param) from None
 
 
+def float_sound(pcm: bytes) -> str:
+    """16-bit samples as base64 of float32."""
+    return pybase64.b64encode((np.frombuffer(pcm, "<i2").astype("<f4") / 32768).astype("<f4").tobytes()).decode()
+
+
 def _recording(text: str, param: str) -> np.ndarray:
     samples = samples_of(text, param)
     if not 0.2 <= len(samples) / 16_000 <= MAX_REFERENCE_S:
@@ -205,9 +208,7 @@ class DemoTalk:
     def _write(self, event: Event) -> None:
         match event:
             case Queued():
-                kind, self._waited = "queue_update" if self._waited else "queued", True
-                told = {"position": event.position, "estimated_wait_s": round(event.estimate_s, 1)}
-                self._tell(kind, **told, queue_length=event.position, ticket_id=self.session.id)
+                self._tell_queue(event)
             case Opened():
                 if self._waited:
                     self._tell("queue_done")
@@ -230,16 +231,20 @@ class DemoTalk:
             case _:
                 pass
 
+    def _tell_queue(self, event: Queued, prefix: str = "") -> None:
+        kind, self._waited = "queue_update" if self._waited else "queued", True
+        told = {"position": event.position, "estimated_wait_s": round(event.estimate_s, 1)}
+        self._tell(prefix + kind, **told, queue_length=event.position, ticket_id=self.session.id)
+
     def _result(self, event: UnitOver) -> None:
         pcm = bytes(self._pcm.pop(event.unit, b""))
         is_listen = event.decision == "listen"
-        wave = np.zeros(SPOKEN_RATE, "<f4") if is_listen else np.frombuffer(pcm, "<i2").astype("<f4") / 32768
         times = event.times
         self._tell(
             "result",
             is_listen=is_listen,
             text=event.text,
-            audio_data=pybase64.b64encode(wave.astype("<f4").tobytes()).decode(),
+            audio_data=float_sound(bytes(2 * SPOKEN_RATE) if is_listen else pcm),
             end_of_turn=event.text_end,
             current_time=event.unit + 1,
             cost_llm_ms=_ms(times.prefill + times.decode),

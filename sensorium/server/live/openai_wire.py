@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from sensorium.errors import RequestError, UnsupportedError
+from sensorium.errors import UnsupportedError
 from sensorium.params import LiveSettings
 from sensorium.server.live.opening import LiveOptions
 from sensorium.server.live.sockets import decoded
@@ -158,8 +158,6 @@ _SAID: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
 
 def read_said(data: str | bytes) -> Said:
     """Raises RequestError naming the field."""
-    if isinstance(data, bytes):
-        raise RequestError("this socket takes JSON in text frames")
     return decoded(_SAID, data)
 
 

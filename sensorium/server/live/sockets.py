@@ -148,7 +148,10 @@ async def _read(talk: Talk, socket: Socket) -> None:
             socket.wrong()
 
 
-def decoded(decoder: msgspec.json.Decoder[T], data: str) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], data: str | bytes) -> T:
+    """A message of a socket that takes text frames. Raises RequestError naming what is wrong with it."""
+    if isinstance(data, bytes):
+        raise RequestError("this socket takes JSON in text frames")
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
