@@ -7,6 +7,7 @@ S samples at 16 kHz · F mel frames, 100 per second
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,56 +44,92 @@ class LiveChunk:
 
 
 class LiveMel:
-    """One stream. redundancy: frames of context given on each side of a chunk (duplex 2, half duplex 0)."""
+    """One stream. redundancy: frames of context given on each side of a chunk (duplex 2, half duplex 0).
+
+    The reference holds 20 to 30 s of sound, of which it drops the oldest 10 s at a time. What that does to a chunk is
+    which frames its loudest one is sought among; so of old frames only their loudest bands are held.
+    """
 
     def __init__(self, redundancy: int = 0) -> None:
         self.redundancy = redundancy
+        self._num_samples = 0
         self._samples = np.zeros(0)
+        """The newest ones, which frames are still to be made of."""
         self._stable = np.zeros((0, 80))
-        self._start = 0
+        self._first = 0
+        """The number of the first frame in _stable, whose frames chunks are still to be made of."""
         self._next = 0
+        self._start = 0
+        """The first frame that the reference holds."""
+        self._peaks = np.zeros(0)
+        """[F] of the stable frames from there on."""
+        self._edge = _DROPPED
+        self._edges: deque[np.ndarray] = deque()
 
     def push(self, samples: np.ndarray, *, last: bool = False) -> LiveChunk | None:
         """More sound [S] float32 -> the whole chunks that it completes, if any; `last` gives out what is left too."""
         self._samples = np.concatenate([self._samples, samples])
-        if len(self._samples) >= _LONGEST:
-            self._drop()
-        frames = self._frames()
-        known = len(self._stable) if not last else len(frames)
-        ready = known - self.redundancy - (self._next - self._start)
-        count = len(frames) - (self._next - self._start) if last else ready // CHUNK_FRAMES * CHUNK_FRAMES
-        if count <= 0:
-            return None
-        first = max(self._next - self._start - self.redundancy, 0)
-        stop = min(self._next - self._start + count + self.redundancy, known)
-        if len(self._samples) >= _DYNAMIC:
-            frames = np.maximum(frames, frames.max() - 8.0)
-        mel = ((frames[first:stop].T + 4.0) / 4.0).astype(np.float32)
-        before = self._next - self._start - first
-        self._next += count
-        return LiveChunk(mel, before, mel.shape[1] - before - count)
+        self._num_samples += len(samples)
+        self._note_edges()
+        frames, loudest = self._frames()
+        stop = self._first + len(frames)
+        known = stop if last else self._num_stable
+        ready = known - self.redundancy - self._next
+        count = stop - self._next if last else ready // CHUNK_FRAMES * CHUNK_FRAMES
+        chunk = None
+        if count > 0:
+            before = min(self._next, self.redundancy)
+            after = min(known - self._next - count, self.redundancy)
+            at = self._next - self._first
+            given = frames[at - before : at + count + after]
+            if self._num_samples >= _DYNAMIC:
+                given = np.maximum(given, loudest - 8.0)
+            chunk = LiveChunk(((given.T + 4.0) / 4.0).astype(np.float32), before, after)
+            self._next += count
+        self._let_go()
+        return chunk
 
-    def _frames(self) -> np.ndarray:
-        """[F, 80] of all samples held. Frames that can no longer change are kept for the next time."""
-        length = len(self._samples)
-        count = length // _HOP
-        at = len(self._stable)
-        if count <= at:
-            return self._stable
-        left = at * _HOP - _REACH
-        tail = self._samples[max(left, 0) :]
-        padded = np.pad(tail, (max(-left, 0), _REACH), mode="reflect")
-        frames = np.concatenate([self._stable, log_powers(padded, count - at)])
-        self._stable = frames[: max((length - _REACH) // _HOP + 1, 0)]
-        return frames
+    @property
+    def _num_stable(self) -> int:
+        return self._first + len(self._stable)
+
+    def _frames(self) -> tuple[np.ndarray, float]:
+        """[F, 80] from frame `_first` on, and the loudest of all held. Those that can no longer change are kept."""
+        at, count = self._num_stable, self._num_samples // _HOP
+        new = np.zeros((0, 80))
+        if count > at:
+            left = at * _HOP - _REACH
+            tail = self._samples[max(left, 0) - self._num_samples + len(self._samples) :]
+            new = log_powers(np.pad(tail, (max(-left, 0), _REACH), mode="reflect"), count - at)
+        peaks = new.max(1)
+        num_stable = max((self._num_samples - _REACH) // _HOP + 1 - at, 0)
+        frames = np.concatenate([self._stable, new])
+        self._stable = frames[: len(self._stable) + num_stable]
+        self._peaks = np.concatenate([self._peaks, peaks[:num_stable]])
+        if self._num_samples - self._start * _HOP >= _LONGEST:
+            self._drop()
+        return frames, float(np.concatenate([self._peaks, peaks[num_stable:]]).max(initial=-np.inf))
+
+    def _note_edges(self) -> None:
+        """The first two frames of what stays after a drop reach over its new edge."""
+        while self._num_samples >= self._edge + 3 * _REACH:
+            at = self._edge - self._num_samples + len(self._samples)
+            edge = np.pad(self._samples[at : at + 3 * _REACH], (_REACH, 0), mode="reflect")
+            self._edges.append(log_powers(edge, 2).max(1))
+            self._edge += _DROPPED
 
     def _drop(self) -> None:
-        """Forget the oldest 10 s. The first two frames of what stays reach over its new edge."""
-        self._samples = self._samples[_DROPPED:]
-        self._stable = self._stable[_DROPPED // _HOP :].copy()
+        """Forget the oldest 10 s."""
         self._start += _DROPPED // _HOP
-        edge = np.pad(self._samples[: 3 * _REACH], (_REACH, 0), mode="reflect")
-        self._stable[:2] = log_powers(edge, 2)
+        self._peaks = self._peaks[_DROPPED // _HOP :]
+        self._peaks[:2] = self._edges.popleft()
+
+    def _let_go(self) -> None:
+        """Keep no frame and no sample that nothing is made of any more."""
+        first = max(self._next - self.redundancy, self._first)
+        self._stable, self._first = self._stable[first - self._first :].copy(), first
+        since = min(max(self._num_stable * _HOP - _REACH, 0), self._edge)
+        self._samples = self._samples[since - self._num_samples + len(self._samples) :].copy()
 
 
 class LiveSound:

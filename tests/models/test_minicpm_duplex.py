@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_sampler_draws_from_the_distributions_of_the_reference(row):
     # 0 takes the likeliest of the candidates, and chunk_eos in the first draw; almost 1 never takes it there.
     sampler = TextSampler(tokens)
     sampler.uniforms = Scripted(0.0 if ends else 0.9999999, 0.0)
-    sampler.history = list(stored["history_before"])
+    sampler.history.extend(stored["history_before"])
     if f"probs_final_{row}" in tensors:
         ids, shares = candidates(
             adjusted([sampler], [sampling], logits), [sampling.temperature], [sampling.top_k], [sampling.top_p]
@@ -58,7 +59,7 @@ def test_the_sampler_draws_from_the_distributions_of_the_reference(row):
         found = torch.zeros(logits.shape[1]).scatter(0, ids[0], shares[0])
         torch.testing.assert_close(found, tensors[f"probs_final_{row}"], atol=2e-5, rtol=0)
     assert decode_all([sampler], [sampling], logits) == [stored["returned"]]
-    assert sampler.history == stored["history_after"]
+    assert sampler.history.tolist() == stored["history_after"]
 
 
 def test_sessions_sampled_together_draw_what_each_draws_alone():
@@ -70,7 +71,7 @@ def test_sessions_sampled_together_draw_what_each_draws_alone():
     def fresh() -> list[TextSampler]:
         samplers = [TextSampler(tokens, seed) for seed in range(len(samplings))]
         for sampler in samplers:
-            sampler.history = list(case["rows"][0]["history_before"])
+            sampler.history.extend(case["rows"][0]["history_before"])
         return samplers
 
     together = decode_all(fresh(), samplings, logits)
@@ -80,6 +81,20 @@ def test_sessions_sampled_together_draw_what_each_draws_alone():
     ]
     assert together == alone
     assert len(set(together)) > 5
+
+
+def test_what_was_said_takes_eight_bytes_a_token():
+    tokens = little_tokens()
+    sampler, logits = TextSampler(tokens, 0), torch.full((1, 512), -20.0)
+    logits[0, 300] = 20.0
+    decode_all([sampler], [TextSampling()], logits)
+    tracemalloc.start()
+    for _ in range(400):
+        decode_all([sampler], [TextSampling()], logits)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sampler.history[-1] == 300
+    assert held < 400 * 24
 
 
 def test_draws_have_the_frequencies_of_the_distribution():
@@ -173,7 +188,7 @@ class Replay:
             if one["is_listen"]:
                 one.update(generated_tokens=[], text="")
         assert units == stored
-        assert self.policy.sampler.history == unit.state["generated_tokens_for_penalty"]
+        assert self.policy.sampler.history.tolist() == unit.state["generated_tokens_for_penalty"]
 
     def check_speech(self, unit: TraceUnit, outcome: Outcome) -> None:
         ids, result, info = self.policy.words.ids, unit.result, outcome.info

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from sensorium.models.minicpm_live_mel import DUPLEX_SHAPES, FIRST_SAMPLES, LiveMel, LiveSound
+from sensorium.models.minicpm_mel import log_powers
 from tests.models.minicpm_golden import clip, needs_golden, read_tensors
 
 RATE = 16_000
@@ -66,3 +69,45 @@ def test_sound_in_small_pieces_gives_the_same_chunks():
     # Below 5 s nothing depends on what else is held already.
     for first, second in zip(one[:4], many[:4], strict=True):
         np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def by_definition(samples: np.ndarray, first: int) -> np.ndarray:
+    """[80, 104], frames of all the sound that the reference holds, of which the chunk is frames `first` to +104."""
+    frames = log_powers(np.pad(samples.astype(np.float64), 200, mode="reflect"), len(samples) // 160)
+    return ((np.maximum(frames, frames.max() - 8.0)[first : first + 104].T + 4.0) / 4.0).astype(np.float32)
+
+
+def test_a_minute_of_sound_is_what_the_reference_makes_of_its_newest_20_to_30_seconds():
+    # Quiet, but for a click at the edge of what is held from the first drop on, and one that only edges hear twice.
+    samples = np.random.default_rng(0).normal(0, 1e-6, 60 * RATE + 480).astype(np.float32)
+    samples[[10 * RATE + 30, 20 * RATE + 290]] = 0.5
+    live, start, length = LiveMel(2), 0, 0
+    for number in range(60):
+        before, length = length, number * RATE + RATE + 480
+        start += 10 * RATE * (length - start >= 30 * RATE)
+        chunk = live.push(samples[before:length])
+        assert chunk is not None
+        if number >= 5 and number % 10 in (7, 8, 9, 0):
+            expected = by_definition(samples[start:length], number * 100 - 2 - start // 160)
+            np.testing.assert_allclose(chunk.mel, expected, atol=1e-6)
+
+
+def test_a_piece_longer_than_what_is_held_is_one_chunk():
+    live = LiveMel()
+    chunks = [live.push(np.ones(31 * RATE, np.float32)), live.push(np.ones(RATE, np.float32), last=True)]
+    assert [chunk.mel.shape for chunk in chunks if chunk is not None] == [(80, 3000), (80, 200)]
+
+
+def test_sound_that_was_heard_takes_no_memory():
+    """F-069: each thread that made units kept what a unit takes."""
+    rng, sound = np.random.default_rng(0), LiveSound()
+    piece = rng.normal(0, 0.1, RATE).astype(np.float32)
+    sound.take(piece)
+    tracemalloc.start()
+    for _ in range(35):
+        tracemalloc.reset_peak()
+        sound.take(piece)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
+    assert peak < 2_500_000
