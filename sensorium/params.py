@@ -421,7 +421,7 @@ class LiveSettings:
 
     instructions: str | None = None
     window: Window = "slide"
-    force_listen_units: int = 3
+    force_listen_units: int | None = None
     """Units at the start in which the model only listens."""
     listen_bias: float = 1.0
     temperature: float | None = None

@@ -195,6 +195,12 @@ def preprocessor_config() -> dict:
         },
         "speech_clip_s": 5.0,
         "live": True,
+        # Its talks begin at once. It was not taught to read in a manner, and is shown no voice.
+        "force_listen_units": 0,
+        "speaking_prompts": {
+            "read": "Please read the text below.\n{text}",
+            "template_kwargs": {"use_tts_template": True},
+        },
     }
 
 

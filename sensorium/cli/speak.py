@@ -111,6 +111,7 @@ def _pick(client: EngineClient, voice: str) -> Picked:
     if not path.is_file():
         known = ", ".join(client.voices) or "none"
         raise RequestError(f"--voice: {voice} is neither a file nor a voice of this model; it has {known}")
+    client.check_cloning("--voice")
     clip = from_bytes(path.read_bytes(), "--voice", MediaLimits())
     clip = replace(clip, data=clip.data[: int(MAX_CLIP_S * RATE)])
     check_clip(clip.data, "--voice")

@@ -79,6 +79,7 @@ class Loaded:
             default_sampling=self.default_sampling,
             speech_slots=self.engine.speech.num_free if self.engine.speech is not None else 0,
             can_sound=self.engine.codec is not None,
+            can_clone=self.engine.codec is not None and self.engine.codec.codec.can_clone,
             voices=self.engine.voices.names,
             recordings=self.recordings,
             pooler=self.pooler,

@@ -245,6 +245,8 @@ class EngineFacts:
     """Who may speak at once; 0 where no speech LM is loaded."""
     can_sound: bool = False
     """Whether there is a codec."""
+    can_clone: bool = False
+    """Whether it makes voices of recordings."""
     voices: tuple[str, ...] = ()
     """Those that are there from the start."""
     recordings: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -138,7 +138,7 @@ class SpeechPlaces:
     """Counts who speaks: each holds a slot of the speech LM; and knows the names of the voices."""
 
     def __init__(self, facts: EngineFacts) -> None:
-        self._slots, self.can_sound = facts.speech_slots, facts.can_sound
+        self._slots, self.can_sound, self.can_clone = facts.speech_slots, facts.can_sound, facts.can_clone
         self.voices = dict.fromkeys(facts.voices)
         self._held: set[str] = set()
 
@@ -161,6 +161,12 @@ class SpeechPlaces:
                 "this engine makes no sound: it has no codec; load a checkpoint with assets/token2wav, with init_tts",
                 param="voice",
             )
+
+    def check_cloning(self, place: str) -> None:
+        """Raises UnsupportedError naming where a recording was given."""
+        if not self.can_clone:
+            reason = "this model makes no voices of recordings: its codec lacks the networks that listen to them, or"
+            raise UnsupportedError(f"{place}: {reason} ONNX Runtime is missing (sensorium[speech])", param=place)
 
     def take(self, name: str) -> None:
         """Raises BusyError where no slot is free."""
@@ -186,6 +192,7 @@ class SpeechPlaces:
     def recording(self, request_id: str, name: str, samples: np.ndarray, rate: int) -> AddVoice:
         """What asks for a voice. Raises UnsupportedError, RequestError."""
         self.check_codec()
+        self.check_cloning("voice")
         array = np.asarray(samples)
         if not name or len(name) > MAX_NAME or array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
             raise RequestError(

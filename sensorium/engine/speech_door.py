@@ -77,6 +77,15 @@ class SpeechDoor:
         """Whether speech can become sound here."""
         return self._speech.can_sound
 
+    @property
+    def can_clone(self) -> bool:
+        """Whether recordings can become voices here."""
+        return self._speech.can_clone
+
+    def check_cloning(self, place: str) -> None:
+        """Raises UnsupportedError naming `place` where they cannot."""
+        self._speech.check_cloning(place)
+
     def add_voice(self, name: str, samples: np.ndarray, rate: int) -> None:
         """Make a voice of a recording, floats [S] or [S, channels] of at least 0.2 s, better 5 to 10; wait for it.
 

@@ -65,7 +65,9 @@ class MiniCPMLive:
             "basic_window_high_tokens": high,
             "basic_window_low_tokens": max(high * 3 // 4, len(rows.ids)),
         }
-        return rows.prompt(), window | {"suffix_ids": suffix_ids, "force_listen_count": settings.force_listen_units}
+        silent = settings.force_listen_units
+        silent = prompts.processor.force_listen_units if silent is None else silent
+        return rows.prompt(), window | {"suffix_ids": suffix_ids, "force_listen_count": silent}
 
     def frame_options(self, max_slices: int) -> Mapping[str, Any]:
         return {"max_slice_nums": max_slices, "use_image_id": False}

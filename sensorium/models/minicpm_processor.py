@@ -53,6 +53,8 @@ SPEAKING_PROMPTS = SpeakingPrompts(
     template_kwargs={"use_tts_template": True},
 )
 """The same; where the reading is to be in some manner, that is said first."""
+FORCE_LISTEN_UNITS = 3
+"""At the start of a live session, as in the published demo's service; a folder of ours may say otherwise."""
 _PLACEHOLDERS = {name: f"(<{name}>./</{name}>)" for name in ("image", "audio", "video")}
 _OWN = {name: re.compile(rf"<{name}>\./</{name}>") for name in _PLACEHOLDERS}
 
@@ -79,6 +81,7 @@ class Processor:
         self.speech_instructions = self._instructions(preprocessor)
         self.speech_clip_s = float(preprocessor.get("speech_clip_s", 30.0))
         self._holds_live = bool(preprocessor.get("live", True))
+        self.force_listen_units = int(preprocessor.get("force_listen_units", FORCE_LISTEN_UNITS))
         given = preprocessor.get("speaking_prompts")
         self.speaking_prompts = SPEAKING_PROMPTS if given is None else SpeakingPrompts(**given)
         self._numbered = bool(preprocessor.get("use_image_id", True))

@@ -76,7 +76,7 @@ def info_routes(served: Served, metrics: Metrics, *, described: bool = True) -> 
 
 
 def _capabilities(client: EngineClient) -> list[str]:
-    able = {"speech": client.can_sound, "duplex": client.holds_live}
+    able = {"speech": client.can_sound, "cloning": client.can_clone, "duplex": client.holds_live}
     return [name for name, can in able.items() if can]
 
 

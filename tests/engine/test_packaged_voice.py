@@ -12,6 +12,7 @@ from PIL import Image
 from sensorium.config import EngineConfig, MediaLimits
 from sensorium.demo import ASSETS
 from sensorium.engine.client import EngineClient
+from sensorium.errors import UnsupportedError
 from sensorium.media import audio
 from sensorium.messages import read_messages
 from sensorium.models.token2wav import to_wav
@@ -59,6 +60,13 @@ def test_it_understands_what_it_says(client):
 
 def test_it_has_one_voice(client):
     assert set(client.voices) == {"default"}
+    with pytest.raises(UnsupportedError, match="makes no voices of recordings"):
+        client.add_voice("anna", np.zeros(5 * RATE, np.float32), RATE)
+
+
+def test_it_is_not_told_how_to_speak(client):
+    with pytest.raises(UnsupportedError, match="instructions"):
+        reading_messages(client, TEXT, Picked("default"), "In a whisper.")
 
 
 # ---- live -----------------------------------------------------------------------------------------------------------
@@ -68,7 +76,7 @@ SEEN = "A blue star, a red circle, a green triangle and a purple heart."
 
 def decided(client: EngineClient, name: str, track: np.ndarray) -> list[str | None]:
     """What a live session that is shown the demo's scene says in each second of sound; None: it listens."""
-    live, settings = client.live(name), LiveSettings(force_listen_units=0, seed=3)
+    live, settings = client.live(name), LiveSettings(seed=3)
     prompt, policy = live.opening(settings, 2048)
     session = client.open_session(prompt, live.policy, policy, max_len=2048, session_id=name)
     session.opened()

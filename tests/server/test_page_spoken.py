@@ -104,6 +104,15 @@ def test_a_voice_is_added_spoken_in_and_taken_away(page: Page, tmp_path: Path):
     assert page.run("JSON.parse(localStorage.getItem('settings')).voice") == ""
 
 
+def test_no_voice_can_be_added_where_recordings_are_not_listened_to(
+    page: Page, speaking: Live, monkeypatch: pytest.MonkeyPatch
+):
+    assert page.run("document.querySelector('#add-voice').hidden") is False
+    monkeypatch.setattr(speaking.engine._speech, "can_clone", False)
+    page.call("Page.reload")
+    page.wait("document.querySelectorAll('#voice option').length && document.querySelector('#add-voice').hidden")
+
+
 def test_a_recording_that_is_no_voice_is_refused_in_words(page: Page, tmp_path: Path):
     (tmp_path / "short.wav").write_bytes(samples.sound(1.0))
     page.run("document.querySelector('#settings').click(); document.querySelector('#add-voice').click()")

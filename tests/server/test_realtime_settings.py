@@ -112,6 +112,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown one": (update(voise="x"), "session.voise", "invalid_value"),
     "MCP": (update(tools=[{"server_label": "x", "type": "mcp"}]), "session.tools[0].type", "unsupported_tool"),
     "a prompt template": (update(prompt={"id": "x"}), "session.prompt", "invalid_value"),
+    "a strength of noise reduction": (
+        update(audio={"input": {"noise_reduction": {"type": "near_field", "strength": 0.5}}}),
+        "session.audio.input.noise_reduction.strength",
+        "invalid_value",
+    ),
     "several languages": (update(**LANGUAGES), "session.audio.input.transcription.languages", "invalid_value"),
 }
 

@@ -51,6 +51,10 @@ def upload(live: Live, name: str, clip: bytes, **headers: str) -> tuple[int, Any
     return status, json.loads(answer)
 
 
+def capabilities(live: Live) -> list[str]:
+    return json.loads(live.request("GET", "/v1/models")[2])["data"][0]["capabilities"]
+
+
 def refused(live: Live, **body: Any) -> dict[str, Any]:
     """The error of a request for speech."""
     status, answer = live.post({"input": TEXT, "voice": "default", **body}, SPEECH)
@@ -204,6 +208,15 @@ def test_a_voice_is_uploaded_used_and_deleted(sdk: openai.OpenAI, speaking: Live
     assert (gone.deleted, gone.object) == (True, "audio.voice.deleted")
     assert voice.id not in speaking.engine.voices
     assert refused(speaking, voice="Anna")["param"] == "voice"
+
+
+def test_a_model_that_clones_no_voices_says_so(speaking: Live, monkeypatch: pytest.MonkeyPatch):
+    assert "cloning" in capabilities(speaking)
+    monkeypatch.setattr(speaking.engine._speech, "can_clone", False)
+    assert "cloning" not in capabilities(speaking)
+    status, answer = upload(speaking, "Anna", sound(4.0))
+    assert (status, answer["error"]["param"]) == (400, "audio_sample")
+    assert "makes no voices of recordings" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ _FIXED: dict[str, Any] = {
 
 class Config(msgspec.Struct, forbid_unknown_fields=True):
     generate_audio: bool = True
-    force_listen_count: int = 3
+    force_listen_count: int | None = None
     max_new_speak_tokens_per_chunk: int = 20
     temperature: float = 0.7
     top_k: int = 20

@@ -62,7 +62,7 @@ class Start(_Strict, tag="start"):
     sampling: Sampling = msgspec.field(default_factory=Sampling)
     window: WindowChoice = msgspec.field(default_factory=WindowChoice)
     listen_bias: float = 1.0
-    force_listen_units: int = 3
+    force_listen_units: int | None = None
 
 
 class Resume(_Strict, tag="resume"):

@@ -68,7 +68,7 @@ class Extension(_Strict):
 
     silence: Literal["send", "omit"] = "send"
     listen_bias: float = 1.0
-    force_listen_units: int = 3
+    force_listen_units: int | None = None
     max_slices: Annotated[int, Meta(ge=1, le=9)] = 1
     window: Literal["slide", "context", "off"] = "slide"
 

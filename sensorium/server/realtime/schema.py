@@ -78,7 +78,7 @@ class Transcription(Input, kw_only=True):
 
 class NoiseReduction(Input, kw_only=True):
     type: Literal["near_field", "far_field"] | None = None
-    strength: Annotated[float, Meta(ge=0)] | None = None
+    strength: None = None
 
 
 class AudioInput(Input, kw_only=True):

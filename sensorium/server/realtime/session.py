@@ -134,7 +134,7 @@ class Session:
             "format": {"type": self.format.type, "rate": self.rate},
             "turn_detection": None if detection is None else msgspec.to_builtins(detection),
             "transcription": None if self.transcription is None else _written(self.transcription),
-            "noise_reduction": None if self.noise_reduction is None else msgspec.to_builtins(self.noise_reduction),
+            "noise_reduction": None if self.noise_reduction is None else {"type": self.noise_reduction.type},
         }
         told: dict[str, Any] = {
             "id": self.id,

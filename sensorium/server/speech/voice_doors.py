@@ -63,7 +63,9 @@ class AddVoice:
         self._voices = voices
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        require_speaking(self._served.client())
+        client = self._served.client()
+        require_speaking(client)
+        client.check_cloning(UPLOAD)
         if Headers(scope=scope).get("content-type", "").startswith("application/json"):
             reason = "the body must be a form with a recording as audio_sample; voices are not made from words here"
             raise RequestError(reason, param="body")

@@ -42,6 +42,7 @@ async function greet({ id, capabilities = [] }) {
   at("tabs").hidden = at("bias-field").hidden = !capabilities.includes("duplex");
   if (!at("tabs").hidden && location.hash === "#live") show("live");
   at("speak").hidden = at("voice-field").hidden = !capabilities.includes("speech");
+  at("add-voice").hidden = !capabilities.includes("cloning");
   if (!at("speak").hidden) await voices.load();
 }
 
