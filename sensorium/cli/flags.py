@@ -61,7 +61,7 @@ ENGINE: dict[str, dict[str, Flag]] = {
         "init_vision": _flag("load the vision tower"),
         "init_audio": _flag("load the audio tower"),
         "init_tts": _flag(
-            "load the speech LM and the codec too; serve does for the packaged model",
+            "load the speech LM and the codec too; serve and talk do for the packaged model",
             "--init-tts",
             "--speech-output",
         ),

@@ -1,12 +1,15 @@
-"""A progress bar for loading a model, on terminals only."""
+"""What commands that load a model have in common: a progress bar, on terminals only, and the packaged model's voice."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from sensorium.engine.checkpoint import PACKAGED_MODEL
 
 
 class LoadingBar:
@@ -30,3 +33,9 @@ class LoadingBar:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
+
+
+def with_voice(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that load the packaged model's voice, unless they say otherwise: it is too small to leave out."""
+    is_packaged = given["model"] in ("", PACKAGED_MODEL) and given.get("runner") != "pooling"
+    return ({"init_tts": True} if is_packaged else {}) | dict(given)

@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensorium.cli.loading import LoadingBar
+from sensorium.cli.loading import LoadingBar, with_voice
 from sensorium.cli.logs import Throughput, report_largest, report_loaded, report_seconds, start_logging
 from sensorium.cli.options import add_flags, add_foreign, build
 from sensorium.cli.parser import Parser
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
-from sensorium.engine.checkpoint import PACKAGED_MODEL
 from sensorium.envs import NO_EFFECT, Environment, find, read_environment
 from sensorium.errors import ConfigError
 from sensorium.media.disk_cache import DiskCache
@@ -54,9 +53,7 @@ def configure(given: Mapping[str, Any], environment: Environment) -> tuple[Engin
     """The configurations that flags and environment describe; a flag wins. Raises ConfigError."""
     # Over the network embeddings are taken only where that was asked for.
     given = {"enable_mm_embeds": False} | dict(given)
-    if given["model"] in ("", PACKAGED_MODEL) and given.get("runner") != "pooling":
-        # Its speech LM and codec are too small to leave out.
-        given = {"init_tts": True} | given
+    given = with_voice(given)
     engine = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
     if engine.limits.allowed_local_path is not None and not engine.limits.allowed_local_path.is_dir():
         raise ConfigError(f"{engine.limits.allowed_local_path} is not a folder", param="allowed_local_path")

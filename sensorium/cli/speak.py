@@ -48,6 +48,8 @@ def run(parser: Parser, given: dict[str, Any]) -> int:
     form = ENDINGS.get(path.suffix.lower())
     if form is None:
         raise RequestError(f"-o: {path.name} must end in one of {', '.join(ENDINGS)}")
+    if not path.parent.is_dir():
+        raise RequestError(f"-o: there is no folder {path.parent}")
     config = replace(build(EngineConfig, given, model=given["model"]), init_tts=True)
     with _loaded(config) as client:
         seconds = _write(client, given, text, path, form)  # type: ignore[arg-type] - one of the endings

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from sensorium.cli.loading import LoadingBar
+from sensorium.cli.loading import LoadingBar, with_voice
 from sensorium.cli.options import add_flags, build
 from sensorium.cli.parser import Parser
 from sensorium.config import EngineConfig, MediaLimits, ServerConfig
@@ -110,6 +110,7 @@ def serving(given: dict[str, Any]) -> Iterator[str]:
     from sensorium.server.app import build_app
     from sensorium.server.run import bind, http_server
 
+    given = with_voice(given)
     config = build(EngineConfig, given, model=given["model"], limits=build(MediaLimits, given))
     with LoadingBar(config.use_tqdm_on_load) as bar:
         engine = EngineClient(config, bar.update)
@@ -135,12 +136,15 @@ def connected(url: str, key: str) -> Iterator[Talk]:
     address = url.rstrip("/").removesuffix("/v1").replace("http", "ws", 1) + "/v1/duplex"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with connect(address, max_size=None, subprotocols=["sensorium.duplex.v1"], additional_headers=headers) as made:  # type: ignore[list-item]
-            yield Talk(made)
+        made = connect(address, max_size=None, subprotocols=["sensorium.duplex.v1"], additional_headers=headers)  # type: ignore[list-item]
+    except OSError as error:
+        raise EngineError(f"--url: no server answers at {address}: {error}") from None
     except InvalidStatus as error:
         raise EngineError(
             _reason(error.response.body or b"", f"{address} answers {error.response.status_code}")
         ) from None
+    with made:
+        yield Talk(made)
 
 
 def _reason(body: bytes, otherwise: str) -> str:

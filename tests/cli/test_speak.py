@@ -47,6 +47,7 @@ def test_a_text_on_stdin_in_the_model_s_own_voice(model: str, tmp_path: Path, mo
     ("words", "said"),
     [
         (["Hi.", "-o", "out.doc"], "must end in"),
+        (["Hi.", "-o", "nowhere/out.wav"], "there is no folder nowhere"),
         (["  "], "nothing to read"),
         (["Hi.", "--voice", "nobody"], "neither a file nor a voice"),
         (["Hi.", "--speed", "9"], "speed"),

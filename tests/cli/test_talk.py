@@ -16,6 +16,7 @@ from server.live import Live, serve
 from sensorium.cli import main
 from sensorium.cli.talk_sound import SoundCard, WaveFile
 from sensorium.config import EngineConfig
+from sensorium.demo import ASSETS
 from sensorium.engine.client import EngineClient
 from sensorium.errors import UnsupportedError
 
@@ -56,7 +57,18 @@ def test_a_server_of_its_own(golden_tiny: Path, recording: Path, capsys: Any):
     assert "does not speak" in capsys.readouterr().err
 
 
+def test_the_packaged_model_answers_aloud(tmp_path: Path, capsys: Any):
+    answer = tmp_path / "answer.wav"
+    shown, asked = (str(ASSETS / name) for name in ("scene.png", "question.wav"))
+    assert main(["talk", "--input", asked, "--image", shown, "--output", str(answer)]) == 0
+    assert "star" in capsys.readouterr().out
+    with wave.open(str(answer)) as file:
+        assert file.getnframes() > 24_000
+
+
 def test_what_cannot_be_is_said(live: Live, recording: Path, tmp_path: Path, capsys: Any):
+    assert main(["talk", "--url", "http://127.0.0.1:9", "--input", str(recording)]) == 1
+    assert "no server answers at ws://127.0.0.1:9/v1/duplex" in capsys.readouterr().err
     assert main(["talk", "--url", live.url, "--output", "x.wav"]) == 1
     assert "--output needs --input" in capsys.readouterr().err
     assert main(["talk", "--url", live.url, "--input", str(recording), "--image", str(recording)]) == 1

@@ -110,7 +110,7 @@ def test_what_it_says_comes_with_its_sound(speaking: LiveServer, early: bool):
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "sound before the session": ({"type": "input.append", "input": {"audio": ""}}, "type"),
-    "an unknown field": ({"type": "session.init", "payload": {"voise": {}}}, "payload"),
+    "an unknown field": ({"type": "session.init", "payload": {"voise": {}}}, "payload.voise"),
     "no WAVE file": ({"type": "session.update", "session": {"ref_audio": "AAAA"}}, "session.ref_audio"),
 }
 

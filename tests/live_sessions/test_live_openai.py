@@ -161,7 +161,7 @@ def test_a_session_can_be_asked_to_speak_first(live: LiveServer):
         ({"triggers": [{}]}, "session.triggers"),
         ({"store": True}, "session.store"),
         ({"audio": {"format": {"type": "audio/pcmu", "rate": 8000}}}, "session.audio.format"),
-        ({"speed": 2}, "session"),
+        ({"speed": 2}, "session.speed"),
         ({"sensorium": {"listen_bias": -1}}, "listen_bias"),
     ],
 )
@@ -180,7 +180,7 @@ def test_wrong_commands_change_nothing(live: LiveServer):
         assert client.error("session.input_audio.append", audio="AAAA")["param"] == "audio"
         assert client.error("session.thinking.append", content="x", delegation_id="d")["param"] == "delegation_id"
         assert client.error("session.start", session={})["param"] == "type"
-        assert client.error("session.instructions.append", content="x" * 5000)["param"] == "text"
+        assert client.error("session.instructions.append", content="x" * 5000)["param"] == "content"
         client.socket.send("[]")
         client.until_error()
         client.socket.send(b"binary")

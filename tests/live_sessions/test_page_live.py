@@ -101,6 +101,20 @@ def test_it_hears_sees_speaks_is_interrupted_pauses_and_ends(page: Page, live: L
     assert page.run("document.querySelector('#live-problem').hidden")
 
 
+def test_the_newest_second_stays_in_sight_when_the_window_changes(page: Page, live: LiveServer):
+    gap = "(list => list.scrollWidth - list.scrollLeft - list.clientWidth)(document.querySelector('#timeline'))"
+    page.size(1200, 844)
+    click(page, "#begin")
+    wait(page, live, f"{UNITS} > 10")
+    page.size(390, 844)
+    page.wait(f"document.querySelector('#timeline').clientWidth < 400 && {gap} < 40")
+    page.run("document.querySelector('#timeline').scrollLeft = 0")
+    units = page.run(UNITS)
+    wait(page, live, f"{UNITS} > {units}")
+    assert page.run(gap) > 40, "who looks at an earlier second keeps looking at it"
+    click(page, "#begin")
+
+
 def test_a_lost_connection_is_taken_up_again(page: Page, live: LiveServer):
     click(page, "#begin")
     wait(page, live, f"{UNITS} === 1")

@@ -50,6 +50,19 @@ def test_a_drawn_example_is_asked_about_and_answered(page: Page):
     assert page.run("document.querySelectorAll('#log li').length") == 0
 
 
+def test_no_rate_is_told_of_tokens_that_came_together(page: Page):
+    page.run("""
+        const plain = window.fetch;
+        window.fetch = async (...asked) => new Response(await (await plain(...asked)).arrayBuffer());
+        localStorage.setItem("settings", JSON.stringify({ max_tokens: "12" }));
+    """)
+    ask(page, "Say hello")
+    page.wait(ANSWERED)
+    footer = page.run("document.querySelector('.answer footer').textContent")
+    page.run("localStorage.clear()")
+    assert footer.startswith("12 tokens · first after")
+
+
 def test_pictures_sounds_and_videos_can_be_attached(page: Page, tmp_path: Path):
     files = {"picture.png": samples.picture(), "sound.wav": samples.sound(), "clip.mp4": samples.video()}
     for name, content in files.items():

@@ -184,7 +184,7 @@ class OpenAITalk:
     def _append(self, said: wire.AppendInstructions | wire.AppendThinking | wire.AppendCommentary) -> None:
         if said.delegation_id is not None:
             raise NotFoundError("delegation_id: there is no such delegation", param="delegation_id")
-        self.session.send_text(said.content)
+        self.session.send_text(said.content, "content")
         if isinstance(said, wire.AppendCommentary):
             self.session.force_speak()
         heard_ms = self.session.heard * 1000 // HEARD_RATE

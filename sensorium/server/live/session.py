@@ -314,12 +314,12 @@ class LiveSession:
             self._tell(Late(frames=self._num_superseded))
         self._num_superseded = 0
 
-    def send_text(self, text: str) -> None:
-        """Typed words, read with the next unit."""
+    def send_text(self, text: str, place: str = "text") -> None:
+        """Typed words, read with the next unit. place: the client's name for them."""
         if len(text) > MAX_TEXT:
-            raise RequestError(f"text: at most {MAX_TEXT} characters", param="text")
+            raise RequestError(f"{place}: at most {MAX_TEXT} characters", param=place)
         if self.is_open and text:
-            self._refuse_in_pause("text")
+            self._refuse_in_pause(place)
             self._cutter.read(text)
 
     def force_listen(self) -> None:

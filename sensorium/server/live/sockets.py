@@ -19,6 +19,7 @@ from sensorium.server.seats import Seats
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
+_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
 
 START_S = 10.0
 """For the first message."""
@@ -157,8 +158,12 @@ def decoded(decoder: msgspec.json.Decoder[T], data: str | bytes) -> T:
     except msgspec.ValidationError as error:
         text = str(error)
         match = _PATH.search(text)
-        param = (match[1] if match else "") or "type"
+        param = match[1] if match else ""
         reason = text[: match.start()] if match else text
+        if field := _FIELD.match(reason):
+            param = f"{param}.{field[2]}".lstrip(".")
+            reason = "unknown field" if field[1] == "contains unknown" else "this field is required"
+        param = param or "type"
         raise RequestError(f"{param[:100]}: {reason[:300]}", param=param[:100]) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise RequestError("the message is not JSON") from None

@@ -31,12 +31,14 @@ function messages() {
   return [...settings.instructions(), ...asked];
 }
 
+const LEAST_MS = 50; // tokens that came in less came together, which says nothing of how fast they were made
 const after = (start, end) => `${((end - start) / 1000).toFixed(2)} s`;
 
 /** The line of figures below an answer; times in ms. */
 function describe(usage, { start, first, sound, end }) {
   const tokens = usage.completion_tokens - (usage.completion_tokens_details?.audio_tokens ?? 0);
-  const rate = tokens >= 8 && !sound ? ` · ${Math.round((1000 * (tokens - 1)) / Math.max(1, end - first))} tokens/s` : "";
+  const measurable = tokens >= 8 && !sound && end - first >= LEAST_MS;
+  const rate = measurable ? ` · ${Math.round((1000 * (tokens - 1)) / (end - first))} tokens/s` : "";
   const heard = sound ? ` · sound after ${after(start, sound)}` : "";
   return `${tokens} tokens${rate} · first after ${after(start, first || end)}${heard} · ${usage.prompt_tokens} in the prompt`;
 }

@@ -17,7 +17,8 @@ function ceiling(value) {
   return [1, 2, 5, 10].map((times) => times * power).find((round) => round >= value);
 }
 
-const quantile = (sorted, share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+/** The least of the values that so large a share does not exceed. */
+const quantile = (sorted, share) => sorted[Math.ceil(share * sorted.length) - 1];
 
 export class Graph {
   #canvas;

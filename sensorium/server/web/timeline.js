@@ -15,10 +15,15 @@ export class Timeline {
   #list;
   #cells = []; // { item, canvas, heights, turn, address, voice }; voice: { canvas, start, end, heights } of what it said
   #made = 0; // samples of its voice until the newest unit
+  #following = true; // whether the newest unit is to be in sight
 
   constructor(list) {
     this.#list = list;
     onColours(() => this.redraw(), list);
+    list.addEventListener("scroll", () => {
+      this.#following = list.scrollLeft + list.clientWidth > list.scrollWidth - 40;
+    });
+    new ResizeObserver(() => this.#follow()).observe(list);
   }
 
   /** unit: the server's message; heights and blob: what was heard and seen in it. */
@@ -42,12 +47,11 @@ export class Timeline {
     const last = this.#cells.at(-1);
     if (unit.turn !== null && last?.turn === unit.turn) item.classList.add("goes-on");
     if (unit.text_end) item.classList.add("ends");
-    const following = this.#list.scrollLeft + this.#list.clientWidth > this.#list.scrollWidth - 40;
     this.#list.append(item);
     this.#cells.push({ item, canvas, heights, turn: unit.turn, address, voice });
     drawPeaks(canvas, heights, 1, "heard", "heard");
     while (this.#cells.length > MOST) this.#forget(this.#cells.shift());
-    if (following) this.#list.scrollLeft = this.#list.scrollWidth;
+    this.#follow();
   }
 
   /** More of its voice came, up to `position`: sounds(start, end) gives the bars of a stretch. */
@@ -75,6 +79,11 @@ export class Timeline {
   clear() {
     this.#cells.splice(0).forEach((cell) => this.#forget(cell));
     this.#made = 0;
+    this.#following = true;
+  }
+
+  #follow() {
+    if (this.#following) this.#list.scrollLeft = this.#list.scrollWidth;
   }
 
   #forget({ item, address }) {
