@@ -16,6 +16,8 @@ from sensorium.types import Request
 log = logging.getLogger(__name__)
 _IDLE_S = 3.0
 """After so long without work the engine's thread gives unused memory back, once."""
+_QUIET_S = 0.5
+"""After so long without work it rehearses, until there is some: whoever comes then waits for a part of a rehearsal."""
 
 
 class EngineLoop:
@@ -49,17 +51,22 @@ class EngineLoop:
         self._wake.set()
         self._thread.join()
 
+    def _rest(self) -> None:
+        """Until there may be work."""
+        if not self._wake.wait(_QUIET_S):
+            while not self._wake.is_set() and self.engine.runner.rehearse():
+                pass
+            if not self._wake.wait(_IDLE_S - _QUIET_S):
+                give_back()
+                self._wake.wait()
+        self._wake.clear()
+
     def _run(self) -> None:
         engine, reason = self.engine, None
         try:
             while not self._closing:
                 if not engine.has_work:
-                    if engine.runner.rehearse():
-                        continue
-                    if not self._wake.wait(_IDLE_S):
-                        give_back()
-                        self._wake.wait()
-                    self._wake.clear()
+                    self._rest()
                     continue
                 events = engine.step()
                 self._progress_s = time.monotonic()

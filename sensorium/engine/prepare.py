@@ -6,17 +6,19 @@ Fetching and waiting happen in an event loop of its own, decoding in worker proc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sensorium.config import EngineConfig
+from sensorium.engine.coroutines import run_here, run_loop, together
 from sensorium.engine.marks import MediaCounters, MediaTotals
 from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_options import loading_options, settled, with_server_defaults
@@ -36,6 +38,7 @@ from sensorium.inline import Pieces
 from sensorium.media import embeds
 from sensorium.media.fetch import Budget, Fetcher, FetchStats
 from sensorium.media.local import read_local
+from sensorium.media.mono import from_wav
 from sensorium.media.options import check_loading
 from sensorium.media.split import split_audio
 from sensorium.models.base import Processor
@@ -49,6 +52,10 @@ Finish = Callable[[Sequence[Prepared]], Prompt]
 MAX_UUID = 2048
 _FETCHES = 4
 _QUICKLY_HASHED = 1 << 19
+_QUICKLY_DECODED = 1 << 20
+_TURNS = 4
+"""Callers that prepare in their own threads at a time. It is the interpreter's work: more of them are no faster, and an
+engine in a thread waits for all of them behind every operation on its device."""
 CUT_WITHIN_S = 1.0
 
 
@@ -101,6 +108,7 @@ class Preparer:
             counters=self._counters,
         )
         self._lock = threading.Lock()
+        self._turns = threading.Semaphore(_TURNS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fetcher: Fetcher | None = None
         self._closed = False
@@ -181,11 +189,21 @@ class Preparer:
             if not (parts or here):
                 return self._threads.submit(finish, ())
             if here and not self._closed:
-                return _run_here(self._prepare(parts, options, finish, self._context(here=True)))
+                with self._turns:
+                    return run_here(self._prepare(parts, options, finish, self._context(here=True)))
             loop = self._running_loop()
             return asyncio.run_coroutine_threadsafe(self._prepare(parts, options, finish, self._context()), loop)
         except RuntimeError:
             raise EngineDeadError("the engine is closed") from None
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Generator[None, None, None]:
+        """Inside, another caller may take this one's turn."""
+        self._turns.release()
+        try:
+            yield
+        finally:
+            self._turns.acquire()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -193,7 +211,7 @@ class Preparer:
                 raise EngineDeadError("the engine is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), name="sensorium-media-loop", daemon=True).start()
+                threading.Thread(target=run_loop, args=(self._loop,), name="sensorium-media-loop", daemon=True).start()
             return self._loop
 
     def _with_defaults(self, options: ChatOptions) -> ChatOptions:
@@ -216,7 +234,7 @@ class Preparer:
             identity: self._counted(self._item, part, index, options, context)
             for identity, (part, index) in chosen.items()
         }
-        done = await _together(list(work.values())) if len(work) > 1 else [await part for part in work.values()]
+        done = await together(list(work.values())) if len(work) > 1 else [await part for part in work.values()]
         found = dict(zip(work, done, strict=True))
         size = sum(array_bytes(prepared.content) for prepared in found.values())
         if size > self._config.limits.max_request_bytes:
@@ -236,7 +254,7 @@ class Preparer:
 
     async def _media(self, refs: Sequence[MediaRef], options: ChatOptions) -> list[Prepared]:
         self._check(refs)
-        return await _together([self._counted(self._file, ref, options) for ref in refs])
+        return await together([self._counted(self._file, ref, options) for ref in refs])
 
     async def _file(self, ref: MediaRef, options: ChatOptions) -> Prepared:
         return await self._pool.prepare(replace(ref, options=self._io_options(ref, options)), options.media_kwargs)
@@ -341,19 +359,39 @@ class Preparer:
         if uuid_key is None and (hit := self._cache.get(key)) is not None:
             return hit
         if isinstance(part, MediaRef):
-            if context.here:
-                prepared = self._pool.prepare_here(part, options.media_kwargs)
+            if context.here and (media := self._quickly_decoded(part)) is not None:
+                prepared = await self._preprocessed(media, options, context)
+            elif context.here:
+                with self._waiting():
+                    prepared = self._pool.prepare_here(part, options.media_kwargs)
             else:
                 prepared = await self._pool.prepare(part, options.media_kwargs)
         else:
             if isinstance(part, Media):
                 self._check_media(part, options)
                 part = replace(part, options=io_options)
-            start = time.monotonic()
-            prepared = await self._do(context, self._processor.prepare, part, options.media_kwargs)
-            self._counters.took("preprocess", part.modality, start, time.monotonic())
+            prepared = await self._preprocessed(part, options, context)
         self._cache.put(key, prepared)
         return prepared
+
+    async def _preprocessed(self, media: Media | Embeds, options: ChatOptions, context: _Request) -> Prepared:
+        start = time.monotonic()
+        prepared = await self._do(context, self._processor.prepare, media, options.media_kwargs)
+        self._counters.took("preprocess", media.modality, start, time.monotonic())
+        return prepared
+
+    def _quickly_decoded(self, part: MediaRef) -> Media | None:
+        """A short sound that numpy alone can decode, where its features are left to the device: a worker takes three
+        times as long, to send and to get it."""
+        data = part.source
+        if part.modality != "audio" or not self._processor.scales_on_device or not isinstance(data, bytes):
+            return None
+        if len(data) > _QUICKLY_DECODED:
+            return None
+        start = time.monotonic()
+        if (media := from_wav(data, part.part, self._config.limits, part.options)) is not None:
+            self._counters.took("decode", part.modality, start, time.monotonic())
+        return media
 
     async def _digested(self, part: MediaRef | Media | Embeds, context: _Request) -> bytes:
         """Large files are hashed elsewhere, so that others need not wait for them."""
@@ -414,36 +452,6 @@ class Preparer:
         await asyncio.gather(*others, return_exceptions=True)
         if self._fetcher:
             await self._fetcher.close()
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-def _run_here(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """The end of a coroutine that waits for nothing."""
-    future: Future[T] = Future()
-    try:
-        work.send(None)
-        raise AssertionError("nothing may be awaited here")
-    except StopIteration as end:
-        future.set_result(end.value)
-    except Exception as error:
-        future.set_exception(error)
-    return future
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, Prepared]]) -> list[Prepared]:
-    """All results in order; the first failure ends the others."""
-    tasks = [asyncio.ensure_future(part) for part in work]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        return [task.result() for task in tasks if task.done()]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_embeds(part: Part) -> bool:

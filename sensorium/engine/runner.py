@@ -117,7 +117,7 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> bool:
-        """A part of what is better done before anybody waits, 0.1 s at most. False: there is nothing left."""
+        """A part of what is better done before anybody waits, up to a second of it. False: there is nothing left."""
         try:
             return next(self._rehearsal, self) is not self
         except Exception:

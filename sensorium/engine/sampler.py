@@ -50,16 +50,15 @@ class SampleState:
     matcher: Matcher | None = None
     bad_words: BadWords | None = None
     thinking: ThinkingBudget | None = None
-    rng: random.Random = field(init=False)
     counts: Counter[int] = field(default_factory=Counter)
     num_generated: int = 0
     _always_edits: bool = field(init=False)
+    _rng: random.Random | None = None
     _closed: torch.Tensor | None = None
     """[V], true where allowed_token_ids forbids a token."""
 
     def __post_init__(self) -> None:
         p = self.params
-        self.rng = random.Random(p.seed)
         self._always_edits = bool(
             p.repetition_penalty != 1.0
             or p.presence_penalty
@@ -70,6 +69,16 @@ class SampleState:
             or self.bad_words
             or self.thinking
         )
+
+    @property
+    def rng(self) -> random.Random:
+        if self._rng is None:  # seeding one takes longer than all else here, and most are greedy
+            self._rng = random.Random(self.params.seed)
+        return self._rng
+
+    @rng.setter
+    def rng(self, rng: random.Random) -> None:
+        self._rng = rng
 
     @property
     def is_greedy(self) -> bool:

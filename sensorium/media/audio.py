@@ -8,17 +8,14 @@ from typing import Any
 
 import av
 import numpy as np
-import soxr
 from av.error import FFmpegError
 
 from sensorium.config import MediaLimits
-from sensorium.errors import MediaError, SensoriumError, TooLargeError, UnsupportedError
+from sensorium.errors import MediaError, SensoriumError
 from sensorium.media.container import open_container, sniff
-from sensorium.media.wav import read_wav
+from sensorium.media.mono import BLOCK, RATE, checked_options, damaged, file_digest, fold, from_wav
 from sensorium.types import Media
 
-RATE = 16_000
-MIN_RATE, MAX_RATE, MAX_CHANNELS = 4_000, 384_000, 8
 CODECS = frozenset(
     {
         "aac",
@@ -38,29 +35,22 @@ CODECS = frozenset(
         "vorbis",
     }
 )
-_BLOCK = 1 << 18
 # What the `format` field of OpenAI's input_audio may say, for files that do not say what they are.
 _HINTS = {"mp3": "mp3", "aac": "aac", "flac": "flac"}
 
 
 def from_bytes(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media:
     """Decodes the first audio track. options["format"] is a hint for files without a recognisable start."""
-    options = dict(options or {})
-    if unknown := sorted(set(map(str, options)) - {"format"}):
-        raise UnsupportedError(f"unknown audio option {unknown[0][:64]}", param=part)
-    digest = hashlib.blake2b(data, digest_size=32, person=b"audio").digest()
-    wav = read_wav(data)
+    options = checked_options(options, part)
+    if (media := from_wav(data, part, limits, options)) is not None:
+        return media
     try:
-        if wav is not None:
-            blocks: Iterator[np.ndarray] = (wav.read(start, _BLOCK) for start in range(0, wav.frames, _BLOCK))
-            samples = _Resampler(wav.rate, wav.channels, part, limits).run(blocks)
-        else:
-            samples = decode_track(data, sniff(data) or _HINTS.get(str(options.get("format"))), part, limits)
+        samples = decode_track(data, sniff(data) or _HINTS.get(str(options.get("format"))), part, limits)
     except SensoriumError:
         raise
     except Exception:  # damaged files make the decoders raise nearly anything
-        raise MediaError("the audio is damaged and cannot be decoded", param=part) from None
-    return Media("audio", samples, digest, rate=RATE, part=part, options=options)
+        raise damaged(part) from None
+    return Media("audio", samples, file_digest(data), rate=RATE, part=part, options=options)
 
 
 def from_array(
@@ -86,8 +76,8 @@ def from_array(
     if np.issubdtype(samples.dtype, np.signedinteger):
         samples = samples.astype(np.float32) / float(2 ** (samples.dtype.itemsize * 8 - 1))
     frames = samples.reshape(len(samples), -1)
-    blocks = (frames[start : start + _BLOCK].astype(np.float32) for start in range(0, len(frames), _BLOCK))
-    samples = _Resampler(rate, frames.shape[1], part, limits or MediaLimits()).run(blocks)
+    blocks = (frames[start : start + BLOCK].astype(np.float32) for start in range(0, len(frames), BLOCK))
+    samples = fold(blocks, rate, frames.shape[1], part, limits or MediaLimits())
     return Media("audio", samples, digest, rate=RATE, part=part, options=dict(options or {}))
 
 
@@ -100,7 +90,7 @@ def decode_track(data: bytes, format_name: str | None, part: str, limits: MediaL
         codec = stream.codec.canonical_name
         if codec not in CODECS and not codec.startswith("pcm_"):
             raise MediaError(f"audio codec {codec} is not supported", param=part)
-        return _Resampler(stream.rate, stream.channels, part, limits).run(_frames(container, stream, part))
+        return fold(_frames(container, stream, part), stream.rate, stream.channels, part, limits)
 
 
 def _frames(container: Any, stream: Any, part: str) -> Iterator[np.ndarray]:
@@ -122,35 +112,3 @@ def _frames(container: Any, stream: Any, part: str) -> Iterator[np.ndarray]:
             frame.pts = None  # damaged timestamps must not make the converter insert silence
             for converted in to_float.resample(frame):
                 yield converted.to_ndarray().T
-
-
-class _Resampler:
-    """Folds blocks of frames into one mono recording at 16 kHz, stopping at the limit."""
-
-    def __init__(self, rate: int, channels: int, part: str, limits: MediaLimits) -> None:
-        if not MIN_RATE <= rate <= MAX_RATE:
-            raise MediaError(f"audio must have {MIN_RATE} to {MAX_RATE} samples per second", param=part)
-        if not 1 <= channels <= MAX_CHANNELS:
-            raise MediaError(f"audio must have 1 to {MAX_CHANNELS} channels", param=part)
-        self._rate, self._part, self._limits = rate, part, limits
-        self._stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ") if rate != RATE else None
-
-    def run(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        heard = 0
-        pieces: list[np.ndarray] = []
-        for block in blocks:
-            heard += len(block)
-            if heard > self._limits.max_audio_s * self._rate:
-                raise TooLargeError(f"the audio is longer than {self._limits.max_audio_s:g} seconds", param=self._part)
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(mono).all():
-                raise MediaError("the audio holds values that are not finite numbers", param=self._part)
-            pieces.append(self._stream.resample_chunk(np.ascontiguousarray(mono)) if self._stream else mono)
-        if not heard:
-            raise MediaError("the audio holds no samples", param=self._part)
-        if self._stream:
-            pieces.append(self._stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-        samples = np.ascontiguousarray(np.concatenate(pieces), dtype=np.float32)
-        if not len(samples) or not np.isfinite(samples).all():
-            raise MediaError("the audio holds no usable samples", param=self._part)
-        return samples

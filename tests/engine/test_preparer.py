@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from media.clips import video_file
+from media.clips import pcm, video_file, wav
 from PIL import Image
 
 from sensorium.config import EngineConfig
@@ -409,3 +410,30 @@ def test_a_limit_of_zero_leaves_embeddings(processor: Processor, rows: np.ndarra
         assert ask(made, given).media[0].rows == len(rows)
         with pytest.raises(RequestError, match=r"At most 0 image"):
             ask(made, MediaRef("image", png("red")))
+
+
+def test_short_sounds_at_hand_need_no_worker_where_the_device_computes_their_features():
+    folder = resolve_folder("")
+    processor = load_processor(folder, read_config(folder))
+    processor.scales_on_device = True
+    sound = [Message("user", (MediaRef("audio", wav(pcm(np.sin(np.arange(24_000) / 20)), 24_000)), "What is this?"))]
+    with preparer(processor, limits=replace(CONFIG.limits, max_audio_s=2.0)) as made:
+        here = made.chat(sound, OPTIONS, here=True).result()
+        assert (made.stats().pool.items, made.stats().totals.items["audio"]) == (0, 1)
+        made.reset_cache()
+        elsewhere = made.chat(sound, OPTIONS).result(30)
+        assert (here.ids, keys(here)) == (elsewhere.ids, keys(elsewhere))
+        for name, array in here.media[0].arrays.items():
+            assert np.array_equal(array, elsewhere.media[0].arrays[name])
+        for data, wrong in ((wav(bytes(100_000), 24_000), "longer than 2 seconds"), (b"RIFF1234WAVE", "damaged")):
+            refused = made.chat([Message("user", (MediaRef("audio", data),))], OPTIONS, here=True).exception()
+            assert isinstance(refused, MediaError | TooLargeError)
+            assert wrong in str(refused)
+
+
+def test_many_callers_that_wait_all_get_their_own(processor: Processor):
+    with preparer(processor, media_threads=2) as made, ThreadPoolExecutor(8) as callers:
+        asked = [[Message("user", (MediaRef("image", png(color)), color))] for color in ("red", "green", "blue") * 8]
+        found = list(callers.map(lambda messages: made.chat(messages, OPTIONS, here=True).result(), asked))
+        assert [keys(prompt) for prompt in found] == [keys(made.chat(one, OPTIONS).result(30)) for one in asked]
+        assert len({prompt.ids for prompt in found}) == 3

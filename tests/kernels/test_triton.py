@@ -81,7 +81,7 @@ def close(ours, theirs):
 
 
 @needs_gpu
-@pytest.mark.parametrize("rows", [1, 2, 7, 31, 32, 33, 100])
+@pytest.mark.parametrize("rows", [1, 2, 7, 31, 32, 33, 100, 2100])
 @pytest.mark.parametrize(("n_in", "n_out"), [(4096, 6144), (12288, 512), (896, 1000), (64, 322), (1536, 36), (100, 64)])
 @torch.inference_mode()
 def test_products_with_what_surrounds_them(rows, n_in, n_out):
