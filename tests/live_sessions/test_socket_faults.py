@@ -36,18 +36,13 @@ def loop_of(server: LiveServer) -> asyncio.AbstractEventLoop:
 
 
 def long_session(server: LiveServer, seconds: int) -> list[dict[str, Any]]:
-    """Speech half of the time, an interruption every 20 s, a picture every 5 s; its units."""
+    """The units of one."""
     units: list[dict[str, Any]] = []
     with duplex(server) as client:
         client.start(**SPEAKS)
         for n in range(seconds):
             server.clock.advance(1)
-            if n % 5 == 0:
-                client.picture(jpeg(n % 50))
-            if n % 20 == 19:
-                client.say("interrupt")
-            client.sound(noise(n % 100) if n % 20 < 10 else noise(0, scale=1))
-            units.append(client.until("unit"))
+            units.append(client.long_second(n))
             if n % 100 == 99:
                 del client.events[:-10]
         client.say("stop")

@@ -157,6 +157,16 @@ class Client:
         self.sound(noise(seed))
         return self.until("unit")
 
+    def long_second(self, n: int) -> dict[str, Any]:
+        """The unit of second n of a long session: speech half of the time, an interruption every 20 s, a picture every
+        5 s."""
+        if n % 5 == 0:
+            self.picture(jpeg(n % 50))
+        if n % 20 == 19:
+            self.say("interrupt")
+        self.sound(noise(n % 100) if n % 20 < 10 else noise(0, scale=1))
+        return self.until("unit")
+
     def closed(self) -> int:
         """The code that the server closes with; what it says before is read."""
         try:

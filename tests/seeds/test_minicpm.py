@@ -17,7 +17,6 @@ from seeds.stage import GOLDEN, Script, picture
 
 from sensorium.errors import CheckpointError
 from sensorium.inspect import inspect
-from sensorium.minicpm.omni import MiniCPMO
 
 HUB, AWQ = "OpenBMB/MiniCPM-V-4_5-int4", "OpenBMB/MiniCPM-V-4_5-AWQ"
 ANSWER = 12
@@ -118,8 +117,6 @@ DUPLEX = {"duplex_model = model.as_duplex()": "", "model = duplex_model.as_simpl
 @pytest.mark.parametrize("whole", [False, True])
 def test_002_a_spoken_answer_about_a_video(here, stage, capsys, whole):
     """As it stands, and without its two lines about full duplex."""
-    if whole and not hasattr(MiniCPMO, "as_duplex"):
-        pytest.skip("MiniCPMO has no as_duplex() yet")
     speaking(here, stage, 401 + ANSWER)
     source = script(between("002", *FULL))
     scope = closing((source if whole else source.replaced(DUPLEX)).run())

@@ -13,40 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from server.live import Live, eventually
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from server.sockets import JsonSocket
+from websockets.sync.client import connect
 
 RATE = 16_000
 
 
-class Client:
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    def say(self, kind: str, **fields: Any) -> None:
-        self.socket.send(json.dumps({"type": kind, **fields}))
-
+class Client(JsonSocket):
     def hear(self, samples: np.ndarray) -> None:
         """As the demo's page sends it: half a second in a message."""
         for start in range(0, len(samples), RATE // 2):
-            self.say("audio_chunk", audio_base64=floats(samples[start : start + RATE // 2]))
-
-    def next(self) -> dict[str, Any]:
-        return json.loads(self.socket.recv(timeout=120))
-
-    def until(self, kind: str) -> list[dict[str, Any]]:
-        events = [self.next()]
-        while events[-1]["type"] != kind:
-            assert events[-1]["type"] != "error", events[-1]
-            events.append(self.next())
-        return events
-
-    def closed(self) -> int:
-        try:
-            while True:
-                self.next()
-        except ConnectionClosed as end:
-            return end.rcvd.code if end.rcvd else 1006
+            self.send("audio_chunk", audio_base64=floats(samples[start : start + RATE // 2]))
 
 
 def floats(samples: np.ndarray) -> str:
@@ -74,7 +51,7 @@ def half_duplex(live: Live, **prepare: Any) -> Iterator[Client]:
     with connect(f"ws://127.0.0.1:{live.port}/ws/half_duplex/hdx_1", max_size=None) as socket:
         client = Client(socket)
         assert client.next() == {"type": "queue_done"}
-        client.say("prepare", **prepare)
+        client.send("prepare", **prepare)
         yield client
 
 
@@ -111,7 +88,7 @@ def test_a_conversation_in_turns(speaking: Live):
             sound = b"".join(base64.b64decode(chunk["audio_data"]) for chunk in chunks if chunk["audio_data"])
             assert np.abs(np.frombuffer(sound, "<f4")).max() > 0
             assert sum(chunk["duration_ms"] for chunk in chunks) == pytest.approx(len(sound) / 4 / 24, abs=len(chunks))
-        client.say("stop")
+        client.send("stop")
         assert client.closed() == 1000
 
 
@@ -128,7 +105,7 @@ def test_what_is_heard_right_after_the_opening_does_not_count(speaking: Live):
         client.hear(np.concatenate([voice(0.45), silence(1.55), voice(0.5), silence(1)]))
         generating = next(event for event in client.until("generating") if event["type"] == "generating")
         assert generating["speech_duration_ms"] < 1500
-        client.say("stop")
+        client.send("stop")
 
 
 def test_who_leaves_in_the_middle_of_an_answer_ends_it(speaking: Live):
@@ -172,7 +149,7 @@ def test_wishes_that_are_not_served_are_refused_by_name(speaking: Live, prepare:
 def test_a_wrong_message_changes_nothing(speaking: Live, data: dict[str, Any]):
     with half_duplex(speaking, config=SHORT) as client:
         assert client.next()["type"] == "prepared"
-        client.say("audio_chunk", **data)
+        client.send("audio_chunk", **data)
         assert client.next()["type"] == "error"
         client.hear(np.concatenate([silence(1), voice(0.5), silence(1)]))
         assert client.until("turn_done")[-1]["turn_index"] == 1

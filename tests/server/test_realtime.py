@@ -15,8 +15,9 @@ import openai
 import pytest
 from server import samples
 from server.live import Live, eventually, serve
+from server.sockets import JsonSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from sensorium.engine.client import EngineClient
 
@@ -52,26 +53,7 @@ GROWS = "response.function_call_arguments.delta"
 MANUAL: dict[str, Any] = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
 
-class Client:
-    """Sends events and collects what comes back."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    def send(self, kind: str, **fields: Any) -> None:
-        self.socket.send(json.dumps({"type": kind, **fields}))
-
-    def next(self) -> dict[str, Any]:
-        return json.loads(self.socket.recv(timeout=30))
-
-    def until(self, kind: str) -> list[dict[str, Any]]:
-        """Everything up to the first event of that type, which must not be an error meanwhile."""
-        events = [self.next()]
-        while events[-1]["type"] != kind:
-            assert events[-1]["type"] != "error", events[-1]
-            events.append(self.next())
-        return events
-
+class Client(JsonSocket):
     def error(self, kind: str, **fields: Any) -> dict[str, Any]:
         """The error that an event is answered with."""
         self.send(kind, event_id="mine", **fields)

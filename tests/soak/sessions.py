@@ -28,7 +28,7 @@ from common import ROOT, percentile, report
 
 from live_sessions.doors import DOORS  # isort: skip - common makes it importable
 from live_sessions.raw import Raw, descriptors, frame  # isort: skip
-from live_sessions.tools import SPEAKS, LiveServer, duplex, jpeg, noise, serve_live  # isort: skip
+from live_sessions.tools import SPEAKS, LiveServer, duplex, serve_live  # isort: skip
 from minicpm.speaking import speaking_checkpoint  # isort: skip
 from sensorium.bench.codec import SMALL, random_voice
 from sensorium.config import EngineConfig
@@ -44,22 +44,14 @@ def resident() -> float:
 
 
 def talk(port: int, pipe: Connection) -> None:
-    """The client, in a process of its own: a second of its talk whenever it is told the number of one.
-
-    Speech half of the time, an interruption every 20 s, a picture every 5 s.
-    """
+    """The client, in a process of its own: a second of its talk whenever it is told the number of one."""
     server: Any = SimpleNamespace(port=port)
     with duplex(server) as client:
         client.start(**SPEAKS)
         pipe.send(None)
         for n in iter(pipe.recv, None):
-            if n % 5 == 0:
-                client.picture(jpeg(n % 50))
-            if n % 20 == 19:
-                client.say("interrupt")
             begun = time.perf_counter()
-            client.sound(noise(n % 100) if n % 20 < 10 else noise(0, scale=1))
-            assert client.until("unit")["n"] == n
+            assert client.long_second(n)["n"] == n
             pipe.send(time.perf_counter() - begun)
             client.events.clear()
         client.say("stop")
