@@ -96,7 +96,7 @@ def test_voices_are_checked_and_stay(client: Client):
     client.say("Hello?")
     client.answer(max_output_tokens=2)
     error = client.error("session.update", session={"type": "realtime", "audio": {"output": {"voice": "marin"}}})
-    assert error["code"] == "cannot_update_voice"
+    assert (error["code"], error["param"]) == ("cannot_update_voice", "session.audio.output.voice")
 
 
 def test_what_was_not_heard_is_forgotten(client: Client):

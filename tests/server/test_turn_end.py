@@ -11,7 +11,7 @@ from live_sessions.tools import LiveServer, serve_live
 from server.test_realtime import Client, kinds, send_sound, speech, talk
 
 from sensorium.engine.client import EngineClient
-from sensorium.server.realtime.schema import SemanticVad
+from sensorium.server.realtime.schema import SemanticVad, ServerVad
 from sensorium.server.realtime.turn_end import WordsAndVoice, longest_ms, pitch_track, wait_ms, weigh_voice, weigh_words
 from sensorium.server.realtime.turns import LOOK_MS, Paused, Started, Stopped, Turns
 from sensorium.vad import RATE, WINDOW
@@ -114,6 +114,29 @@ def test_nobody_waits_longer_than_the_eagerness_says():
     sound = windows("x" + "." * 200)
     found = heard(Turns(SemanticVad(eagerness="low"), 0, Scripted()), sound, [8000], 4096)
     assert found[-1] == Stopped(0, (1 + 8000 // WINDOW_MS) * WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "stop"),
+    [
+        ({}, 6, 16 + 8),
+        ({"prefix_padding_ms": 3 * WINDOW_MS}, 7, 16 + 8),
+        ({"prefix_padding_ms": 10_000}, 0, 16 + 8),
+        ({"silence_duration_ms": 20 * WINDOW_MS}, 6, 16 + 20),
+        ({"threshold": 0.8}, 8, 14 + 8),
+    ],
+)
+def test_every_setting_of_server_vad_counts(changes: dict[str, Any], start: int, stop: int):
+    """In windows: 10 that are silent, 2 of weak speech, 2 of strong, 2 of weak and a long silence."""
+
+    class Graded(Scripted):
+        def probability(self, window: np.ndarray) -> float:
+            return float(window[0])
+
+    sound = np.repeat(np.array([0.0] * 10 + [0.6] * 2 + [0.9] * 2 + [0.6] * 2 + [0.0] * 40, np.float32), WINDOW)
+    settings = {"prefix_padding_ms": 4 * WINDOW_MS, "silence_duration_ms": 8 * WINDOW_MS} | changes
+    found = heard(Turns(ServerVad(**settings), 0, Graded()), sound, [], 1000)
+    assert found == [Started(start * WINDOW), Stopped(start * WINDOW, stop * WINDOW)]
 
 
 # ---- over the socket ----------------------------------------------------------------------------------------------

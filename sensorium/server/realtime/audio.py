@@ -138,4 +138,4 @@ def _from_wav(data: bytes, format_: AudioFormat) -> bytes:
 
 
 def _invalid(reason: str) -> RequestError:
-    return refusal("invalid_audio", f"audio: {reason}")
+    return refusal("invalid_audio", f"audio: {reason}", "audio")

@@ -178,7 +178,7 @@ class Connection:
             self._answering.tools(session.answers)
         if session.answers.voice != before.answers.voice and self._conversation.is_heard:
             reason = "session.audio.output.voice: cannot change once an answer was heard; connect again"
-            raise refusal("cannot_update_voice", reason)
+            raise refusal("cannot_update_voice", reason, "session.audio.output.voice")
         await self._answering.voice(session.answers)
         unable = session.transcription is not None and not self._transcriber.is_able(session.transcription)
         if unable:
@@ -194,7 +194,7 @@ class Connection:
         await self._tell(f"{prefix}session.updated", session=session.told())
         if unable:
             reason = "session.audio.input.transcription: this model cannot write down speech"
-            raise refusal("transcription_unavailable", reason)
+            raise refusal("transcription_unavailable", reason, "session.audio.input.transcription")
 
     def _listen(self) -> Turns | None:
         """Begin anew to find turns in what is heard from here on."""
