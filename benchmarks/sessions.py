@@ -473,9 +473,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    in_order = sorted(result["runs"], key=lambda run: run["sessions"])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
     for tokens in sorted({run["text_tokens"] for run in result["runs"]}):
-        runs = [run for run in result["runs"] if run["text_tokens"] == tokens and run["unit_ms"]]
+        runs = [run for run in in_order if run["text_tokens"] == tokens and run["unit_ms"]]
         counts = [run["sessions"] for run in runs]
         for name, style in (("p50", "-o"), ("p99", "--o")):
             left.plot(counts, [run["unit_ms"][name] for run in runs], style, label=f"{name}, {tokens} text tokens")
@@ -483,7 +484,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.set(xlabel="sessions", ylabel="ms from the end of a second to the last of its sound", yscale="log")
     left.legend()
     first = min(run["text_tokens"] for run in result["runs"])
-    runs = [run for run in result["runs"] if run["text_tokens"] == first and run["unit_ms"]]
+    runs = [run for run in in_order if run["text_tokens"] == first and run["unit_ms"]]
     names, bottom = list(runs[0]["stage_ms"]), np.zeros(len(runs))
     for name in names:
         heights = np.array([run["stage_ms"][name]["p50"] for run in runs])

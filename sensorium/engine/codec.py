@@ -65,7 +65,8 @@ class CodecStage:
         """
         self.codec, self.voice_s = codec, voice_s
         self._most_voices = voices
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Before the backbone, as the speech LM is: somebody waits to hear what has been written already.
+        self._side = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(device))
         self._waiting: deque[SoundStream] = deque()

@@ -135,10 +135,11 @@ class Engine:
         laps.lap("control")
         batch = self._next_batch()
         laps.lap("schedule")
+        self.speakers.mark()
         try:
             self._encode(batch, events)
             laps.lap("encode")
-            tokens = self.runner.run(batch, lambda: self._followers(batch)) if batch.works else {}
+            tokens = self._run(batch, events) if batch.works else {}
         except Exception as error:
             self._follow = []
             log.exception("a step failed; its %d requests end", len(batch.works))
@@ -152,10 +153,10 @@ class Engine:
         self.sessions.move_rows()
         laps.lap("advance")
         idle = not (batch.works or self.scheduler.has_work)
-        if self.speakers.has_codes:
+        if not (batch.works and self.scheduler.has_work and self.speakers.go_beside):
             self.speakers.speak(events, lambda: idle and not self.inbox)
-        laps.lap("speech")
-        self.speakers.sound(events, lambda: idle and not self.inbox)
+            laps.lap("speech")
+            self.speakers.sound(events, lambda: idle and not self.inbox)
         if self.codec is not None:
             self._hear(events)
         self._answers.release(events)
@@ -165,6 +166,11 @@ class Engine:
         self._update_stats()
         laps.lap("count")
         return events
+
+    def _run(self, batch: Batch, events: list[Event]) -> dict[str, Chosen]:
+        return self.runner.run(
+            batch, lambda: self._followers(batch), lambda is_over: self.speakers.beside(events, is_over)
+        )
 
     def _hear(self, events: list[Event]) -> None:
         now = self.clock()

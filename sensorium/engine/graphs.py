@@ -341,7 +341,7 @@ class ShapeGraphs:
     Large inputs run as they are: the device is busy for longer than launching takes.
     """
 
-    _MOST_KEPT = 24
+    _MOST_KEPT = 48
     _MOST_ELEMENTS = 1 << 25
 
     def __init__(self, encode: Callable[..., torch.Tensor]) -> None:

@@ -14,12 +14,13 @@ from sensorium.config import EngineConfig
 from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_options import processor_kwargs
 from sensorium.envs import read_environment
-from sensorium.errors import CheckpointError, SensoriumError
+from sensorium.errors import CheckpointError, SensoriumError, UnsupportedError
 from sensorium.models.base import Model, Processor
 from sensorium.types import ChatOptions, Media, MediaItem, Message, Modality, Prompt
 
 log = logging.getLogger(__name__)
 
+_FRAMES = ((448, 448), (480, 640), (720, 1280))
 _ALONE = "{{ messages[0].content }}"
 _SMALLER = (
     "say with limit_mm_per_prompt that items are smaller (width, height, num_frames, length) or that none come (0)"
@@ -43,6 +44,23 @@ def largest_media(
                 found[modality] = processor.chat([Message("user", (_bounded(media, config),))], options)
             except SensoriumError as error:
                 raise CheckpointError(f"mm_processor_kwargs: {error.message}", param="mm_processor_kwargs") from error
+    return found
+
+
+def live_frames(processor: Processor) -> list[MediaItem]:
+    """Black pictures as sessions bring them: square, and of the two shapes of most cameras."""
+    live = getattr(processor, "live", None)
+    try:
+        wishes = live("").frame_options(1) if live is not None else None
+    except UnsupportedError:
+        wishes = None
+    if wishes is None:
+        return []
+    options = ChatOptions(media_kwargs=wishes, template=_ALONE, content_format="string")
+    found: list[MediaItem] = []
+    for height, width in _FRAMES:
+        picture = Media("image", np.zeros((height, width, 3), np.uint8), b"frame")
+        found += processor.chat([Message("user", (picture,))], options).media
     return found
 
 

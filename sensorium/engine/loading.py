@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from sensorium.engine.defaults import default_sampling
 from sensorium.engine.encoder_cache import EncoderCacheIndex
 from sensorium.engine.engine import Engine
 from sensorium.engine.grammar import GrammarCompiler
-from sensorium.engine.largest import check_sizes, encode_samples, largest_item, largest_media, sample_media
+from sensorium.engine.largest import (
+    check_sizes,
+    encode_samples,
+    largest_item,
+    largest_media,
+    live_frames,
+    sample_media,
+)
 from sensorium.engine.pace import Pace
 from sensorium.engine.pooler_config import PoolerConfig, read_pooler
 from sensorium.engine.pooling import Pooler
@@ -38,7 +45,7 @@ from sensorium.kernels.select import paged_attention
 from sensorium.layers.linear import Linear
 from sensorium.models.base import Model, Processor, SpeechModel
 from sensorium.models.build import load_codec, load_model, voice_files, voice_seconds
-from sensorium.types import Modality, ModelInputs, Prompt, Request, SamplingParams
+from sensorium.types import MediaItem, Modality, ModelInputs, Prompt, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,8 @@ _MAX_PACKED_BYTES = 1 << 30
 _PACKED_SHARE = 1 / 8
 _ENCODER_CACHE_ROWS = 65_536
 _FEWEST_PROMPT_TOKENS = 64
+# As many as by default: with more, many may come at once, and nobody is to wait while shapes are recorded.
+_FEW_SESSIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +153,28 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
     pooler = read_pooler(folder, hf_config, config)
     engine = build_engine(model, processor, config, device, dtype, plan, pooler, codec, voices)
     if not config.enforce_eager:
-        most, paced = config.max_num_seqs + config.max_sessions, engine.scheduler.pace is not None
-        engine.runner.record_graphs(most, engine.max_model_len, mixed=paced)
-        if engine.speech is not None:
-            engine.speech.record_graphs()
-        if codec is not None and config.codec_config.get("graphs"):
-            codec.record_graphs(config.speech_slots, voices.values())
+        frames = live_frames(processor) if config.max_sessions and "image" in model.modalities else []
+        record_graphs(engine, config, frames, voices)
     warm_up(engine, report)
     seconds["warm-up"] = time.perf_counter() - started
+    if config.max_sessions > _FEW_SESSIONS and not config.enforce_eager:
+        started = time.perf_counter()
+        engine.runner.rehearse_all()
+        seconds["shapes of sessions"] = time.perf_counter() - started
     name = config.model or PACKAGED_MODEL
     files = {voice: path for voice, path in voice_files(folder, config).items() if voice in voices}
     recordings = {voice: str(path) for voice, path in files.items() if path.suffix == ".wav"}
     return Loaded(engine, model, processor, name, device, dtype, plan, seconds, sampling, pooler, recordings)
+
+
+def record_graphs(engine: Engine, config: EngineConfig, frames: Sequence[MediaItem], voices: Mapping[str, Any]) -> None:
+    """Record what every server will need. frames: pictures of sessions; what those need may wait until it is idle."""
+    most, paced = config.max_num_seqs + config.max_sessions, engine.scheduler.pace is not None
+    engine.runner.record_graphs(most, engine.max_model_len, mixed=paced, frames=frames)
+    if engine.speech is not None:
+        engine.speech.record_graphs()
+    if engine.codec is not None and config.codec_config.get("graphs"):
+        engine.codec.record_graphs(config.speech_slots, voices.values())
 
 
 @torch.inference_mode()

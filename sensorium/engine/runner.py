@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from sensorium.engine.graphs import (
 )
 from sensorium.engine.histogram import MEDIA_S, Histograms
 from sensorium.engine.readout import Readout
+from sensorium.engine.rehearsal import steps_by_kernel
 from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
 from sensorium.engine.stopwatch import Stopwatch
+from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
 from sensorium.kernels.upload import upload
 from sensorium.models.base import Model
@@ -51,6 +54,7 @@ class _Flight:
     greedy: torch.Tensor | None
     likeliest: Likeliest | None = None
     """Where nothing else decides about the next tokens: greedy, on its way to the host."""
+    computed: torch.cuda.Event | None = None
 
 
 class Runner:
@@ -89,10 +93,10 @@ class Runner:
         self._launched: deque[torch.cuda.Event] = deque()
 
     @torch.inference_mode()
-    def record_graphs(self, most: int, max_len: int, mixed: bool = False) -> None:
+    def record_graphs(self, most: int, max_len: int, mixed: bool = False, frames: Seq[MediaItem] = ()) -> None:
         """Record steps of up to `most` sequences of up to max_len tokens, where the kernels allow it.
 
-        mixed: also those of many decodes beside a few tokens of prompts.
+        mixed: also those of many decodes beside a few tokens of prompts. frames: see Model.rehearse.
         """
         if self._plan_class.decode_plan is None or self.model.head_dim & (self.model.head_dim - 1):
             return
@@ -102,7 +106,8 @@ class Runner:
         if mixed and most > CHUNK_SEQUENCES:
             self._mixed = self._record_mixed(most, blocks)
         self.model.wrap_encoders(ShapeGraphs)
-        self._rehearsal = self.model.rehearse()
+        steps = steps_by_kernel(self.model, self._plan_class, self.block_size, most, self.kv[0])
+        self._rehearsal = chain(steps, self.model.rehearse(frames))
 
     def _record_mixed(self, most: int, blocks: int) -> ChunkGraphs | None:
         """Steps of many decodes beside chunks, if they give what their kernels give one by one; see agrees."""
@@ -123,6 +128,16 @@ class Runner:
         except Exception:
             log.warning("a rehearsal failed; what it was for is done when it is needed", exc_info=True)
             return False
+
+    @torch.inference_mode()
+    def rehearse_all(self) -> None:
+        """What `rehearse` does in parts, now; kernels are compiled side by side."""
+        if self._decodes is not None:
+            with compiling(self.device):
+                for _ in steps_by_kernel(self.model, self._plan_class, self.block_size, self._decodes.most, self.kv[0]):
+                    pass
+        while self.rehearse():
+            pass
 
     @torch.inference_mode()
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:
@@ -164,12 +179,19 @@ class Runner:
         return self._decodes is not None
 
     @torch.inference_mode()
-    def run(self, batch: Batch, follow: Callable[[], Seq[Work]] = tuple) -> dict[str, Chosen]:
+    def run(
+        self,
+        batch: Batch,
+        follow: Callable[[], Seq[Work]] = tuple,
+        meanwhile: Callable[[Callable[[], bool]], None] = lambda is_over: None,
+    ) -> dict[str, Chosen]:
         """Compute the batch. Result: next token per sampling sequence id, or why there is none.
 
         follow: asked for the next step once the device computes this one. Its works that decode continue sequences of
         this batch, which take the likeliest token. The device goes on with it while the host still reads this one's
         results; a later `run` of those works, or of some of them, finds it done.
+
+        meanwhile: called while the device computes this step, with what tells whether it has.
         """
         works = batch.works
         flight, self._ahead = self._ahead, None
@@ -177,6 +199,7 @@ class Runner:
             flight = self._start(works, None)
         if next_works := follow():
             self._ahead = self._start(next_works, flight)
+        meanwhile(lambda: flight.computed is None or flight.computed.query())
         return self._read(flight, works)
 
     def _start(self, works: Seq[Work], before: _Flight | None) -> _Flight:
@@ -189,8 +212,9 @@ class Runner:
         if flight.greedy is not None and self._all_likeliest(works):
             flight.likeliest = Likeliest(flight.greedy)
         if self.device.type == "cuda":
-            self._launched.append(torch.cuda.Event())
-            self._launched[-1].record()
+            flight.computed = torch.cuda.Event()
+            flight.computed.record()
+            self._launched.append(flight.computed)
         return flight
 
     def _all_likeliest(self, works: Seq[Work]) -> bool:

@@ -7,6 +7,7 @@ call, a unit, or 0. For the engine's thread.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 # Rounds of the speech LM at a time: as many as a unit or a piece takes where they go on beside what the backbone
 # computes, few where that waits for them.
 _ROUNDS_BESIDE, _ROUNDS = 28, 8
+_NAP_S = 0.0002
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +92,7 @@ class Speakers:
         self._stage, self._codec, self._voices = stage, codec, voices
         self._by_slot: dict[int, Speaker] = {}
         self._by_stream: dict[SoundStream, Speaker] = {}
+        self._given: torch.cuda.Event | None = None
 
     @property
     def has_work(self) -> bool:
@@ -155,17 +158,38 @@ class Speakers:
         if speaker.stream is not None and self._codec is not None:
             self._codec.reset(speaker.stream)
 
-    def speak(self, events: list[Event], waits: Callable[[], bool]) -> None:
+    @property
+    def go_beside(self) -> bool:
+        """Whether speech and sound go on beside a step of the backbone; see `beside`."""
+        return self._stage is not None and self._stage.runs_ahead
+
+    def mark(self) -> None:
+        """All that was given to say until now is computed once the device gets here."""
+        if self._stage is not None and self._stage.device.type == "cuda" and self.has_codes:
+            self._given = torch.cuda.Event()
+            self._given.record()
+
+    def beside(self, events: list[Event], is_over: Callable[[], bool]) -> None:
+        """Speak and sound while the device computes a step of the backbone, until that is over; not on a CPU."""
+        while self.go_beside and self.has_work:
+            self.speak(events, lambda: False, self._given)
+            self.sound(events, lambda: False)
+            if is_over():
+                break
+            time.sleep(_NAP_S)
+
+    def speak(self, events: list[Event], waits: Callable[[], bool], given: torch.cuda.Event | None = None) -> None:
         """Some more codes for all that speak. What fails ends the texts that took part, and no more.
 
-        waits: whether nobody else has anything to do, so that the device may be waited for.
+        waits: whether nobody else has anything to do, so that the device may be waited for. given: see `mark`; without
+        it the device first does what it was told to.
         """
         stage = self._stage
         if stage is None or not stage.is_speaking:
             return
         try:
             rounds = _ROUNDS_BESIDE if stage.runs_ahead else _ROUNDS
-            spoken = stage.advance(rounds, waits=lambda: waits() and not self._has_sound)
+            spoken = stage.advance(rounds, waits=lambda: waits() and not self._has_sound, given=given)
         except Exception as error:
             log.exception("a step of the speech LM failed; its calls end")
             for speaker in list(self._by_slot.values()):

@@ -7,7 +7,7 @@ b rows of a round · n condition rows · E width · L layers · K key/value head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -81,7 +81,8 @@ class SpeechStage:
         """Run rounds as CUDA graphs from now on, where the device and the kernels allow it."""
         if self.device.type != "cuda":
             return
-        self._side, self.runs_ahead = torch.cuda.Stream(self.device), True
+        # First in line: its kernels are many and small, and would each wait for a large one of the backbone.
+        self._side, self.runs_ahead = torch.cuda.Stream(self.device, priority=-1), True
         recorder = Recorder(self._side)
         self._steps = self.make_steps()
         self._steps.record(recorder)
@@ -196,11 +197,18 @@ class SpeechStage:
         return [codes[work.slot] for work in works]
 
     @torch.inference_mode()
-    def advance(self, rounds: int = CODES_PER_S, *, waits: Callable[[], bool] = lambda: True) -> list[Spoken]:
+    def advance(
+        self,
+        rounds: int = CODES_PER_S,
+        *,
+        waits: Callable[[], bool] = lambda: True,
+        given: torch.cuda.Event | None = None,
+    ) -> list[Spoken]:
         """Up to `rounds` more codes for every call. What is new, in the order in which the slots were opened.
 
         Where the stage runs ahead they are begun, and those that the last call began are told. While the device still
-        computes those, `waits` says whether to wait on; if not, nothing happens.
+        computes those, `waits` says whether to wait on; if not, nothing happens. given: after what on the device the
+        hidden rows of all works are there; None: after all that it was told to do.
         """
         try:
             if not self.runs_ahead:
@@ -213,8 +221,10 @@ class SpeechStage:
             if flight is not None:
                 flight.settle(self.model.eos_code)
             told = self._tell()
-            if self._side is not None:
+            if self._side is not None and given is None:
                 self._side.wait_stream(torch.cuda.current_stream(self.device))
+            elif self._side is not None and given is not None:
+                self._side.wait_event(given)
             with torch.cuda.stream(self._side), timed(self.passes, "speech"):
                 self._begin(rounds)
             return told
@@ -276,11 +286,21 @@ class SpeechStage:
             call.max_new = min(call.max_new, self._window.room(slot, len(part)))
             if len(part) > 1:
                 parts.append((slot, part[:-1]))
-        if parts:
-            self._forward(
-                [slot for slot, _ in parts], torch.cat([part for _, part in parts]), [len(p) for _, p in parts]
-            )
+        for some in self._together(parts):
+            self._forward([slot for slot, _ in some], torch.cat([part for _, part in some]), [len(p) for _, p in some])
         return slots
+
+    def _together(self, parts: list[tuple[Slot, torch.Tensor]]) -> Iterator[list[tuple[Slot, torch.Tensor]]]:
+        """Rows of calls in runs that recorded steps hold; where nothing is recorded, all at once."""
+        some: list[tuple[Slot, torch.Tensor]] = []
+        for part in parts:
+            fits = self._chunks is None or self._chunks.fits([len(rows) for _, rows in (*some, part)])
+            if some and not fits:
+                yield some
+                some = []
+            some.append(part)
+        if some:
+            yield some
 
     def _conditions(self, slots: list[Slot]) -> list[torch.Tensor]:
         """Rows [n, E] of each call: its text, then the marks that its rule asks for."""

@@ -18,6 +18,7 @@ from sensorium.engine.graphs import Likeliest, Recorder
 from sensorium.engine.speech_draw import FEW, RECENT, draw_numbers, read_draw, widths
 from sensorium.engine.speech_sampler import pick
 from sensorium.engine.speech_slot import Call, Slot, call_of
+from sensorium.kernels.ahead import compiling
 from sensorium.kernels.upload import upload
 from sensorium.models.base import SpeechModel
 from sensorium.types import ModelInputs
@@ -101,8 +102,15 @@ class SpeechSteps:
 
     def record(self, recorder: Recorder) -> None:
         """Make rounds CUDA graphs: of powers of two rows, without filters and with those that need a short sort."""
+        few = min(FEW, self._model.num_codes)
+        with compiling(self._lens.device):
+            for size in self._sizes:
+                self._compute(size, few)
+        self._state.zero_()  # what was only compiled may have left anything
+        self._lens.zero_()
+        self._ints.fill_(1)
         for size in reversed(self._sizes):
-            for candidates in (0, min(FEW, self._model.num_codes)):
+            for candidates in (0, few):
                 # Recording runs a round too, of nothing but padding; rounds are counted up to the width of the tables.
                 self._at.zero_()
                 compute = partial(self._compute, size, candidates)

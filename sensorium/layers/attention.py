@@ -14,6 +14,7 @@ from torch import nn
 from sensorium.kernels import select
 from sensorium.kernels.encoder import Segments
 from sensorium.kernels.reference import HeadNorms
+from sensorium.kernels.wide import widened
 from sensorium.layers.linear import Linear
 from sensorium.types import ModelInputs
 
@@ -81,8 +82,10 @@ class Past:
 
     def exchange(self, new: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write keys and values [B, L, 2, H, D] of the new frames; those of all frames, [B, H, keys, D] each."""
-        cache.flatten(0, 1).index_copy_(0, self.rows, new.flatten(0, 1))
-        k, v = cache[:, : self.seen.shape[-1]].index_select(0, self.slots).permute(2, 0, 3, 1, 4)
+        count, (kept, made) = self.seen.shape[-1], widened(cache.flatten(2), new.flatten(2))
+        kept.flatten(0, 1).index_copy_(0, self.rows, made.flatten(0, 1))
+        kept = kept[:, :count].index_select(0, self.slots).view(cache.dtype)
+        k, v = kept.view(-1, count, *cache.shape[2:]).permute(2, 0, 3, 1, 4)
         return k, v
 
 

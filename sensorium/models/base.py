@@ -290,8 +290,11 @@ class Model(Protocol):
         """Let encoders of tensors, positional arguments in and one tensor out, go through `wrap`."""
         ...
 
-    def rehearse(self) -> Iterator[None]:
-        """Parts of what wrapped encoders are better asked for before anybody waits. It has no effect but time."""
+    def rehearse(self, frames: Sequence[MediaItem]) -> Iterator[None]:
+        """Parts of what wrapped encoders are better asked for before anybody waits. It has no effect but time.
+
+        frames: pictures of the shapes that sessions are likely to bring.
+        """
         ...
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

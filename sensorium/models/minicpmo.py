@@ -54,7 +54,7 @@ _GPU_SLICES, _GPU_CLIPS = 32, 16
 # Items encoded together where graphs are recorded, which are one per size; one size may be filled up to.
 _GRAPH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 # Live streams encoded together, and the numbers of keys that they are computed with where graphs are recorded.
-LIVE_BATCH = 8
+LIVE_BATCH, _GPU_LIVE_BATCH = 8, 32
 _LIVE_KEYS = (256, 768)
 
 
@@ -94,15 +94,25 @@ class Model(TextModel):
         # Few shapes, so that what is wrapped may keep one result of its work for each.
         self._live_keys, self._sizes = _LIVE_KEYS, _GRAPH_SIZES
 
-    def rehearse(self) -> Iterator[None]:
-        """The shapes of a session's sound, smallest batches first, each as often as it takes to be recorded."""
+    def rehearse(self, frames: Sequence[MediaItem] = ()) -> Iterator[None]:
+        """The shapes of sessions' sound and pictures, smallest batches first, as often as it takes to be recorded."""
         if self.audio is None or not self._live_keys or not self._stream_memory().num_slots:
             return
-        memory, weight = self._stream_memory(), self.decoder.embedding.weight
+        memory = self._stream_memory()
+        yield from self._rehearse_sound(memory)
+        for size in (size for size in self._sizes if size <= memory.num_slots):
+            for frame in frames:
+                for _ in range(2):
+                    self._encode_images([frame] * size)
+                    yield
+
+    def _rehearse_sound(self, memory: StreamMemory) -> Iterator[None]:
+        whisper, weight = _loaded(self.audio, "audio"), self.decoder.embedding.weight
+        most = 1 << (min(self._live_batch, memory.num_slots) - 1).bit_length()
         for keys in (*self._live_keys, memory.frames):
-            for size in (1 << power for power in range(LIVE_BATCH.bit_length())):
+            for size in (1 << power for power in range(most.bit_length())):
                 for frames, before, after in DUPLEX_SHAPES if keys == self._live_keys[0] else DUPLEX_SHAPES[1:]:
-                    mel = torch.zeros(size, self.audio.conv1.in_channels, frames, dtype=weight.dtype).to(weight.device)
+                    mel = torch.zeros(size, whisper.conv1.in_channels, frames, dtype=weight.dtype).to(weight.device)
                     places = torch.tensor([[memory.num_slots] * size, [0] * size], device=weight.device)
                     for _ in range(2):
                         self._embed_live(mel, places, keys, before, after)
@@ -257,9 +267,13 @@ class Model(TextModel):
             at = [i for i in range(len(items)) if i not in rows]
             first = [i for place, i in enumerate(at) if all(items[i].stream != items[j].stream for j in at[:place])]
             shape = live_shape(items[first[0]])
-            batch = [i for i in first if live_shape(items[i]) == shape][:LIVE_BATCH]
+            batch = [i for i in first if live_shape(items[i]) == shape][: self._live_batch]
             rows |= zip(batch, self._encode_streams([items[i] for i in batch], *shape[1:]), strict=False)
         return [rows[i] for i in range(len(items))]
+
+    @property
+    def _live_batch(self) -> int:
+        return _GPU_LIVE_BATCH if _is_large(self.decoder.embedding.weight.device) else LIVE_BATCH
 
     def _encode_streams(self, items: Sequence[MediaItem], before: int, after: int) -> torch.Tensor:
         """Items of one shape and of different streams -> [B or more, R, E]. Streams go on only if nothing fails."""

@@ -203,7 +203,7 @@ class World:
     def step(self) -> None:
         batch: list[int] = []
         run = self.engine.runner.run
-        self.engine.runner.run = lambda made, follow=(): batch.append(made.num_tokens) or run(made, follow)
+        self.engine.runner.run = lambda made, *then: batch.append(made.num_tokens) or run(made, *then)
         try:
             events = self.engine.step()
         finally:

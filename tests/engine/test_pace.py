@@ -80,11 +80,11 @@ def test_prompts_alone_have_the_whole_step_and_beside_decodes_their_share(make_e
     engine = make_engine(decode_slowdown=1.5, max_num_batched_tokens=256)
     run, shapes, clock = engine.runner.run, [], engine.clock
 
-    def watched(batch, follow=tuple):
+    def watched(batch, *then):
         counts = [work.count for work in batch.works]
         shapes.append((counts.count(1), sum(counts) - counts.count(1)))
         clock.now_s += cpu(*shapes[-1])
-        return run(batch, follow)
+        return run(batch, *then)
 
     engine.runner.run = watched
     got = drive(engine, *(request(name, made) for name, made in texts.items()))

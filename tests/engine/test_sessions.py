@@ -193,7 +193,7 @@ def test_decodes_of_sessions_and_requests_share_steps(make_engine) -> None:
     engine.inbox.append(request("r", prompt("question"), max_tokens=8))
     batches = []
     run = engine.runner.run
-    engine.runner.run = lambda batch, follow=(): batches.append(len(batch.works)) or run(batch, follow)
+    engine.runner.run = lambda batch, *then: batches.append(len(batch.works)) or run(batch, *then)
     settle(engine)
     assert batches.count(4) >= 6
     assert len(batches) < 15

@@ -318,6 +318,22 @@ def test_a_session_speaks_unit_by_unit(engine: Engine, codec: Token2Wav, rule):
         assert first < events.index(done[0])
 
 
+def test_what_is_said_beside_steps_is_what_is_said_between_them(model: Model, codec: Token2Wav):
+    heard: list[list[Any]] = []
+    for beside in (False, True):
+        engine = speaking_engine(model, codec)
+        assert engine.speech is not None
+        if beside:  # as on a GPU
+            engine.speech._steps, engine.speech.runs_ahead = engine.speech.make_steps(), True
+        engine.inbox += [session("s"), unit("s", 0), unit("s", 1), spoken("text"), CloseSession("s")]
+        events = run(engine)
+        heard.append(
+            [(codes_of(events, name), samples(events, name).tobytes(), ends(events, name)) for name in ("s", "text")]
+        )
+        assert {type(event) for event in events[-2:]} <= {Finished, Sound}
+    assert heard[0] == heard[1]
+
+
 def test_a_unit_is_late_when_its_sound_is(engine: Engine):
     clock: Any = engine.clock
     engine.inbox += [session("s"), unit("s", 0)]

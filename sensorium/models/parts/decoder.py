@@ -5,7 +5,7 @@ N packed tokens · E width · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from sensorium.layers.norm import RMSNorm
 from sensorium.layers.rope import Rope
 from sensorium.models.base import SpeechModel
 from sensorium.models.parts.configs import DecoderConfig
-from sensorium.types import ModelInputs
+from sensorium.types import MediaItem, ModelInputs
 
 # Our parameter path -> the name Hugging Face checkpoints use, below the language model's own prefix.
 RENAMES = (
@@ -149,7 +149,7 @@ class TextModel(nn.Module):
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """For families whose towers can be recorded as graphs by shape; see engine.graphs.ShapeGraphs."""
 
-    def rehearse(self) -> Iterator[None]:
+    def rehearse(self, frames: Sequence[MediaItem]) -> Iterator[None]:
         """See models.base.Model: here there is nothing to rehearse."""
         return iter(())
 

@@ -55,7 +55,7 @@ class FixedShapes:
 
     def _record(self, compute: Compute, inputs: list[torch.Tensor], age: int) -> _Made:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = torch.cuda.Stream(self._device, priority=-1)  # which its kernels keep in every replay
         graph, result = capture(lambda: compute(*inputs), self._memory, self._stream)
         return age, inputs, graph, result
 

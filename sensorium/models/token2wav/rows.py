@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from sensorium.kernels.wide import widened
+
 _FIRST_ROWS = 64
 
 
@@ -90,6 +92,6 @@ class KeyView:
 
     def extend(self, part: int, layer: int, kv: torch.Tensor) -> torch.Tensor:
         """Stores kv [2, B, T, F] and returns all that is seen, [2, B, L, F]."""
-        state = self._pool.data[part][layer]
-        state.index_copy_(1, self._new, kv.flatten(1, 2))
-        return state.index_select(1, self._seen).view(2, self.batch, self.length, -1)
+        state, made = widened(self._pool.data[part][layer], kv.flatten(1, 2))
+        state.index_copy_(1, self._new, made)
+        return state.index_select(1, self._seen).view(kv.dtype).view(2, self.batch, self.length, -1)
