@@ -67,7 +67,7 @@ def _segment_kernel(
 
 
 @Kernel
-@triton.jit
+@triton.jit(do_not_specialize=("M",))
 def _add_norm_kernel(
     x, y, weight, bias, out, M, eps, W: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr
 ):

@@ -82,7 +82,7 @@ def _vector_kernel(
 
 
 @Kernel
-@triton.jit
+@triton.jit(do_not_specialize=("M",))
 def _rows_kernel(
     w, x, residual, y, M, N,
     K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,

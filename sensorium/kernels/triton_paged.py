@@ -76,7 +76,7 @@ def _prepare_kernel(
 
 
 @Kernel
-@triton.jit
+@triton.jit(do_not_specialize=("width",))
 def _attend_kernel(
     q, keys, values, out, lse, tiles, tables, q_stride, width, scale,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
