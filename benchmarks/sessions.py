@@ -475,7 +475,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     in_order = sorted(result["runs"], key=lambda run: run["sessions"])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
-    for tokens in sorted({run["text_tokens"] for run in result["runs"]}):
+    for tokens in sorted({run["text_tokens"] for run in in_order}):
         runs = [run for run in in_order if run["text_tokens"] == tokens and run["unit_ms"]]
         counts = [run["sessions"] for run in runs]
         for name, style in (("p50", "-o"), ("p99", "--o")):
@@ -483,7 +483,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.axhline(1000, color="grey", linewidth=1)
     left.set(xlabel="sessions", ylabel="ms from the end of a second to the last of its sound", yscale="log")
     left.legend()
-    first = min(run["text_tokens"] for run in result["runs"])
+    first = min(run["text_tokens"] for run in in_order)
     runs = [run for run in in_order if run["text_tokens"] == first and run["unit_ms"]]
     names, bottom = list(runs[0]["stage_ms"]), np.zeros(len(runs))
     for name in names:
@@ -493,8 +493,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     right.set(xlabel="sessions", ylabel=f"ms of a unit by stage, medians ({first} text tokens)")
     right.legend()
     figure.suptitle(f"{result['size']} MiniCPM-o 4.5, random weights, {result['device']}, {result['dtype']}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
 
 
 if __name__ == "__main__":
