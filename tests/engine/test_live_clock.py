@@ -75,7 +75,10 @@ class Talk:
 class Hum:
     """A codec that is done at once: for runs so long that they are about everything else."""
 
-    num_codes, can_clone = 6561, False
+    num_codes, can_clone, batch = 6561, False, 32
+
+    def kind(self, num_codes: int, last: bool) -> None:
+        return None
 
     def prepare(self, voice: Any) -> Any:
         yield from ()
