@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 Chosen = Sampled | Unsampled | Decision
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
+_SPARE_BYTES = 4 << 30
 
 
 @dataclass(slots=True)
@@ -122,7 +123,12 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> bool:
-        """A part of what is better done before anybody waits, up to a second of it. False: there is nothing left."""
+        """A part of what is better done before anybody waits, up to a second of it. False: there is nothing left.
+
+        With little memory free nothing is: what is recorded then should be what is needed.
+        """
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _SPARE_BYTES:
+            return False
         try:
             return next(self._rehearsal, self) is not self
         except Exception:
@@ -138,6 +144,8 @@ class Runner:
                     pass
         while self.rehearse():
             pass
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what shapes took before they were recorded
 
     @torch.inference_mode()
     def encode(self, items: Seq[MediaItem]) -> dict[bytes, Exception]:
