@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Chosen = Sampled | Unsampled | Decision
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
-_SPARE_BYTES = 4 << 30
+_SPARE_BYTES = 2 << 30
 
 
 @dataclass(slots=True)
