@@ -7,6 +7,8 @@ import os
 # Two pytest workers share two cores: one thread each. Set before torch reads it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import re
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -17,9 +19,21 @@ from sensorium.kernels import compiled
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = ROOT / "sensorium" / "packaged" / "sensorium-tiny"
 
+# Where the environment keeps Python from writing what it compiles, each of the many processes that tests start would
+# compile all of our modules again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # How long an example takes says nothing on a machine that does other things too.
 hypothesis.settings.register_profile("any speed", deadline=None)
 hypothesis.settings.load_profile("any speed")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of nothing but slow tests are not read where those are left out: what they import takes seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(re.search(r"^pytestmark = \[?pytest\.mark\.slow\b", collection_path.read_text("utf-8"), re.M)) or None
 
 
 @pytest.fixture(scope="session", autouse=True)

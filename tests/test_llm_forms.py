@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -375,11 +376,16 @@ def test_embeddings_and_scores(any_model):
 
 def test_deleting_it_frees_the_engine(any_model):
     llm = LLM(str(any_model), kv_cache_bytes=1 << 20)
-    client = llm.client
+    client, model = llm.client, weakref.ref(llm.client.loaded.model)
     llm.generate("a", GREEDY, use_tqdm=False)
-    del llm
-    gc.collect()
-    assert not client.is_alive
+    gc.disable()  # memory is free at once, and not when the collector comes by
+    try:
+        del llm
+        assert not client.is_alive
+        del client
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_keywords_of_vllm(any_model, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,14 +101,16 @@ class Engine:
         for stage in (speech, codec):
             if stage is not None:
                 stage.passes = runner.passes
-        self.voices = Voices(codec, voices or {}, self._put)
+        # Its parts do not keep it: with its last owner the engine is gone, and gigabytes are free at once.
+        me, put = weakref.proxy(self), weakref.WeakMethod(self._put)
+        self.voices = Voices(codec, voices or {}, lambda made: (call := put()) and call(made))
         self.speakers = Speakers(speech, codec, self.voices)
-        self._calls = SpeechCalls(self.speakers, lambda: self.clock())
+        self._calls = SpeechCalls(self.speakers, lambda: me.clock())
         self._answers = Answers(self.speakers, runner.readout, tokenizer)
         self._spoken_end = _spoken_end(runner, tokenizer)
         self._sequences: dict[str, Sequence] = {}
         self._outputs: dict[str, _Output] = {}
-        self.sessions = Sessions(scheduler, runner, tokenizer, lambda: self.clock(), self.speakers)
+        self.sessions = Sessions(scheduler, runner, tokenizer, lambda: me.clock(), self.speakers)
         self._compiling = Compiling(grammars)
         self._follow: list[Work] = []
         self._paced_s = 0.0

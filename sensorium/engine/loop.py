@@ -74,4 +74,6 @@ class EngineLoop:
         except BaseException as error:  # a defect of ours: nobody may be left waiting
             log.critical("the engine stopped", exc_info=error)
             reason = f"the engine stopped ({type(error).__name__}); see the server log"
-        self._ended(reason)
+        ended = self._ended
+        del self._ended, self._deliver  # a loop that is over keeps neither its owner nor what its owner holds
+        ended(reason)

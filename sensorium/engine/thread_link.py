@@ -13,9 +13,13 @@ from sensorium.engine.loading import load
 from sensorium.engine.loop import EngineLoop
 from sensorium.engine.protocol import AddVoice, Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
 from sensorium.errors import EngineDeadError, UnsupportedError
-from sensorium.types import Request
+from sensorium.types import Event, Request
 
 _SWITCH_S = 0.001
+
+
+def _nobody(events: list[Event]) -> None:
+    """There is nobody to deliver to."""
 
 
 class ThreadLink:
@@ -67,3 +71,4 @@ class ThreadLink:
             self.reason = reason or "the engine is closed"
             self.state = "closed" if reason is None else "failed"
         self._deliver(self.loaded.engine.fail_all(self.reason))
+        self._deliver = _nobody  # whoever owns the link is not kept by it

@@ -83,16 +83,20 @@ class Model(TextModel):
         if config.speech is not None:
             self.speech = SpeechLM(config.speech)
         self._streams: dict[str, AudioStream] = {}
-        self._embed_slices, self._embed_clips, self._embed_live = self.embed_slices, self.embed_clips, self.embed_live
+        # By name, once they are wrapped: methods kept here would keep the model from being freed with its last owner.
+        self._wrapped: dict[str, Callable[..., torch.Tensor]] = {}
         self._live_keys: tuple[int, ...] = ()
         self._sizes: tuple[int, ...] = ()
 
     def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
         """Let what the towers compute from tensors go through `wrap`: positional arguments in, one tensor out."""
-        self._embed_slices, self._embed_clips = wrap(self.embed_slices), wrap(self.embed_clips)
-        self._embed_live = wrap(self.embed_live)
+        for embed in (self.embed_slices, self.embed_clips, self.embed_live):
+            self._wrapped[embed.__name__] = wrap(embed)
         # Few shapes, so that what is wrapped may keep one result of its work for each.
         self._live_keys, self._sizes = _LIVE_KEYS, _GRAPH_SIZES
+
+    def _call(self, embed: Callable[..., torch.Tensor], *tensors: object) -> torch.Tensor:
+        return self._wrapped.get(embed.__name__, embed)(*tensors)
 
     def rehearse(self, frames: Sequence[MediaItem] = ()) -> Iterator[None]:
         """The shapes of sessions' sound and pictures, smallest batches first, as often as it takes to be recorded."""
@@ -115,7 +119,7 @@ class Model(TextModel):
                     mel = torch.zeros(size, whisper.conv1.in_channels, frames, dtype=weight.dtype).to(weight.device)
                     places = torch.tensor([[memory.num_slots] * size, [0] * size], device=weight.device)
                     for _ in range(2):
-                        self._embed_live(mel, places, keys, before, after)
+                        self._call(self.embed_live, mel, places, keys, before, after)
                         yield
 
     # ---- checkpoint names -----------------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class Model(TextModel):
         times, groups = packing or (None, None)
         pixels = pad_sequence(patches, batch_first=True) if padded else torch.stack(patches)
         x = patch_inputs(pixels, self.decoder.embedding.weight.dtype)
-        return self._embed_slices(x, sizes, times, groups, padded)
+        return self._call(self.embed_slices, x, sizes, times, groups, padded)
 
     def _batches(
         self, order: Sequence[int], counts: Sequence[int], limit: int, few_sizes: bool
@@ -252,7 +256,7 @@ class Model(TextModel):
             for i, mel in enumerate(clips):
                 batch[i, :, : frames[i]] = mel
             features, numbers = upload_all([batch, np.array(frames)], weight.device)
-        out = self._embed_clips(features.to(weight.dtype), numbers, min(frames) < max(frames))
+        out = self._call(self.embed_clips, features.to(weight.dtype), numbers, min(frames) < max(frames))
         pool = self.config.audio_pool_step
         return (rows[: encoder_frames(n) // pool] for rows, n in zip(out[:count], frames[:count], strict=True))
 
@@ -295,7 +299,7 @@ class Model(TextModel):
         for i, (item, stream, start) in enumerate(zip(items, streams, starts, strict=True)):
             mel[i], places[:, i] = item.arrays["mel"], (stream.slot, start)
         x, at_rows = upload_all([mel, places], weight.device)
-        heard = self._embed_live(x.to(weight.dtype), at_rows, keys, before, after)
+        heard = self._call(self.embed_live, x.to(weight.dtype), at_rows, keys, before, after)
         for stream, start in zip(streams, starts, strict=True):
             stream.num_frames = start + frames
         return heard

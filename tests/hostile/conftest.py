@@ -1,4 +1,4 @@
-"""A world of servers for a file of hostile tests, gone with it: its bystanders never rest."""
+"""A world of servers for a file of hostile tests, gone with it, and their bystanders."""
 
 from __future__ import annotations
 

@@ -41,9 +41,13 @@ NAMES: dict[str, list[Any]] = {
 }
 
 
+REST_S = 0.5
+
+
 @dataclass
 class Bystander:
-    """Another user, whose streams run all the time and must always say the same."""
+    """Another user, who asks again whenever something is sent to his server, and twice a second beside it; his streams
+    must always say the same."""
 
     live: Live
     text: str
@@ -52,13 +56,13 @@ class Bystander:
     answers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._stop = threading.Event()
+        self._stop, self._woken = threading.Event(), threading.Event()
         self.expected = self.ask()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def ask(self) -> str:
-        body = chat(messages=user(self.text), max_tokens=40, temperature=0, ignore_eos=True, stream=True)
+        body = chat(messages=user(self.text), max_tokens=16, temperature=0, ignore_eos=True, stream=True)
         status, _, answer = self.live.request("POST", "/v1/chat/completions", json.dumps(body).encode(), self.headers)
         assert status == 200, answer
         assert answer.endswith(b"data: [DONE]\n\n")
@@ -72,9 +76,15 @@ class Bystander:
             except Exception as error:
                 self.answers.append(repr(error))
                 return
+            self._woken.wait(REST_S)
+            self._woken.clear()
+
+    def wake(self) -> None:
+        self._woken.set()
 
     def leave(self) -> None:
         self._stop.set()
+        self.wake()
         self._thread.join()
 
 
@@ -100,6 +110,8 @@ class Target(Live):
     ) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = self.headers | ({"authorization": f"Bearer {key}"} if key else {}) | (headers or {})
+        for one in self.bystanders:
+            one.wake()
         status, found, answer = self.request("POST", path, data, headers)
         is_json = "json" in found.get("content-type", "")
         return status, json.loads(answer) if is_json else answer
@@ -159,7 +171,7 @@ def target(model: Path, flags: list[str], env: dict[str, str], key: str = "", by
         reader = threading.Thread(target=lambda: log.extend(process.stderr or ()))
         reader.start()
         try:
-            ready = eventually(lambda: any("ready after" in line for line in log) or process.poll() is not None)
+            ready = eventually(lambda: any("ready after" in line for line in log) or process.poll() is not None, 240)
             url = re.search(r"listening on http://127.0.0.1:(\d+)", "".join(log))
             assert ready, "".join(log)
             assert url, "".join(log)
