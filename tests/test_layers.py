@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ OPTIONAL = {
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def python_files(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
@@ -107,7 +113,7 @@ def test_each_part_imports_only_what_is_below_it():
         part = relative.parts[0].removesuffix(".py")
         if part in TOP:
             continue
-        for node, module in imports(ast.parse(path.read_text())):
+        for node, module in imports(tree_of(path)):
             target = part_of(module)
             if target not in (None, part) and target not in LAYERS[part]:
                 wrong.append(f"{relative}:{node.lineno} imports {module}")
@@ -117,7 +123,7 @@ def test_each_part_imports_only_what_is_below_it():
 def test_engine_reaches_models_through_the_registry_and_media_through_the_client():
     wrong = []
     for path in python_files("sensorium/engine"):
-        for node, module in imports(ast.parse(path.read_text())):
+        for node, module in imports(tree_of(path)):
             if part_of(module) == "models" and module != "sensorium.models" and module not in ENGINE_MODELS:
                 wrong.append(f"{path.name}:{node.lineno} imports {module}")
             if part_of(module) == "media" and path.stem not in MEDIA_DOORS:
@@ -130,7 +136,7 @@ def test_server_and_scheduling_policy_import_no_torch():
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in [*policy, *python_files("sensorium/server")]
-        for _, module in imports(ast.parse(path.read_text()))
+        for _, module in imports(tree_of(path))
         if module.split(".")[0] == "torch"
     ]
     assert policy
@@ -140,7 +146,7 @@ def test_server_and_scheduling_policy_import_no_torch():
 def test_imports_stand_at_the_top():
     wrong = []
     for path in python_files("sensorium"):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 wrong += [
@@ -159,7 +165,7 @@ def test_files_and_functions_stay_small():
             wrong.append(f"{path.relative_to(ROOT)} has {text.count(chr(10))} lines")
         if "kernels" in path.parts:
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
@@ -172,7 +178,7 @@ def test_names_say_what_a_thing_is():
     for path in python_files("sensorium", "training", "benchmarks", "examples"):
         if path.stem in ("utils", "util", "helpers", "common", "misc"):
             wrong.append(str(path.relative_to(ROOT)))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef) and re.search(r"(Manager|Handler|Helper|Base|Utils?)$", node.name):
                 wrong.append(f"{path.relative_to(ROOT)}: class {node.name}")
     assert not wrong, "\n".join(wrong)
@@ -184,7 +190,7 @@ def test_no_generic_code_knows_a_family():
     wrong: list[str] = []
     folders = [f"sensorium/{name}" for name in ("engine", "server", "media", "layers", "kernels", "offline")]
     for path in python_files(*folders):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
             match node:

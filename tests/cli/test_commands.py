@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -36,27 +37,41 @@ def test_an_unknown_command_is_refused(capsys):
     assert "'srve'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_needs_no_torch(command):
-    script = f"import sys, sensorium.cli\ntry: sensorium.cli.main(['{command}', '--help'])\nexcept SystemExit: pass\n"
-    script += "sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert f"sensorium {command} {'TEXT' if command == 'speak' else '[MODEL]'}" in done.stdout
+def in_one_process(lines: list[list[str]]) -> subprocess.CompletedProcess[str]:
+    """Calls of the command, one after the other, as starting a process takes longest: behind what each prints comes a
+    line "> [its first word] [its exit status] [whether torch is there]"."""
+    script = """
+import json, sys
+from sensorium.cli import main
+for line in json.loads(sys.argv[1]):
+    try:
+        status = main(line)
+    except SystemExit as exit:
+        status = exit.code
+    print(">", line[0], status, "torch" in sys.modules, flush=True)
+"""
+    command = [sys.executable, "-c", script, json.dumps(lines)]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_help_needs_no_torch():
+    done = in_one_process([[command, "--help"] for command in COMMANDS])
+    assert [line for line in done.stdout.splitlines() if line.startswith(">")] == [
+        f"> {command} 0 False" for command in COMMANDS
+    ]
+    for command in COMMANDS:
+        assert f"sensorium {command} {'TEXT' if command == 'speak' else '[MODEL]'}" in done.stdout
 
 
 def test_a_missing_model_is_one_line_with_a_next_step(tmp_path):
-    """All commands in one process, as starting one takes longest."""
     requests = tmp_path / "requests.jsonl"
     requests.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}')
     more = {"serve": ["--port", "0"], "run-batch": ["-i", str(requests), "-o", str(tmp_path / "answers.jsonl")]}
     lines = [[command, "./no-such-model", *more.get(command, ())] for command in COMMANDS if command != "speak"]
     lines.append(["speak", "Hello.", "--model", "./no-such-model", "-o", str(tmp_path / "hello.wav")])
-    script = "import sys, json; from sensorium.cli import main\n"
-    script += "for line in json.loads(sys.argv[1]): print('>', line[0], main(line), flush=True)"
-    command = [sys.executable, "-c", script, json.dumps(lines)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert [line for line in done.stdout.splitlines() if line.startswith(">")] == [f"> {line[0]} 1" for line in lines]
+    done = in_one_process(lines)
+    ends = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith(">")]
+    assert ends == [[line[0], "1"] for line in lines]
     assert "Traceback" not in done.stdout
     assert done.stdout.count("no model folder at './no-such-model'; give a folder") == len(lines)
 
@@ -82,20 +97,28 @@ def test_complete_continues_a_prompt(any_model, capsys):
     assert capsys.readouterr().out == first
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (["serve", "--gpu-memory-utilization", "2"], 2),
-        (["serve", "--allowed-local-media-path", "/no/such/folder"], 2),
-        (["serve", "--enable-auto-tool-choice"], 1),
-        (["chat", "--max-num-seqs", "0"], 2),
-        (["doctor", "--tensor-parallel-size", "1"], 2),
-    ],
-)
-def test_a_wrong_setting_ends_at_once_without_a_traceback(words, status):
+WRONG = [
+    (["serve", "--gpu-memory-utilization", "2"], 2),
+    (["serve", "--allowed-local-media-path", "/no/such/folder"], 2),
+    (["serve", "--enable-auto-tool-choice"], 1),
+    (["chat", "--max-num-seqs", "0"], 2),
+    (["doctor", "--tensor-parallel-size", "1"], 2),
+]
+
+
+def test_a_wrong_setting_ends_at_once_without_a_traceback():
+    done = in_one_process([words for words, _ in WRONG])
+    *parts, rest = re.split(r"^> (?:\w+) (\d) False\n", done.stdout, flags=re.MULTILINE)
+    said, statuses = parts[::2], parts[1::2]
+    assert (list(map(int, statuses)), rest) == ([status for _, status in WRONG], "")
+    assert "Traceback" not in done.stdout
+    assert all(1 <= text.count("\n") <= 2 for text in said)
+
+
+def test_the_module_ends_with_the_commands_status():
+    words, status = WRONG[0]
     done = subprocess.run([sys.executable, "-m", "sensorium", *words], capture_output=True, text=True)
-    assert done.returncode == status
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.count("\n") <= 2
 
 

@@ -67,16 +67,20 @@ def sound() -> bytes:
 
 @pytest.fixture(scope="module")
 def long_film() -> MediaRef:
-    """Takes seconds to decode: large frames, and only the first can be jumped to."""
+    """Takes seconds to decode: large frames, and only the first can be jumped to. The others are one, repeated."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 1280, 960, "yuv420p"
         stream.codec_context.gop_size = 10_000
         frame = av.VideoFrame.from_ndarray(np.zeros((960, 1280, 3), dtype=np.uint8), format="rgb24")
-        for _ in range(600):
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
+        first, again = (stream.encode(frame)[0] for _ in range(2))
+        file.mux(first)
+        for number in range(1, 600):
+            packet = av.Packet(bytes(again))
+            packet.stream, packet.time_base = stream, again.time_base
+            packet.pts = packet.dts = number
+            file.mux(packet)
     return MediaRef("video", out.getvalue(), "messages[0].content[0]")
 
 

@@ -69,7 +69,7 @@ async def test_64_streams_equal_their_solo_runs(crowded: Live) -> None:
     async with AsyncOpenAI(base_url=f"{crowded.url}/v1", api_key="none", max_retries=0) as client:
         solo = [await ask(client, number) for number in range(8)]
         used = []
-        for _ in range(8):
+        for _ in range(5):
             answers = await asyncio.gather(*(ask(client, number) for number in range(STREAMS)))
             assert answers == [solo[number % 8] for number in range(STREAMS)]
             assert {reason for _, reason in answers} == {"length"}
@@ -79,4 +79,4 @@ async def test_64_streams_equal_their_solo_runs(crowded: Live) -> None:
     assert crowded.engine.num_requests == 0
     # The first rounds touch the KV cache and compile kernels for the shapes there are; a request that left its
     # picture behind would add far more.
-    assert used[-1] <= used[3] * 1.05, f"resident bytes after each round: {used}"
+    assert used[-1] <= used[2] * 1.05, f"resident bytes after each round: {used}"

@@ -211,13 +211,13 @@ def test_a_request_says_whether_a_video_is_heard(live: Live):
 
 def test_minus_one_is_all_frames(live: Live):
     def tokens(**video: object) -> int:
-        status, answer = live.post(chat(clip(None, 25), media_io_kwargs={"video": video}) | {"model": "tiny"})
+        status, answer = live.post(chat(clip(None, 12), media_io_kwargs={"video": video}) | {"model": "tiny"})
         assert status == 200, answer
         return answer["usage"]["prompt_tokens"]
 
-    assert tokens(num_frames=9) < tokens(num_frames=-1, fps=16) < tokens(num_frames=-1) == tokens(num_frames=25)
+    assert tokens(num_frames=4) < tokens(num_frames=-1, fps=16) < tokens(num_frames=-1) == tokens(num_frames=12)
     assert tokens(fps=-1) == tokens()
-    status, _ = live.post(chat(clip(None, 25), media_io_kwargs={"video": {"num_frames": -2}}) | {"model": "tiny"})
+    status, _ = live.post(chat(clip(None, 12), media_io_kwargs={"video": {"num_frames": -2}}) | {"model": "tiny"})
     assert status == 400
 
 
