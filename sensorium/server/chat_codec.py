@@ -166,10 +166,11 @@ class ChatCodec:
         logprobs = self._logprobs(news)
         ids = news.token_ids if self._heading.token_ids else []
         heard = [ChunkChoice(index=answer.index, delta=Delta(audio=audio)) for audio in self._heard(news, finished)]
-        if not (news.content or news.reasoning or news.calls or ids) and logprobs is None and finished is None:
+        text = news.content if self._spoken is None else ""
+        if not (text or news.reasoning or news.calls or ids) and logprobs is None and finished is None:
             return heard
         delta = Delta(
-            content=(news.content if self._spoken is None else "") or UNSET,
+            content=text or UNSET,
             reasoning=news.reasoning or UNSET,
             reasoning_content=news.reasoning or UNSET,
             tool_calls=[_call_delta(piece) for piece in news.calls] or UNSET,

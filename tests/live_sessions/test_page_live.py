@@ -101,6 +101,15 @@ def test_it_hears_sees_speaks_is_interrupted_pauses_and_ends(page: Page, live: L
     assert page.run("document.querySelector('#live-problem').hidden")
 
 
+def test_the_address_says_which_tab(page: Page, live: LiveServer):
+    page.run("location.hash = ''")
+    page.wait("document.querySelector('#live').hidden")
+    page.run("location.hash = '#live'")
+    page.wait("!document.querySelector('#live').hidden")
+    click(page, "#tab-chat")
+    assert page.run("location.hash") == ""
+
+
 def test_the_newest_second_stays_in_sight_when_the_window_changes(page: Page, live: LiveServer):
     gap = "(list => list.scrollWidth - list.scrollLeft - list.clientWidth)(document.querySelector('#timeline'))"
     page.size(1200, 844)

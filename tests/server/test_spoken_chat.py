@@ -65,6 +65,7 @@ def test_a_stream_has_its_words_and_its_sound(sdk: openai.OpenAI):
     ]  # type: ignore[union-attr]
     assert heard[0]["id"].startswith("audio_")
     assert not any(delta.content for delta in deltas)
+    assert [bool(delta.audio) for delta in deltas] == [True] * (len(deltas) - 1) + [False], "none that says nothing"
     pcm = b"".join(base64.b64decode(audio["data"]) for audio in heard if "data" in audio)
     transcript = "".join(audio.get("transcript", "") for audio in heard)
     assert "expires_at" in heard[-1]

@@ -40,7 +40,7 @@ async function greet({ id, capabilities = [] }) {
   at("status").textContent = id.split("/").pop();
   at("status").title = id;
   at("tabs").hidden = at("bias-field").hidden = !capabilities.includes("duplex");
-  if (!at("tabs").hidden && location.hash === "#live") show("live");
+  if (wanted() === "live") show("live");
   at("speak").hidden = at("voice-field").hidden = !capabilities.includes("speech");
   at("add-voice").hidden = !capabilities.includes("cloning");
   if (!at("speak").hidden) await voices.load();
@@ -71,6 +71,8 @@ function show(name) {
   window.history.replaceState(null, "", name === "chat" ? location.pathname : `#${name}`);
 }
 
+const wanted = () => (location.hash === "#live" && !at("tabs").hidden ? "live" : "chat");
+window.addEventListener("hashchange", () => show(wanted()));
 for (const name of TABS) at(`tab-${name}`).onclick = () => show(name);
 at("tabs").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
