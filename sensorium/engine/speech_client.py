@@ -142,6 +142,10 @@ class SpeechPlaces:
         self.voices = dict.fromkeys(facts.voices)
         self._held: set[str] = set()
 
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
     def check(self, options: SpeechOptions) -> None:
         """Raises UnsupportedError, NotFoundError."""
         if not self._slots:

@@ -78,6 +78,11 @@ class SpeechDoor:
         return self._speech.can_sound
 
     @property
+    def num_speaking(self) -> int:
+        """Requests, sessions and speeches that hold a slot of the speech LM."""
+        return self._speech.num_held
+
+    @property
     def can_clone(self) -> bool:
         """Whether recordings can become voices here."""
         return self._speech.can_clone

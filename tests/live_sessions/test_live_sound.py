@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from live_sessions.tools import SPEAKS, LiveServer, duplex, noise
+from server.live import eventually
 
 
 def sounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,6 +57,19 @@ def test_no_sound_of_a_turn_follows_its_end(speaking: LiveServer):
         elif event["type"] == "sound":
             assert is_open, f"sound after turn {turn} was over"
     assert cancelled
+
+
+def test_who_finds_all_voices_taken_by_requests_waits_for_one(speaking: LiveServer):
+    taken = [speaking.engine.open_speech("duplex") for _ in range(2)]
+    with duplex(speaking) as client:
+        client.say("start", **SPEAKS)
+        assert client.next()["type"] == "queued"
+        taken.pop().close()
+        assert eventually(lambda: speaking.engine.num_speaking == 1)
+        speaking.clock.advance(1)
+        client.until("ready")
+        assert client.second()["decision"] == "speak"
+    taken.pop().close()
 
 
 def test_text_is_enough_for_who_asks_for_no_sound(speaking: LiveServer):

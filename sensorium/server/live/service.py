@@ -212,7 +212,8 @@ class LiveService:
                 session.begin(client)
             except BusyError as error:
                 # Where nobody holds a place, waiting for one to become free is in vain.
-                if self._open or self._served.client().num_sessions:
+                client = self._served.client()
+                if self._open or client.num_sessions or client.num_speaking:
                     return
                 self._refuse(session, error, raising)
                 continue
