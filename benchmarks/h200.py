@@ -1,9 +1,11 @@
 """MiniCPM-o 4.5 at full size with random weights on one GPU: the table of docs/performance.md in one call.
 
-    python3 benchmarks/h200.py [--golden FOLDER] [--only decode,prefill,media,memory]
+    python3 benchmarks/h200.py [--golden FOLDER] [--only decode,prefill,media,memory,check]
 
 Greedy, bfloat16. Every figure is a median over repetitions, with the lowest and highest beside it, of what a caller
-waits: the wall clock around engine steps (text) or around prepare and submit (media), host time included.
+waits: the wall clock around engine steps (text) or around prepare and submit (media), host time included. Two figures
+are seconds of loading, before a kernel was compiled and with all of them kept. At the end the reference
+cases are answered (check), as in gpu_check.py.
 """
 
 from __future__ import annotations
@@ -42,10 +44,11 @@ KV_BYTES = 36 * 2 * 8 * 128 * 2
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--golden", type=Path)
-    parser.add_argument("--only", default="decode,prefill,media")
+    parser.add_argument("--only", default="decode,prefill,media,check")
     args = parser.parse_args()
     parts = args.only.split(",")
     golden = next((f / "minicpmo45" for f in [args.golden, *GOLDEN] if f and (f / "minicpmo45").is_dir()), None)
+    cases = next((f / "minicpmo45" for f in [args.golden, *GOLDEN] if f and (f / "minicpmo45" / "chat").is_dir()), None)
     report("machine", device=torch.cuda.get_device_name(), torch=torch.__version__)
     with tempfile.TemporaryDirectory(dir=gpu_check.roomiest(), prefix="sensorium-full-") as name:
         gpu_check.write_checkpoint(Path(name), golden, "cuda")
@@ -69,6 +72,9 @@ def main() -> int:
             media(config)
         if "memory" in parts:
             memory(replace(config, kv_cache_bytes=None, gpu_memory_utilization=0.9))
+    if "check" in parts and cases is not None:
+        for dtype in ("float32", "bfloat16"):
+            gpu_check.check_golden(cases, "cuda", dtype)
     return 0
 
 

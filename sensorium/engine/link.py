@@ -71,6 +71,11 @@ class Link(Protocol):
 
     def stats(self) -> EngineStats: ...
 
+    def expect(self, coming: Callable[[], int]) -> None:
+        """coming: how many callers of this process are preparing requests in their own threads. An engine that shares
+        the interpreter with them lets them finish before a first step."""
+        ...
+
     def send(self, message: Request | Control) -> None:
         """Never blocks. For one of those, raises EngineDeadError where no engine could take it."""
         ...

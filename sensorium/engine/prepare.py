@@ -6,13 +6,12 @@ Fetching and waiting happen in an event loop of its own, decoding in worker proc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_options import loading_options, settled, with_server_defaults
 from sensorium.engine.media_pool import MediaPool, PoolStats
 from sensorium.engine.processor_cache import CacheStats, ProcessorCache, array_bytes, cache_key, part_digest
+from sensorium.engine.turns import Turns
 from sensorium.envs import read_environment
 from sensorium.errors import (
     CacheMissError,
@@ -54,7 +54,7 @@ _FETCHES = 4
 _QUICKLY_HASHED = 1 << 19
 _QUICKLY_DECODED = 1 << 20
 _TURNS = 4
-"""Callers that prepare in their own threads at a time. It is the interpreter's work: more of them are no faster, and an
+"""Callers that prepare in their own threads at a time. Most of it is the interpreter's work: more are no faster, and an
 engine in a thread waits for all of them behind every operation on its device."""
 CUT_WITHIN_S = 1.0
 
@@ -108,7 +108,7 @@ class Preparer:
             counters=self._counters,
         )
         self._lock = threading.Lock()
-        self._turns = threading.Semaphore(_TURNS)
+        self.turns = Turns(_TURNS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fetcher: Fetcher | None = None
         self._closed = False
@@ -189,21 +189,12 @@ class Preparer:
             if not (parts or here):
                 return self._threads.submit(finish, ())
             if here and not self._closed:
-                with self._turns:
+                with self.turns:
                     return run_here(self._prepare(parts, options, finish, self._context(here=True)))
             loop = self._running_loop()
             return asyncio.run_coroutine_threadsafe(self._prepare(parts, options, finish, self._context()), loop)
         except RuntimeError:
             raise EngineDeadError("the engine is closed") from None
-
-    @contextlib.contextmanager
-    def _waiting(self) -> Generator[None, None, None]:
-        """Inside, another caller may take this one's turn."""
-        self._turns.release()
-        try:
-            yield
-        finally:
-            self._turns.acquire()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -362,7 +353,7 @@ class Preparer:
             if context.here and (media := self._quickly_decoded(part)) is not None:
                 prepared = await self._preprocessed(media, options, context)
             elif context.here:
-                with self._waiting():
+                with self.turns.left():
                     prepared = self._pool.prepare_here(part, options.media_kwargs)
             else:
                 prepared = await self._pool.prepare(part, options.media_kwargs)

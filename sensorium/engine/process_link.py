@@ -210,6 +210,9 @@ class ProcessLink:
             self._process.connection.shut()
         self._free.wait()
 
+    def expect(self, coming: Callable[[], int]) -> None:
+        """It shares no interpreter with anybody."""
+
     def wake(self) -> None:
         if self.state == "sleeping":
             self._woken.set()

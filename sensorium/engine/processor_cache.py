@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ class CacheStats:
     hits: int = 0
     items: int = 0
     bytes: int = 0
+
+
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class ProcessorCache:
@@ -72,17 +76,20 @@ def cache_key(namespace: str, kind: str, identity: bytes, settings: Mapping[str,
 
 def array_bytes(value: Any) -> int:
     """The bytes of all arrays in a tree of dataclasses, mappings and sequences."""
+    if type(value) in _LEAVES:
+        return 0
     if isinstance(value, np.ndarray):
         return value.nbytes
-    if value is None or isinstance(value, int | float | str | bytes):
-        return 0
     if isinstance(value, list | tuple):
         return sum(map(array_bytes, value))
-    if isinstance(value, Mapping):
-        return sum(map(array_bytes, value.values()))
-    if is_dataclass(value) and not isinstance(value, type):
-        return sum(array_bytes(getattr(value, field.name)) for field in fields(value))
-    return 0
+    if names := _field_names(type(value)):
+        return sum(array_bytes(getattr(value, name)) for name in names)
+    return sum(map(array_bytes, value.values())) if isinstance(value, Mapping) else 0
+
+
+@lru_cache(maxsize=64)
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
 def _ordered(value: Any) -> Any:

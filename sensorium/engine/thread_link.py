@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import Progress
@@ -53,6 +54,9 @@ class ThreadLink:
                 self._loop.put(message)
             elif isinstance(message, Request | OpenSession | OpenSpeech | AddVoice):
                 raise EngineDeadError(self.reason)
+
+    def expect(self, coming: Callable[[], int]) -> None:
+        self._loop.coming = coming
 
     def sleep(self, *, wait: bool = False) -> None:
         raise UnsupportedError("an engine in a thread does not sleep; close it, and make another one later")
