@@ -175,10 +175,12 @@ def test_gaps_are_filled_and_what_was_had_is_dropped(live: LiveServer):
         assert client.until("unit")["in_samples"] == 1_000_000 + 8000 - 0
 
 
-def test_ten_minutes_without_drift(live: LiveServer):
+@pytest.mark.parametrize("seconds", [200, pytest.param(600, marks=pytest.mark.slow)])
+def test_minutes_without_drift(live: LiveServer, seconds: int):
+    """Longer than the context lasts: what was said first is forgotten meanwhile."""
     with duplex(live) as client:
-        client.start(**LISTENS | {"force_listen_units": 600})
-        for n in range(600):
+        client.start(**LISTENS | {"force_listen_units": seconds})
+        for n in range(seconds):
             live.clock.advance(1)
             unit = client.second(n % 7)
             assert (unit["n"], unit["in_samples"], unit["behind_ms"]) == (n, 16_000 * (n + 1), 0)

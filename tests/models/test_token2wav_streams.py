@@ -190,7 +190,7 @@ def test_a_voice_is_kept_once_and_state_is_given_back():
     speaker = voice(1.0)
     streams = [codec.open(speaker) for _ in range(3)]
     assert codec.flow.state.estimator.used == 50
-    for _ in range(8):
+    for _ in range(4):
         codec.stream([(stream, list(range(28)), False) for stream in streams])
     # Each owns the newest 50 frames, as many as the voice has, and the earliest 50.
     assert codec.flow.state.estimator.used == 50 + 3 * 100

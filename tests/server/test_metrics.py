@@ -161,7 +161,7 @@ def test_tokens_found_in_the_prefix_cache(live: Live):
 def test_gauges_while_a_request_runs_and_after(live: Live):
     with watching(live) as moved:
         stream = Streaming(live, max_tokens=600)
-        assert stream.begun.wait(30)
+        assert stream.begun.wait(120)
         now = Scrape(live)
         assert now["num_requests_running"] == 1
         assert 0 < now["kv_cache_usage_perc"] < 1
@@ -211,10 +211,11 @@ def test_preempted_requests_count_their_prompt_once(engine: EngineClient):
 def test_requests_too_many(engine: EngineClient):
     with EngineClient(replace(engine.config, max_num_queued_reqs=1)) as narrow, serve(narrow) as live:
         stream = Streaming(live)
-        assert stream.begun.wait(30)
+        assert stream.begun.wait(120)
         with watching(live) as moved:
             assert live.post(chat())[0] == 429
         assert moved["admission_rejections_total{requests}"] == moved["request_errors_total{overloaded}"] == 1
+        narrow.cut()
         stream.wait()
 
 
