@@ -243,7 +243,7 @@ def test_a_script_without_a_main_guard(tmp_path: Path):
             print(len(llm.chat([{"role": "user", "content": text}], use_tqdm=False)))
         """)
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout.split() == ["started", "1"], done.stderr
 
 

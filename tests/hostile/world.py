@@ -41,12 +41,12 @@ NAMES: dict[str, list[Any]] = {
 }
 
 
-REST_S = 0.5
+REST_S = 1.0
 
 
 @dataclass
 class Bystander:
-    """Another user, who asks again whenever something is sent to his server, and twice a second beside it; his streams
+    """Another user, who asks again whenever something is sent to his server, and once a second beside it; his streams
     must always say the same."""
 
     live: Live
@@ -57,6 +57,7 @@ class Bystander:
 
     def __post_init__(self) -> None:
         self._stop, self._woken = threading.Event(), threading.Event()
+        self._rest_s: float | None = REST_S
         self.expected = self.ask()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -76,11 +77,19 @@ class Bystander:
             except Exception as error:
                 self.answers.append(repr(error))
                 return
-            self._woken.wait(REST_S)
+            self._woken.wait(self._rest_s)
             self._woken.clear()
 
     def wake(self) -> None:
         self._woken.set()
+
+    def come(self) -> None:
+        self._rest_s = REST_S
+        self.wake()
+
+    def pause(self) -> None:
+        """Ask no more until something is sent, or come() is called."""
+        self._rest_s = None
 
     def leave(self) -> None:
         self._stop.set()
