@@ -179,6 +179,7 @@ def test_wrong_commands_change_nothing(live: LiveServer):
         assert client.error("session.input_audio.append", audio="!!")["param"] == "audio"
         assert client.error("session.input_audio.append", audio="AAAA")["param"] == "audio"
         assert client.error("session.thinking.append", content="x", delegation_id="d")["param"] == "delegation_id"
+        assert client.error("session.input_image.append", image="AAAA", at_ms=1)["param"] == "at_ms"
         assert client.error("session.start", session={})["param"] == "type"
         assert client.error("session.instructions.append", content="x" * 5000)["param"] == "content"
         client.socket.send("[]")

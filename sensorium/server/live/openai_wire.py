@@ -121,7 +121,6 @@ class Unmute(Command, tag="session.input_audio.unmute"):
 
 class AppendImage(Command, tag="session.input_image.append", kw_only=True):
     image: str
-    at_ms: float | None = None
 
 
 class _Append(Command, kw_only=True):
