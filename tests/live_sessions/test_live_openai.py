@@ -167,8 +167,9 @@ def test_a_session_can_be_asked_to_speak_first(live: LiveServer):
 )
 def test_what_is_not_served_is_refused_by_name(live: LiveServer, session: dict[str, Any], param: str):
     with talk(live) as client:
-        client.say("session.start", session={"model": "tiny", **session})
-        assert client.until_error()["param"] == param
+        client.say("session.start", session={"model": "tiny", **session}, event_id="mine")
+        error = client.until_error()
+        assert (error["param"], error["client_event_id"]) == (param, "mine")
         with pytest.raises(ConnectionClosed):
             client.socket.recv(timeout=60)
 

@@ -57,12 +57,13 @@ class OpenAIDoor:
             wire.rate_of(said.session)
             session = await self._service.open(wire.options_of(said.session, key))
         except SensoriumError as error:
-            await socket.refuse(error, _refusal(error))
+            await socket.refuse(error, _refusal(error, wire.ident_of(first)))
             return
         await hold(OpenAITalk(session, said, self._served.name, self._service.clock), self._service, socket)
 
 
-def _refusal(error: SensoriumError) -> str:
+def _refusal(error: SensoriumError, ident: str | None) -> str:
     _, body, _ = describe(error)
-    told = {"type": "error", "event_id": "event_0", "error": msgspec.to_builtins(body.error)}
+    reason = msgspec.to_builtins(body.error) | {"client_event_id": ident}
+    told = {"type": "error", "event_id": "event_0", "error": reason, "client_event_id": ident}
     return msgspec.json.encode(told).decode()

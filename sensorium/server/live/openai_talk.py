@@ -144,13 +144,10 @@ class OpenAITalk:
 
     def take(self, data: str | bytes) -> bool:
         """One message; whether it was good. What is wrong with it is told and has changed nothing."""
-        ident: str | None = None
         try:
-            said = wire.read_said(data)
-            ident = said.event_id
-            self._do(said)
+            self._do(wire.read_said(data))
         except SensoriumError as error:
-            self.tell_error(error, ident)
+            self.tell_error(error, wire.ident_of(data))
             return False
         return True
 

@@ -160,6 +160,19 @@ def read_said(data: str | bytes) -> Said:
     return decoded(_SAID, data)
 
 
+class _Named(msgspec.Struct):
+    event_id: str | None = None
+
+
+def ident_of(data: str | bytes) -> str | None:
+    """The event_id of a message, which may not be one that can be read: clients wait for what becomes of it."""
+    try:
+        ident = msgspec.json.decode(data, type=_Named).event_id
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return ident and ident[:512]
+
+
 def rate_of(config: SessionConfig) -> int:
     """Of the sound, both ways. Raises UnsupportedError for another form than 16-bit samples at 16 or 24 kHz."""
     form = config.audio.format if config.audio is not None else None
