@@ -118,7 +118,7 @@ class EngineClient(SpeechDoor):
         self._speech = SpeechPlaces(self.facts)
         self._grammars = GrammarChecker(self.tokenizer, self.config.structured_outputs_config)
         self._preparer = Preparer(self.processor, self.modalities, self.config)
-        self._link.expect(lambda: self._preparer.turns.coming)
+        self._link.expect(self._preparer.turns.coming)
 
     @property
     def loaded(self) -> Loaded:

@@ -13,12 +13,15 @@ class Turns:
     def __init__(self, most: int) -> None:
         self._free = threading.Semaphore(most)
         self._lock = threading.Lock()
-        self.coming = 0
+        self._coming = 0
+
+    def coming(self) -> int:
         """Threads that have entered and not come out: also those that wait for a turn, or have left it for a while."""
+        return self._coming
 
     def __enter__(self) -> None:
         with self._lock:
-            self.coming += 1
+            self._coming += 1
         try:
             self._free.acquire()
         except BaseException:  # an interrupt: __exit__ will not be called
@@ -31,7 +34,7 @@ class Turns:
 
     def _gone(self) -> None:
         with self._lock:
-            self.coming -= 1
+            self._coming -= 1
 
     @contextmanager
     def left(self) -> Generator[None, None, None]:

@@ -77,9 +77,9 @@ def test_turns_count_those_that_wait_and_those_that_are_away():
         other.start()
         with turns.left():
             assert inside.wait(60)
-            assert turns.coming == 2
+            assert turns.coming() == 2
             leave.set()
             assert gone.wait(60)
-        assert turns.coming == 1
+        assert turns.coming() == 1
     other.join()
-    assert turns.coming == 0
+    assert turns.coming() == 0
