@@ -12,6 +12,7 @@ allow. The plot needs matplotlib (pip install "sensorium[benchmarks]").
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sensorium.bench import roofline, synthetic
 from sensorium.bench.presets import checkpoint
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="")
     parser.add_argument("--preset", choices=tuple(SHAPES))
     parser.add_argument("--load-format", default="auto", choices=("auto", "dummy"))
@@ -73,14 +75,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(config: EngineConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Decode steps in the engine itself, pictures through the client, as callers wait for them."""
-    longest = max(args.contexts) + STEPS + ROOM
+    """Decode steps in the engine itself; pictures, first, through a client and an engine that gives its memory back."""
+    curves: dict[str, Curve] = {"batch": [], "context": [], "pictures": []}
+    limits = MediaLimits(max_items=max(args.pictures))
+    with EngineClient(replace(config, mm_processor_cache_gb=0.0, limits=limits), kind="process") as client:
+        if "image" in client.modalities:
+            curves["pictures"] = pictures(client, args.pictures, args.picture_size, args.repeat)
     loaded = load(replace(config, max_num_seqs=max(args.batches), init_vision=False, init_audio=False))
     engine, device = loaded.engine, loaded.device
     most = CPU_BATCH if device.type == "cpu" else max(args.batches)
     ceilings, sizes = roofline.measure(device, loaded.dtype), Sizes.of(loaded.model, loaded.dtype)
-    room = min(engine.max_model_len - STEPS - ROOM, longest)
-    curves: dict[str, Curve] = {"batch": [], "context": [], "pictures": []}
+    room = min(engine.max_model_len - STEPS - ROOM, max(args.contexts))
     for batch in [batch for batch in args.batches if batch <= most]:
         curves["batch"].append({"batch": batch} | decode(engine, ceilings, sizes, batch, args.batch_context))
     contexts = [context for context in args.contexts if context <= room]
@@ -88,18 +93,15 @@ def measure(config: EngineConfig, args: argparse.Namespace) -> dict[str, Any]:
         curves["context"].append({"context": context} | decode(engine, ceilings, sizes, 1, context))
     facts = {"model": loaded.name, "dtype": str(loaded.dtype).removeprefix("torch."), **machine()}
     facts["ceilings"] = ceilings.facts()
-    del engine, loaded
-    limits = MediaLimits(max_items=max(args.pictures))
-    with EngineClient(replace(config, mm_processor_cache_gb=0.0, limits=limits)) as client:
-        if "image" in client.modalities:
-            curves["pictures"] = pictures(client, args.pictures, args.picture_size, args.repeat)
     return facts | {"batch_context": args.batch_context, "picture_size": args.picture_size, "curves": curves}
 
 
 def decode(engine: Engine, ceilings: Ceilings, sizes: Sizes, batch: int, context: int) -> dict[str, Any]:
     """Milliseconds of a decode step and of each of its tokens, and the least time for the step."""
     rng = np.random.default_rng(batch * context)
-    sampling = SamplingParams(temperature=0.0, max_tokens=STEPS + WARM_UP, ignore_eos=True)
+    # The first of a batch answer while the prompts of the others are computed: all are to be there for STEPS.
+    early = -(-batch * context // max(engine.scheduler.max_num_batched_tokens - batch, 1)) if batch > 1 else 0
+    sampling = SamplingParams(temperature=0.0, max_tokens=STEPS + WARM_UP + early, ignore_eos=True)
     high = min(engine.runner.model.vocab_size, 100_000)
     for number in range(batch):
         prompt = Prompt(tuple(rng.integers(high // 10, high // 2, context).tolist()))
@@ -162,12 +164,18 @@ def plot(result: dict[str, Any], file: Path) -> None:
         axis.set_xticks(x, [f"{value / 1024:.3g}k" if value >= 1024 else str(value) for value in x])
         axis.set_xlabel(about)
         axis.set_ylabel(unit)
-        axis.set_ylim(bottom=0)
+        if name == "batch":
+            axis.set_yscale("log")
+        else:
+            # The highest may be a first time, in which graphs are recorded.
+            axis.set_ylim(0, 1.2 * max(v["median"] for v in values))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{Path(result['model']).name}, {result['dtype']}, {result['device']}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=110)
+    Image.open(drawing).convert("RGB").quantize(64).save(file, "PNG", optimize=True)  # a quarter of the bytes
 
 
 if __name__ == "__main__":

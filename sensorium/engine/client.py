@@ -39,7 +39,7 @@ from sensorium.engine.request_log import OutputLog, describe
 from sensorium.engine.session_client import Session, SessionPlaces, plain
 from sensorium.engine.speech_client import SpeechPlaces, check_spoken
 from sensorium.engine.speech_door import SpeechDoor
-from sensorium.engine.stream import Stream, hand_out, running_loop
+from sensorium.engine.stream import LAST, Stream, hand_out, running_loop
 from sensorium.errors import (
     BusyError,
     EngineDeadError,
@@ -55,7 +55,6 @@ from sensorium.types import (
     Clip,
     Event,
     Failed,
-    Finished,
     Media,
     MediaRef,
     Message,
@@ -367,13 +366,14 @@ class EngineClient(SpeechDoor):
         if self._outputs is not None:
             self._outputs.take(events)
         pairs: list[tuple[Stream, Event]] = []
-        for event in events:
-            ends = isinstance(event, Finished | Failed)
-            self._unstarted.pop(event.request_id, None)
-            with self._lock:
-                stream = self._forget(event.request_id) if ends else self._streams.get(event.request_id)
-            if stream is not None:
-                pairs.append((stream, event))
+        with self._lock:
+            for event in events:
+                request_id = event.request_id
+                self._unstarted.pop(request_id, None)
+                ends = isinstance(event, LAST)
+                stream = self._forget(request_id) if ends else self._streams.get(request_id)
+                if stream is not None:
+                    pairs.append((stream, event))
         hand_out(pairs)
 
     # ---- state -----------------------------------------------------------------------------------------------------

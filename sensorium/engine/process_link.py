@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import PACKAGED_MODEL, Progress, open_checkpoint, open_processor
@@ -35,6 +36,7 @@ from sensorium.engine.protocol import (
     RefuseWaiting,
     RemoveVoice,
 )
+from sensorium.engine.stream import LAST
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
 from sensorium.types import Event, Failed, Finished, Request, Timings, UnitFailed, Usage
@@ -57,6 +59,7 @@ _SLEEPS = "the engine sleeps; POST /wake_up to wake it"
 _LATE_S = 2.0
 """Pulses come once a second; one that is so late says that the whole process stands still."""
 _MOST_DEATHS = 4096
+_SWITCH_S = 0.001
 
 
 def host_command(descriptor: int) -> list[str]:
@@ -68,7 +71,8 @@ class _Flight:
     """One accepted request until its last event. `request` is kept while it could be sent again."""
 
     request: Request | None
-    fingerprint: int | None
+    content: tuple[Any, ...] | None
+    """What its fingerprint is made of; see _content."""
     aborted: bool = False
     voice: AddVoice | None = None
 
@@ -139,6 +143,9 @@ class ProcessLink:
         self._restarts = 0
         self._thread = threading.Thread(target=self._run, name="sensorium-engine-watch", daemon=True)
         self._thread.start()
+        # The thread that reads events asks for the interpreter several times for each step, and waits so long each time
+        # while the caller's threads are busy. Python's own 5 ms are half of most steps.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         try:
             self.processor = open_processor(folder, hf_config, config)
             facts = self._first.result(supervision.ready_s or None)
@@ -233,12 +240,12 @@ class ProcessLink:
     def _accept(self, request: Request) -> None:
         if self.state != "ready":
             raise EngineDeadError(self.reason)
-        fingerprint = _fingerprint(request)
-        if self._quarantined.get(fingerprint, 0.0) > time.monotonic():
+        content = _content(request)
+        if self._quarantined and self._quarantined.get(_fingerprint(content), 0.0) > time.monotonic():
             raise RequestError("the engine died twice while it ran this request; it is refused for some minutes")
         if not self._flights:
             self._busy_since = time.monotonic()
-        self._flights[request.id] = _Flight(request, fingerprint)
+        self._flights[request.id] = _Flight(request, content)
 
     def _accept_resident(self, name: str, voice: AddVoice | None = None) -> None:
         """A session, a speech, or the making of a voice lives as long as the process that it was begun in."""
@@ -399,7 +406,7 @@ class ProcessLink:
                     continue
                 flight.request = None  # something of it has been seen: it cannot be done over
                 known.append(event)
-                if isinstance(event, Finished | Failed):
+                if isinstance(event, LAST):
                     del self._flights[event.request_id]
                 if flight.voice is not None and isinstance(event, Finished) and event.reason == "stop":
                     self._voices[flight.voice.name] = flight.voice
@@ -411,8 +418,9 @@ class ProcessLink:
         with self._lock:
             stats = self._pulse.stats
             self._pulse = Pulse(replace(stats, waiting=0, running=0, kv_blocks_used=0), 0.0)
-            sent = self._flights.values() if was_ready else ()
-            present = {flight.fingerprint for flight in sent if flight.fingerprint is not None}
+            sent = self._flights.items() if was_ready else ()
+            prints = {rid: _fingerprint(flight.content) for rid, flight in sent if flight.content is not None}
+            present = set(prints.values())
             twice = {one for one in present if now - self._deaths.pop(one, -math.inf) < rules.quarantine_s}
             self._quarantined = {key: until for key, until in self._quarantined.items() if until > now}
             self._quarantined |= dict.fromkeys(twice, now + rules.quarantine_s)
@@ -421,7 +429,7 @@ class ProcessLink:
                 del self._deaths[next(iter(self._deaths))]
             ended = self._end_aborted()
             flights = self._flights.items()
-            over = [rid for rid, flight in flights if flight.request is None or flight.fingerprint in twice]
+            over = [rid for rid, flight in flights if flight.request is None or prints.get(rid) in twice]
             ended += self._fail(over, "engine_restarted", "the engine stopped and is started again; ask once more")
             waiting = len(self._flights)
         self._deliver(ended)
@@ -452,10 +460,15 @@ def _unseen(phase: str, share: float) -> None:
     """Where nobody asked for progress."""
 
 
-def _fingerprint(request: Request) -> int:
+def _content(request: Request) -> tuple[Any, ...]:
+    prompt = request.prompt
+    return prompt.ids, tuple(item.key for item in prompt.media), request.sampling, request.pooling
+
+
+def _fingerprint(content: tuple[Any, ...]) -> int:
     """Equal for requests that differ in their seeds at most. Not for keeping: it differs from run to run."""
-    prompt, asked = request.prompt, (replace(request.sampling, seed=None), request.pooling)
-    return hash((prompt.ids, tuple(item.key for item in prompt.media), repr(asked)))
+    ids, keys, sampling, pooling = content
+    return hash((ids, keys, repr((replace(sampling, seed=None), pooling))))
 
 
 def _log_here(line: LogLine) -> None:

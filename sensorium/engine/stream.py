@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 from sensorium.types import Event, Failed, Finished
+
+LAST = (Finished, Failed)
+"""What a stream ends with."""
+_AT_ONCE = 2
+"""Events of streams that begin or end, in one pass of an event loop."""
 
 
 class Stream:
@@ -21,8 +27,14 @@ class Stream:
         self.request_id = request_id
         self.loop = loop
         self._abort = abort
-        self._events: asyncio.Queue[Event] | queue.SimpleQueue[Event] = asyncio.Queue() if loop else queue.SimpleQueue()
+        self._events: deque[Event] | queue.SimpleQueue[Event] = deque() if loop else queue.SimpleQueue()
+        self._waiters: list[asyncio.Future[None]] = []
+        """Readers in the loop that wait for an event. An asyncio.Queue does the same for several times the work."""
         self._done = False
+        self.has_begun = False
+        """Whether an event has come."""
+        self.num_late = 0
+        """Events that wait for their turn; see hand_out."""
 
     def abort(self) -> None:
         """End the request; its Finished("abort") still arrives. Harmless after the end."""
@@ -36,26 +48,47 @@ class Stream:
             yield self._read(self._events.get())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        if not isinstance(self._events, asyncio.Queue):
-            raise RuntimeError("this stream was made outside an event loop; use a plain `for`")
         while not self._done:
-            yield self._read(await self._events.get())
+            events = await self._arrivals()
+            yield self._read(events.popleft())
 
-    def ready(self) -> list[Event]:
-        """Events that have arrived already, without waiting: lets a slow reader merge deltas."""
-        events: list[Event] = []
-        while not self._done and not self._events.empty():
-            events.append(self._read(self._events.get_nowait()))
+    async def arrived(self) -> list[Event]:
+        """All that has arrived, at least one event: lets a slow reader merge deltas. Empty after the last one."""
+        read: list[Event] = []
+        if not self._done:
+            events = await self._arrivals()
+            while events:
+                read.append(self._read(events.popleft()))
+        return read
+
+    async def _arrivals(self) -> deque[Event]:
+        """Once there are some."""
+        events, loop = self._events, self.loop
+        if not isinstance(events, deque) or loop is None:
+            raise RuntimeError("this stream was made outside an event loop; use a plain `for`")
+        while not events:
+            waiter = loop.create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.remove(waiter)
         return events
 
     def _read(self, event: Event) -> Event:
         """Every event passes here on its way to the reader."""
-        self._done = isinstance(event, Finished | Failed)
+        self._done = isinstance(event, LAST)
         return event
 
     def put(self, event: Event) -> None:
         """Called by `hand_out` only, in the stream's own loop if it has one."""
-        self._events.put_nowait(event)
+        if not isinstance(self._events, deque):
+            self._events.put(event)
+            return
+        self._events.append(event)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def hand_out(pairs: Iterable[tuple[Stream, Event]]) -> None:
@@ -72,8 +105,35 @@ def hand_out(pairs: Iterable[tuple[Stream, Event]]) -> None:
 
 
 def _put_all(pairs: list[tuple[Stream, Event]]) -> None:
+    """Streams that begin or end come last, and a few in each pass of the loop.
+
+    An answer's first or last piece is many times the work of one between: where many come in one step, the others are
+    not to wait for them.
+    """
+    line = _lines.setdefault(asyncio.get_running_loop(), deque())
+    moves = bool(line)
+    ending = {id(stream) for stream, event in pairs if isinstance(event, LAST)}
     for stream, event in pairs:
+        if stream.has_begun and not stream.num_late and id(stream) not in ending:
+            stream.put(event)
+        else:
+            stream.num_late += 1
+            line.append((stream, event))
+    if line and not moves:
+        _put_some(line)
+
+
+def _put_some(line: deque[tuple[Stream, Event]]) -> None:
+    for _ in range(min(_AT_ONCE, len(line))):
+        stream, event = line.popleft()
+        stream.num_late -= 1
+        stream.has_begun = True
         stream.put(event)
+    if line:
+        asyncio.get_running_loop().call_soon(_put_some, line)
+
+
+_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[tuple[Stream, Event]]] = WeakKeyDictionary()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -182,7 +181,7 @@ def to_tools(request: ChatRequest, config: ServerConfig) -> ToolPlan:
 def plan_sampling(request: ChatRequest, client: EngineClient, form: AnswerForm) -> list[SamplingParams]:
     """One for each choice."""
     more = {"prompt_logprobs": request.prompt_logprobs, **form.demands(to_rule(request), client)}
-    return [replace(to_sampling(request, client.default_sampling, choice), **more) for choice in range(request.n or 1)]
+    return [to_sampling(request, client.default_sampling, choice, **more) for choice in range(request.n or 1)]
 
 
 def room_for_prompt(request: ChatRequest, client: EngineClient) -> int | None:

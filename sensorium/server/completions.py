@@ -186,13 +186,12 @@ def _cut(request: CompletionRequest, prompt: Prompt, context: int) -> Prompt:
 def _sampling(request: CompletionRequest, defaults: SamplingParams, choice: int) -> SamplingParams:
     limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
     plain = msgspec.structs.replace(request, logprobs=None, max_tokens=limit)
-    sampling = to_sampling(plain, defaults, choice)
     wanted = 0 if request.logprobs is None and request.many > (request.n or 1) else request.logprobs
     scored = [
         count for count in (request.prompt_logprobs, request.logprobs if request.echo else None) if count is not None
     ]
     most = -1 if -1 in scored else max(scored, default=None)
-    return replace(sampling, logprobs=wanted, prompt_logprobs=most)
+    return to_sampling(plain, defaults, choice, logprobs=wanted, prompt_logprobs=most)
 
 
 @dataclass(slots=True)
@@ -243,7 +242,8 @@ class _Codec:
             text.text.append(event.text)
             text.logprobs.extend(event.logprobs)
             text.ids.extend(event.token_ids)
-            text.score += sum(entry.logprob for entry in event.logprobs)
+            if event.logprobs:
+                text.score += sum(entry.logprob for entry in event.logprobs)
 
     def reply(self) -> bytes:
         """The n best of each prompt's texts."""
@@ -267,10 +267,12 @@ class _Codec:
         usage = None if self._options.include_usage else UNSET
         if self._options.continuous_usage_stats:
             usage = self._usage()
-        choices = [self._choice(number, number) for number in numbers]
-        shown = ("text", "logprobs", "finish_reason", "token_ids", "prompt_token_ids")
-        seen = [choice for choice in choices if any(getattr(choice, name) for name in shown)]
-        return [frame(self._encode([choice], usage)) for choice in seen]
+        frames: list[bytes] = []
+        for number in numbers:
+            new = self._choice(number, number)
+            if new.text or new.token_ids or new.finish_reason or new.logprobs or new.prompt_token_ids:
+                frames.append(frame(self._encode([new], usage)))
+        return frames
 
     def ending(self) -> Sequence[bytes]:
         if not self._options.include_usage:
@@ -285,7 +287,8 @@ class _Codec:
         request, text, finished = self._request, self._texts[number], self._tallies[number].finished
         prompt = self._prompts[number // request.many]
         first, text.begun = not text.begun, True
-        new, ids, logprobs = "".join(text.text), list(text.ids), list[TokenLogprob | None](text.logprobs)
+        new, ids = "".join(text.text), list(text.ids)
+        logprobs: list[TokenLogprob | None] = [*text.logprobs]
         for parts in (text.text, text.logprobs, text.ids):
             parts.clear()
         if self._only_scores:

@@ -93,14 +93,18 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.body":  # of most answers' messages by far
+            self.sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.count()
+        elif kind == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", []), *self.extra_headers]}
-        elif message["type"] == "websocket.accept":
+        elif kind == "websocket.accept":
             self.status = 101
-        self.sent += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.count()
+        else:
+            self.sent += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
         await self._send(message)
 
     @property

@@ -45,8 +45,9 @@ class Fleet:
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Event]]]:
         if self._alone:  # without the way through a task and a queue
-            async for event in self._streams[0]:
-                yield [(0, event), *((0, more) for more in self._streams[0].ready())]
+            stream = self._streams[0]
+            while events := await stream.arrived():
+                yield [(0, event) for event in events]
         while self._streams and not self._alone:
             events = [await self._events.get()]
             with contextlib.suppress(asyncio.QueueEmpty):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient, Stream
 
 Progress = TextDelta | PromptScored | Finished
+_PROGRESS = (TextDelta, PromptScored, Finished)
 _NUMBER, _SESSION = re.compile(r"-?[0-9]{1,19}"), re.compile(r"[\x20-\x7e]{1,128}")
 
 
@@ -313,7 +314,7 @@ class Generation:
             self._vectors[number] = event.data
         elif isinstance(event, Sound):
             self._take_sound(number, event, now)
-        if codec is not None and isinstance(event, TextDelta | PromptScored | Finished):
+        if codec is not None and isinstance(event, _PROGRESS):
             for ready in self._gathered.take(number, event):
                 codec.take(number, ready)
 

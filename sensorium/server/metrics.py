@@ -95,6 +95,7 @@ class Metrics(Collector):
                 known = ", ".join(_REQUESTS)
                 raise ConfigError(f"custom_histogram_buckets: there is no {name!r} to change; known: {known}")
             self._histograms[name] = Histogram(_bounds(name, bounds))
+        self._gaps = self._histograms["inter_token_latency_seconds"]
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -108,9 +109,9 @@ class Metrics(Collector):
 
     def gap(self, seconds: float, tokens: int) -> None:
         """Count tokens that came together, so long after the one before them."""
-        self._observe("inter_token_latency_seconds", seconds)
+        self._gaps.observe(seconds)
         if tokens > 1:
-            self._observe("inter_token_latency_seconds", 0.0, tokens - 1)
+            self._gaps.observe(0.0, tokens - 1)
 
     def finished(self, event: Finished) -> None:
         """Count one request that ran to its end."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,15 +19,44 @@ MAX_TARGET, MAX_HEAD, MAX_HEADERS = 8 << 10, 32 << 10, 100
 _STATUS = {400: "Bad Request", 414: "URI Too Long", 431: "Request Header Fields Too Large"}
 
 
+class Entrance:
+    """Lets requests begin one by one, one in each pass of the event loop.
+
+    Streams that are under way are written in between: a crowd that comes together would hold all of them up for as long
+    as the whole of it takes to begin.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def enter(self, begin: Callable[[], None]) -> None:
+        """In the event loop."""
+        self._waiting.append(begin)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+    def _let_in(self) -> None:
+        begin = self._waiting[0]
+        try:
+            begin()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._let_in)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A connection on which a head larger than MAX_HEAD is refused and one slower than HEAD_S is hung up on.
 
     A request's task starts when the bytes at hand have been parsed: what is whole by then may be refused without one.
     """
 
-    def __init__(self, *args: Any, doorstep: Doorstep | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, doorstep: Doorstep | None = None, entrance: Entrance | None = None, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
         self._doorstep = doorstep
+        self._entrance = entrance or Entrance()
         self._parsing = False
         self._held: tuple[RequestResponseCycle, Any] | None = None
 
@@ -46,7 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._parsing, held, self._held = False, self._held, None
         if held is not None and not self._refused(held[0]):
-            super()._start_asgi_task(*held)
+            self._entrance.enter(functools.partial(super()._start_asgi_task, *held))
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
             self._refusal = (431, "headers_too_large", f"the request's head is larger than {MAX_HEAD} bytes")
             self.send_400_response("")

@@ -31,7 +31,7 @@ from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
 from sensorium.server.heap import settle
 from sensorium.server.live.service import LiveService
-from sensorium.server.protocol import BoundedProtocol
+from sensorium.server.protocol import BoundedProtocol, Entrance
 from sensorium.server.realtime.line import MAX_MESSAGE
 from sensorium.server.served import Served
 from sensorium.server.socket_protocol import BoundedWebSocket
@@ -88,7 +88,8 @@ def http_server(app: ASGIApp, config: ServerConfig) -> DrainingServer:
     # An application of another kind has no engine to wait for.
     state = app.state if isinstance(app, Starlette) else None
     served, tracer = (state.served, state.tracer) if state is not None else (None, None)
-    protocol: Any = BoundedProtocol if state is None else functools.partial(BoundedProtocol, doorstep=state.doorstep)
+    doorstep = state.doorstep if state is not None else None
+    protocol: Any = functools.partial(BoundedProtocol, doorstep=doorstep, entrance=Entrance())
     settings = uvicorn.Config(
         app,
         http=protocol,

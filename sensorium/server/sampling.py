@@ -18,12 +18,15 @@ log = logging.getLogger(__name__)
 
 _GUIDED = ("json", "regex", "choice", "grammar", "json_object", "whitespace_pattern")
 _RULES = ("response_format", "structured_outputs", *(f"guided_{name}" for name in _GUIDED), "guided_decoding_backend")
+_NAMES = [name for name in SamplingFields.__struct_fields__ if name not in _RULES and name not in FOREIGN]
 
 
 def to_sampling(request: SamplingFields, defaults: SamplingParams, choice: int = 0, **more: Any) -> SamplingParams:
-    """The model's defaults but for what is given. With a seed, each of the n choices has its own."""
-    names = [name for name in SamplingFields.__struct_fields__ if name not in _RULES and name not in FOREIGN]
-    given = {name: value for name in names if (value := getattr(request, name)) is not None}
+    """The model's defaults but for what is given. With a seed, each of the n choices has its own.
+
+    more: fields of SamplingParams that stand whatever the request says.
+    """
+    given = {name: value for name in _NAMES if (value := getattr(request, name)) is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if (limit := defaults.max_tokens) is not None:
@@ -37,7 +40,7 @@ def to_sampling(request: SamplingFields, defaults: SamplingParams, choice: int =
     rule = to_rule(request)
     if rule is not None:
         given["structured_outputs"] = rule
-    return replace(defaults, **given, **more)
+    return replace(defaults, **(given | more))
 
 
 def check_logprobs(name: str, value: int | None, most: int) -> None:

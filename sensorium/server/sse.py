@@ -71,26 +71,24 @@ class EventStream:
             with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._send({"type": "http.response.body", "body": last}), 1.0)
 
-    async def write(self, *frames: bytes) -> None:
+    async def write(self, *frames: bytes, more: bool = True) -> None:
         """Send frames as one piece. Raises ClientGone if the client takes nothing any more."""
-        if frames:
-            await self._write(b"".join(frames), more=True)
-
-    async def end(self, *frames: bytes) -> None:
-        """Send the last frames and close."""
-        self._ended = True
-        await self._write(b"".join(frames), more=False)
-
-    async def _write(self, data: bytes, *, more: bool) -> None:
+        if not frames:
+            return
         self._touched = self._loop.time()
         self._sending = True
         try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            await self._send({"type": "http.response.body", "body": b"".join(frames), "more_body": more})
         except asyncio.CancelledError:
             if self._stuck:
                 raise ClientGone from None
             raise
         self._sending = False
+
+    async def end(self, *frames: bytes) -> None:
+        """Send the last frames and close."""
+        self._ended = True
+        await self.write(*(frames or (b"",)), more=False)
 
     async def _tend(self) -> None:
         while True:
