@@ -390,7 +390,12 @@ _SERVER_RANGES: dict[str, Range] = {
     "max_voices": (0, None),
 }
 _CODEC_COUNTS = ("n_timesteps", "voices", "voice_s")
-_CODEC_KEYS = (*_CODEC_COUNTS, "dtype", "trimming", "graphs")
+_CODEC_CHOICES: dict[str, tuple[Any, ...]] = {
+    "dtype": ("float32", "float16", "bfloat16"),
+    "trimming": ("reference", "voice", "packed"),
+    "graphs": (True, False),
+}
+_CODEC_KEYS = (*_CODEC_COUNTS, *_CODEC_CHOICES)
 _ITEM_KEYS = ("count", "width", "height", "num_frames", "length")
 
 
@@ -421,6 +426,13 @@ def _check_codec(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in _CODEC_KEYS:
             raise ConfigError(f"codec_config has no {name!r}; known: {', '.join(_CODEC_KEYS)}", param="codec_config")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in _CODEC_COUNTS and not (is_number and value > 0):
-            raise ConfigError(f"codec_config: {name} must be a number above 0, not {value!r}", param="codec_config")
+        if name in _CODEC_CHOICES:
+            choices = _CODEC_CHOICES[name]
+            if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+                known = ", ".join(map(str, choices))
+                raise ConfigError(f"codec_config: {name} must be one of {known}, not {value!r}", param="codec_config")
+            continue
+        kinds = (int, float) if name == "voice_s" else int
+        if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
+            wanted = "a number" if name == "voice_s" else "a whole number"
+            raise ConfigError(f"codec_config: {name} must be {wanted} above 0, not {value!r}", param="codec_config")

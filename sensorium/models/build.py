@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sensorium.config import EngineConfig
-from sensorium.errors import CheckpointError, ConfigError, MediaError, UnsupportedError
+from sensorium.errors import CheckpointError, MediaError, UnsupportedError
 from sensorium.kernels import select
 from sensorium.media.wav import read_wav
 from sensorium.models import loader
@@ -76,13 +76,8 @@ def load_codec(folder: Path, config: EngineConfig, device: torch.device) -> tupl
         log.warning("%s has no %s: speech ends in codes, without sound", folder.name, _CODEC)
         return None
     settings = dict(config.codec_config)
-    name = settings.get("dtype", "float32")
-    if name not in _DTYPES:
-        raise ConfigError(
-            f"codec_config: dtype must be one of {', '.join(_DTYPES)}, not {name!r}", param="codec_config"
-        )
     options = {key: settings[key] for key in ("n_timesteps", "trimming", "graphs") if key in settings}
-    options |= {"device": device, "dtype": _DTYPES[name]}
+    options |= {"device": device, "dtype": _DTYPES[settings.get("dtype", "float32")]}
     cloning = any((place / name).is_file() for name in (TOKENIZER_FILE, SPEAKER_FILE))
     try:
         codec = Token2Wav.load(place, **options, cloning=cloning)

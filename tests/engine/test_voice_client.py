@@ -170,6 +170,9 @@ def test_without_a_codec_speech_ends_in_codes(folder: Path):
         config(folder, codec_config={"steps": 3})
     with pytest.raises(ConfigError, match="voice_s must be a number above 0"):
         config(folder, codec_config={"voice_s": "long"})
+    for name, value in {"n_timesteps": 2.5, "voices": True, "trimming": "most", "dtype": "int8", "graphs": 1}.items():
+        with pytest.raises(ConfigError, match=f"codec_config: {name} must be"):
+            config(folder, codec_config={name: value})
 
 
 @pytest.mark.slow
