@@ -124,13 +124,15 @@ def _put_all(pairs: list[tuple[Stream, Event]]) -> None:
 
 
 def _put_some(line: deque[tuple[Stream, Event]]) -> None:
-    for _ in range(min(_AT_ONCE, len(line))):
-        stream, event = line.popleft()
-        stream.num_late -= 1
-        stream.has_begun = True
-        stream.put(event)
-    if line:
-        asyncio.get_running_loop().call_soon(_put_some, line)
+    try:
+        for _ in range(min(_AT_ONCE, len(line))):
+            stream, event = line.popleft()
+            stream.num_late -= 1
+            stream.has_begun = True
+            stream.put(event)
+    finally:  # whatever is wrong with one, the others behind it get theirs
+        if line:
+            asyncio.get_running_loop().call_soon(_put_some, line)
 
 
 _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[tuple[Stream, Event]]] = WeakKeyDictionary()

@@ -96,6 +96,23 @@ def test_streams_that_begin_or_end_come_last_and_a_few_at_a_time() -> None:
     asyncio.run(main())
 
 
+def test_an_event_that_cannot_be_taken_holds_up_no_other_stream() -> None:
+    class Broken(Stream):
+        def put(self, event) -> None:
+            raise ValueError("no")
+
+    async def main() -> None:
+        errors = list[str]()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(str(context["exception"])))
+        broken, good = Broken("broken", lambda _: None, loop), stream("good")
+        hand_out([(broken, delta("broken")), (good, delta("good")), (good, finished("good"))])
+        assert [type(event) async for event in good] == [TextDelta, Finished]
+        assert errors == ["no"]
+
+    asyncio.run(main())
+
+
 def test_a_stream_made_elsewhere_is_read_by_a_thread() -> None:
     own = stream("r")
     hand_out([(own, delta("r")), (own, finished("r"))])
