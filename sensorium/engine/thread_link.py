@@ -24,7 +24,8 @@ def _nobody(events: list[Event]) -> None:
 
 
 class ThreadLink:
-    """Loads in the constructor. `loaded` holds the engine and the model itself: for tests and benchmarks."""
+    """Loads in the constructor. `loaded` holds the engine and the model itself, until it is closed: for tests and
+    benchmarks."""
 
     pid = os.getpid()
 
@@ -39,24 +40,28 @@ class ThreadLink:
         # Behind every operation on the device the engine's thread asks for the interpreter again; while other threads
         # are busy, as with preparing media, it waits so long each time. Python's own 5 ms are longer than most steps.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
-        self._loop = EngineLoop(self.loaded.engine, deliver, self._ended)
+        self._last = EngineStats()
+        self._loop: EngineLoop | None = EngineLoop(self.loaded.engine, deliver, self._ended)
 
     @property
     def stuck_s(self) -> float:
-        return self._loop.stuck_s if self.state == "ready" else 0.0
+        loop = self._loop
+        return loop.stuck_s if loop is not None and self.state == "ready" else 0.0
 
     def stats(self) -> EngineStats:
-        return self.loaded.engine.stats
+        loop = self._loop
+        return loop.engine.stats if loop is not None else self._last
 
     def send(self, message: Request | Control) -> None:
         with self._lock:  # nothing may enter the inbox once it has been emptied for good
-            if self.state == "ready":
+            if self.state == "ready" and self._loop is not None:
                 self._loop.put(message)
             elif isinstance(message, Request | OpenSession | OpenSpeech | AddVoice):
                 raise EngineDeadError(self.reason)
 
     def expect(self, coming: Callable[[], int]) -> None:
-        self._loop.coming = coming
+        if (loop := self._loop) is not None:
+            loop.coming = coming
 
     def sleep(self, *, wait: bool = False) -> None:
         raise UnsupportedError("an engine in a thread does not sleep; close it, and make another one later")
@@ -68,7 +73,15 @@ class ThreadLink:
         """A thread cannot be killed."""
 
     def close(self) -> None:
-        self._loop.close()
+        """Free the engine too: whoever still keeps the client, as servers keep each other's parts, keeps no model."""
+        if (loop := self._loop) is None:
+            return
+        loop.close()
+        with self._lock:
+            if self._loop is not None:
+                self._last = loop.engine.stats
+                self._loop = None
+                del self.loaded
 
     def _ended(self, reason: str | None) -> None:
         with self._lock:
