@@ -64,6 +64,7 @@ def test_python_snippets_run(name, packaged_model, capsys):
     snippets = snippets_of(ROOT / "docs" / name)
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"{name}, snippet {number}", "exec"), scope)
+    scope.clear()  # its functions would keep its engines
 
 
 def test_flags_exist():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from seeds import extract
 from seeds.servers import Servers
-from seeds.stage import GOLDEN, Stage, media_server, write_media
+from seeds.stage import GOLDEN, SCOPES, Stage, media_server, write_media
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,6 +16,14 @@ def seeds():
     """The documents must be there; outsiders run the snippets of docs/ in tests/test_docs.py."""
     if not extract.SEEDS.is_dir() or not GOLDEN.is_dir():
         pytest.skip("the seed documents (../shared/seeds) and ../shared/golden are not beside this checkout")
+
+
+@pytest.fixture(autouse=True)
+def over() -> Iterator[None]:
+    """What a script has made ends with its test: its functions would keep its engines until the collector comes."""
+    yield
+    while SCOPES:
+        SCOPES.pop().clear()
 
 
 @pytest.fixture(scope="session")

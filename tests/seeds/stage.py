@@ -167,6 +167,9 @@ class Stage:
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
+SCOPES: list[dict[str, Any]] = []
+"""The names that scripts have made, until their test is over."""
+
 
 @dataclass
 class Script:
@@ -193,6 +196,7 @@ class Script:
     def run(self, after: Callable[[str, dict[str, Any]], None] | None = None, **names: Any) -> dict[str, Any]:
         """Executes it statement by statement. after is called with each name that a statement assigned."""
         scope: dict[str, Any] = {"__name__": "__main__", "PIL": PIL, "torch": torch, **self.names, **names}
+        SCOPES.append(scope)
         for statement in ast.parse(self.source).body:
             exec(compile(ast.Module([statement], []), "<seed>", "exec"), scope)
             if after and isinstance(statement, ast.Assign):

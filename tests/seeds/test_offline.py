@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from seeds import extract
-from seeds.stage import GOLDEN, WAITING, Stage, for_sensorium, picture
+from seeds.stage import GOLDEN, SCOPES, WAITING, Stage, for_sensorium, picture
 
 from sensorium import LLM, SamplingParams
 from sensorium.errors import CheckpointError
@@ -171,6 +171,7 @@ def _(stage):
     snippet(4).replaced({LLAVA: stage.model(LLAVA)}).run(after=look)
     assert [pair[0] for pair in seen] == [(255, 127, 127), (128, 0, 0), (128, 0, 127)]
     assert [pair[1] for pair in seen] == [(9, 8, 7)] * 3
+    SCOPES.clear()
     assert [client.is_alive for client in alive] == [False] * 3  # rebinding and leaving the scope free the device
     for colour in ([256, 0, 0], [0, 0], "red"):
         with pytest.raises(ValueError, match="rgba_background_color"):
