@@ -387,9 +387,9 @@ class SpeechOptions:
 
     voice: one of the client's voices; None makes no sound and tells codes. rule: half_duplex speaks groups of ten
     tokens as they come, chat the whole text once it is there, duplex what one unit of a session says. sampling: None is
-    the checkpoint's. codes: tell codes beside the sound, as Codes events. spoken_prompt: of a request, so many ids at
-    the end of the prompt are spoken, and the answer is not. eager: of duplex, short pieces in every unit, not only in a
-    turn's first.
+    the checkpoint's, drawn with `seed`. codes: tell codes beside the sound, as Codes events. spoken_prompt: of a
+    request, so many ids at the end of the prompt are spoken, and the answer is not. eager: of duplex, short pieces in
+    every unit, not only in a turn's first.
     """
 
     voice: str | None = "default"
@@ -398,6 +398,7 @@ class SpeechOptions:
     codes: bool = False
     spoken_prompt: int = 0
     eager: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in SPEECH_RULES:

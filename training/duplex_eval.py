@@ -22,7 +22,7 @@ from sensorium.models.minicpm_live import MiniCPMLive
 from sensorium.models.minicpm_processor import Processor
 from sensorium.models.minicpm_units import SessionPrompts
 from sensorium.params import LiveSettings
-from sensorium.types import Event, Finished, Media, Sound, SpeechOptions, SpeechSampling, UnitDone
+from sensorium.types import Event, Finished, Media, Sound, SpeechOptions, UnitDone
 from training.conversation import Encoder
 from training.duplex_batches import tokens_of
 from training.duplex_items import UNIT, Director, Pace, Talk, Voices
@@ -72,7 +72,7 @@ class Listener:
         live = MiniCPMLive(SessionPrompts(self._processor, name))
         settings = LiveSettings(instructions=talk.instructions, force_listen_units=0, seed=seed)
         prompt, policy = live.opening(settings, MAX_LEN)
-        speech = SpeechOptions("default", "duplex", SpeechSampling(seed=seed)) if self._speaks else None
+        speech = SpeechOptions("default", "duplex", seed=seed) if self._speaks else None
         sampling = self.client.default_sampling
         session = self.client.open_session(
             prompt, live.policy, policy, sampling=sampling, max_len=MAX_LEN, session_id=name, speech=speech

@@ -38,7 +38,7 @@ def tts_config(vocabulary: int, ids: Mapping[str, int]) -> dict[str, Any]:
         "top_p": 0.85,
         "top_k": 25,
         "repetition_penalty": 1.05,
-        "temperature": 0.8,
+        "temperature": 0.3,
         "s3_stream_chunk_size": 25,
         "s3_stream_prelook": 3,
         "s3_stream_n_timesteps": 10,

@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from sensorium.config import EngineConfig
 from sensorium.engine.client import EngineClient
 from sensorium.engine.speech import SpeechStage
-from sensorium.engine.speech_rules import RuleName, SpeechSampling, SpeechWork
+from sensorium.engine.speech_rules import RuleName, SpeechWork
 from sensorium.kernels.reference import PackedPlan
 from sensorium.messages import read_messages
 from sensorium.models.loader import load
@@ -55,7 +56,7 @@ class Mouth:
             row = torch.tensor([*before, *ids])
             inputs = ModelInputs(torch.arange(len(row)), PackedPlan(1))
             hidden = self._model(self._model.embed(row), inputs)[len(before) :]
-            slot = self._stage.open(rule, SpeechSampling(seed=seed + number))
+            slot = self._stage.open(rule, replace(self._stage.default_sampling, seed=seed + number))
             works.append((slot, ids, hidden))
         return works
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -112,7 +112,8 @@ class Speakers:
         if self._stage is None:
             raise UnsupportedError("this engine has no speech LM; load the model with init_tts")
         voice = None if options.voice is None else self._voices.find(options.voice)
-        slot = self._stage.open(options.rule, options.sampling)
+        sampling = options.sampling or replace(self._stage.default_sampling, seed=options.seed)
+        slot = self._stage.open(options.rule, sampling)
         chunks = Chunks(options.rule, eager=options.eager)
         speaker = Speaker(name, slot, chunks, options.codes or options.voice is None, None)
         self._by_slot[slot] = speaker

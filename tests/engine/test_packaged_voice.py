@@ -31,13 +31,13 @@ def client(packaged_model):
         yield client
 
 
-def read_aloud(client: EngineClient, text: str, seed: int) -> bytes:
-    """16-bit samples."""
+def read_aloud(client: EngineClient, text: str, **choice) -> bytes:
+    """16-bit samples. choice: of SpeechOptions."""
     voice = Picked("default")
     messages, options = reading_messages(client, text, voice, None)
     prompt, num_ids = with_reply(client, client.prepare_chat(messages, options), text)
     sampling, speech = reading(num_ids, voice)
-    stream = client.submit(prompt, sampling, speech=replace(speech, sampling=SpeechSampling(seed=seed)))
+    stream = client.submit(prompt, sampling, speech=replace(speech, **choice))
     return b"".join(event.pcm for event in stream if isinstance(event, Sound))
 
 
@@ -56,6 +56,12 @@ def test_it_understands_what_it_says(client):
     # Sums of another machine may lead to other codes, which now and then cost a word.
     heard = written_down(client, said).split()
     assert sum(a == b for a, b in zip(TEXT.split(), heard, strict=False)) >= 6
+
+
+def test_a_seed_draws_as_the_checkpoint_says(client):
+    said = read_aloud(client, TEXT, seed=7)
+    assert said == read_aloud(client, TEXT, sampling=SpeechSampling(temperature=0.3, seed=7))
+    assert said != read_aloud(client, TEXT, sampling=SpeechSampling(seed=7))
 
 
 def test_it_has_one_voice(client):

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import secrets
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sensorium.config import ServerConfig
@@ -20,7 +20,7 @@ from sensorium.server.live.session import LiveSession
 from sensorium.server.seats import Seats
 from sensorium.server.served import Served
 from sensorium.server.speech.voices import Voices, owner_of
-from sensorium.types import Media, SpeechOptions, SpeechSampling
+from sensorium.types import Media, SpeechOptions
 
 if TYPE_CHECKING:
     from sensorium.engine.client import EngineClient
@@ -146,9 +146,7 @@ class LiveService:
         if not (options.sound and client.can_sound and is_known):
             return None, None
         voice = await self._voices.pick(options.voice, owner_of({"key": options.key}), client, "voice")
-        seed = options.settings.seed
-        sampling = None if seed is None else replace(SpeechSampling(), seed=seed)
-        return SpeechOptions(voice.name, "duplex", sampling), voice.clip
+        return SpeechOptions(voice.name, "duplex", seed=options.settings.seed), voice.clip
 
     def _full(self) -> OverloadedError:
         waits = self._wait(len(self._queue) + 1)
