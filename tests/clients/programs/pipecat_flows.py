@@ -208,7 +208,11 @@ async def transcribe(address: str, model: str) -> Any:
     for name, service in (("file", by_file), ("socket", by_socket)):
         below = Tap()
 
-        async def play(worker: PipelineWorker, below: Tap = below) -> None:
+        async def play(worker: PipelineWorker, below: Tap = below, service: Any = service) -> None:
+            # By socket it configures its session when it has read the server's first event, and does not wait for that
+            # with sound: what it commits before is written down by nobody.
+            while not getattr(service, "_session_ready", True):  # noqa: ASYNC110 - its flag, without an event
+                await asyncio.sleep(0.01)
             await worker.queue_frame(VADUserStartedSpeakingFrame())
             await hear(worker)
             await worker.queue_frame(VADUserStoppedSpeakingFrame())
