@@ -15,7 +15,7 @@ from sensorium.server.live import demo_talk as demo
 from sensorium.server.live.demo_answers import Turns
 from sensorium.server.live.holding import hold
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import Socket, answer_first
+from sensorium.server.live.sockets import Socket, accepted, answer_first
 from sensorium.server.served import Served
 from sensorium.vad import Detector
 
@@ -43,10 +43,7 @@ class DemoDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client().live("")
-        await receive()
-        await send({"type": "websocket.accept"})
-        socket = Socket(receive, send, self._service.clock, demo.MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._service.clock, demo.MAX_MESSAGE)
         converse = partial(self._converse, socket, key)
         # There the queue comes before `prepare`; here what is prepared waits, so that nobody waits in vain.
         greeting = '{"type":"queue_done"}'

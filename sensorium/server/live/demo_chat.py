@@ -25,7 +25,7 @@ from sensorium.server.live.demo_answers import (
     refusal,
 )
 from sensorium.server.live.demo_talk import float_sound, slices
-from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
+from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, accepted, answer_first, decoded
 from sensorium.server.seats import Seats
 from sensorium.server.speech.voices import owner_of
 from sensorium.types import ChatOptions, Message
@@ -75,10 +75,7 @@ class ChatDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._turns.served.client()
-        await receive()
-        await send({"type": "websocket.accept"})
-        socket = Socket(receive, send, self._clock, MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._clock, MAX_MESSAGE)
         await answer_first(socket, self._seats, key, partial(self._answer, socket, scope), "no question")
 
     async def _answer(self, socket: Socket, scope: Scope, first: str | bytes) -> None:

@@ -29,7 +29,7 @@ from sensorium.server.live.demo_answers import (
     refusal,
 )
 from sensorium.server.live.demo_talk import MAX_MESSAGE, float_sound, samples_of
-from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, answer_first, decoded
+from sensorium.server.live.sockets import NORMAL, HangUpError, Socket, accepted, answer_first, decoded
 from sensorium.server.live.sound import HEARD_RATE, SPOKEN_RATE
 from sensorium.server.seats import Seats
 from sensorium.server.speech.voices import Picked, owner_of
@@ -100,10 +100,7 @@ class HalfDuplexDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._turns.served.client()
-        await receive()
-        await send({"type": "websocket.accept"})
-        socket = Socket(receive, send, self._clock, MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._clock, MAX_MESSAGE)
         converse = partial(self._converse, socket, scope, key)
         await answer_first(socket, self._seats, key, converse, "no prepare", greeting='{"type":"queue_done"}')
 

@@ -31,7 +31,7 @@ from sensorium.server.live.events import (
 from sensorium.server.live.holding import hold
 from sensorium.server.live.service import LiveService
 from sensorium.server.live.session import LiveSession
-from sensorium.server.live.sockets import CLOSE_CODES, Socket, answer_first, decoded
+from sensorium.server.live.sockets import CLOSE_CODES, Socket, accepted, answer_first, decoded
 from sensorium.server.served import Served
 
 Mode = Literal["video", "audio"]
@@ -236,10 +236,7 @@ class RealtimeDemoDoor:
             reason = "mode: is video or audio; turns are at /ws/chat, and at /v1/realtime without mode"
             raise UnsupportedError(reason, param="mode")
         self._served.client().live("")
-        await receive()
-        await send({"type": "websocket.accept"})
-        socket = Socket(receive, send, self._service.clock, demo.MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._service.clock, demo.MAX_MESSAGE)
         converse = partial(self._converse, socket, key, mode)
         # As in the earlier protocol: what has begun waits, so that nobody waits in vain.
         greeting = '{"type":"session.queue_done"}'

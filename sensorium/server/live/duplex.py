@@ -20,7 +20,7 @@ from sensorium.server.live import duplex_wire as wire
 from sensorium.server.live.duplex_talk import Talk
 from sensorium.server.live.outbox import SlowReaderError
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import NORMAL, POLICY, HangUpError, Socket, answer_first, both_ways
+from sensorium.server.live.sockets import NORMAL, POLICY, HangUpError, Socket, accepted, answer_first, both_ways
 from sensorium.server.served import Served
 
 PATH, SUBPROTOCOL = "/v1/duplex", "sensorium.duplex.v1"
@@ -56,11 +56,7 @@ class DuplexDoor:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         self._served.check_name(query.get("model", [None])[0])
         self._served.client().live("")
-        await receive()
-        offered = SUBPROTOCOL in scope["subprotocols"]
-        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
-        socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._service.clock, wire.MAX_MESSAGE, SUBPROTOCOL)
         converse = partial(self._converse, socket, key, query.get("voice", [None])[0])
         await answer_first(socket, self._service.seats, key, converse, "no start")
 

@@ -16,7 +16,7 @@ from sensorium.server.live import openai_wire as wire
 from sensorium.server.live.holding import hold
 from sensorium.server.live.openai_talk import OpenAITalk
 from sensorium.server.live.service import LiveService
-from sensorium.server.live.sockets import Socket, answer_first
+from sensorium.server.live.sockets import Socket, accepted, answer_first
 from sensorium.server.served import Served
 
 PATH = "/v1/live/sessions"
@@ -40,11 +40,7 @@ class OpenAIDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._served.client().live("")
-        await receive()
-        offered = "realtime" in scope["subprotocols"]
-        await send({"type": "websocket.accept", "subprotocol": "realtime" if offered else None})
-        socket = Socket(receive, send, self._service.clock, wire.MAX_MESSAGE)
-        key = scope.get("state", {}).get("key", "")
+        socket, key = await accepted(scope, receive, send, self._service.clock, wire.MAX_MESSAGE, "realtime")
         converse = partial(self._converse, socket, key)
         await answer_first(socket, self._service.seats, key, converse, "no session.start")
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sensorium.errors import OverloadedError, RequestError, SensoriumError
 from sensorium.server.live.clock import Clock, within
@@ -87,6 +87,19 @@ class Socket:
             self._errors.popleft()
         if len(self._errors) > MAX_ERRORS:
             raise HangUpError(POLICY)
+
+
+async def accepted(
+    scope: Scope, receive: Receive, send: Send, clock: Clock, max_message: int, subprotocol: str | None = None
+) -> tuple[Socket, str]:
+    """A connection after its handshake, and the key that it came with.
+
+    subprotocol: named to clients that offer it.
+    """
+    await receive()
+    offered = subprotocol in scope.get("subprotocols", ())
+    await send({"type": "websocket.accept", "subprotocol": subprotocol if offered else None})
+    return Socket(receive, send, clock, max_message), scope.get("state", {}).get("key", "")
 
 
 async def answer_first(
