@@ -67,6 +67,13 @@ def encoder_ops(device: torch.device, dtype: torch.dtype) -> Choice:
     return Choice("encoders", "torch", EncoderOps, (("triton", reason),))
 
 
+def encoder_ops_for(device: torch.device, dtype: torch.dtype) -> type[EncoderOps]:
+    """What encoders run on: kernels for 16 bits on a GPU, elsewhere torch's operations."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return encoder_ops(device, dtype).implementation
+    return EncoderOps
+
+
 def prefer_any_shape(device: torch.device) -> None:
     """Keep torch's attention on kernels that take any shape at once. Process-wide; for serving, not for training.
 

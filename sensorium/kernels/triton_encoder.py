@@ -1,6 +1,6 @@
 """kernels.encoder in Triton.
 
-N packed positions · H heads · D head dim · S segments · W width
+N packed positions · H heads · D head dim · S segments or slices · W width · L patches · R queries of all heads
 """
 
 # ruff: noqa: ANN001, ANN202 - pointers and numbers of a kernel have no Python types
@@ -87,6 +87,40 @@ def _add_norm_kernel(
     tl.store(out + at, centred * factor[:, None] * scale[None, :] + shift[None, :], held)
 
 
+@Kernel
+@triton.jit(do_not_specialize=("total",))
+def _pixels_kernel(pixels, out, total, W: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, column = at // PADDED, at % PADDED
+    inside = column < W
+    x = tl.load(pixels + row * W + column, (at < total) & inside, 0).to(tl.float32)
+    # Divided as a CPU divides, for the same bits: torch multiplies by 1 / 255 on a GPU.
+    x = (tl.math.div_rn(x, 255.0) - 0.5) * 2.0
+    tl.store(out + at, tl.where(inside, x, 0.0), at < total)
+
+
+@Kernel
+@triton.jit(do_not_specialize=("P",))
+def _grid_weights_kernel(
+    scores, factors, by_row, by_column, sizes, out, R, L, P, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    s, j = tl.program_id(1), tl.arange(0, BLOCK)
+    rows, columns = tl.load(sizes + 2 * s).to(tl.int32), tl.load(sizes + 2 * s + 1).to(tl.int32)
+    held, seen = j < L, j < tl.minimum(rows * columns, L)
+    factor = tl.load(factors + s * L + j, seen, 0.0)
+    row = j // columns
+    column = j - row * columns
+    for i in range(ROWS):
+        r = tl.program_id(0) * ROWS + i
+        there = seen & (r < R)
+        at = (s.to(tl.int64) * R + r) * L + j
+        x = tl.load(scores + at, there, 0.0) * factor
+        x += tl.load(by_row + r * P + row, there, 0.0) + tl.load(by_column + r * P + column, there, 0.0)
+        x = tl.where(seen, x, -float("inf"))
+        weight = tl.exp2(x - tl.max(x, 0))
+        tl.store(out + at, weight * (factor / tl.sum(weight, 0)), held & (r < R))
+
+
 class TritonEncoderOps(EncoderOps):
     chunks = True
 
@@ -120,3 +154,32 @@ class TritonEncoderOps(EncoderOps):
             W=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, ADD=y is not None, num_warps=4,
         )  # fmt: skip
         return x, out
+
+    @staticmethod
+    def normalise_pixels(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        *shape, width = pixels.shape
+        # Products of rows that are no multiples of 16 bytes take three times as long.
+        padded = triton.cdiv(width, 8) * 8
+        out = torch.empty(*shape, padded, dtype=dtype, device=pixels.device)
+        _pixels_kernel[(triton.cdiv(out.numel(), 1024),)](
+            pixels.contiguous(), out, out.numel(), W=width, PADDED=padded, BLOCK=1024, num_warps=4
+        )
+        return out
+
+    @staticmethod
+    def grid_weights(
+        scores: torch.Tensor,
+        factors: torch.Tensor,
+        by_row: torch.Tensor,
+        by_column: torch.Tensor,
+        sizes: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        count, queries, length = scores.shape
+        out = torch.empty(count, queries, length, dtype=dtype, device=scores.device)
+        rows = 16
+        _grid_weights_kernel[(triton.cdiv(queries, rows), count)](
+            scores, factors, by_row, by_column, sizes, out, queries, length, by_row.shape[1],
+            BLOCK=triton.next_power_of_2(length), ROWS=rows, num_warps=4,
+        )  # fmt: skip
+        return out

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sensorium.kernels import select
-from sensorium.kernels.encoder import EncoderOps, Segments
+from sensorium.kernels.encoder import Segments
 from sensorium.layers.attention import Past, SelfAttention
 from sensorium.layers.mlp import Gelu, Mlp
 
@@ -43,8 +43,7 @@ def run_blocks(
     blocks: Iterable[nn.Module], norm: nn.LayerNorm, x: torch.Tensor, mask: torch.Tensor | Segments | None
 ) -> torch.Tensor:
     """norm of x [B, L, W] after EncoderBlocks; each sum is made together with the normalisation behind it."""
-    on_gpu = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
-    ops = select.encoder_ops(x.device, x.dtype).implementation if on_gpu else EncoderOps
+    ops = select.encoder_ops_for(x.device, x.dtype)
     added = None
     for block in blocks:
         assert isinstance(block, EncoderBlock)

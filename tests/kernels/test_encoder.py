@@ -86,3 +86,27 @@ def test_a_chunk_is_seen_to_its_end_and_padding_never():
     before = attention(x, mask)
     x[0, 4:] += 1.0
     torch.testing.assert_close(attention(x, mask)[0, :4], before[0, :4])
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pixels_are_normalised_to_the_bits_of_a_cpu(dtype: torch.dtype):
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(2, 7, 3)[..., :588]
+    ops = encoder_ops(torch.device("cuda"), dtype).implementation
+    ours = ops.normalise_pixels(pixels.cuda(), dtype)
+    assert ours.shape == (2, 7, 592)
+    assert torch.equal(ours[..., :588].cpu(), EncoderOps.normalise_pixels(pixels, dtype))
+    assert not ours[..., 588:].any()
+
+
+@needs_gpu
+@pytest.mark.parametrize("length", [1, 12, 1024, 1100])
+def test_grid_weights(length: int):
+    generator = torch.Generator("cuda").manual_seed(length)
+    shapes = ((3, 10, length), (3, length), (10, 1100), (10, 1100))
+    scores, factors, by_row, by_column = (torch.randn(shape, generator=generator, device="cuda") for shape in shapes)
+    sizes = torch.tensor([[1, length], [max(length // 4, 1), min(length, 4)], [1, 1]], device="cuda")
+    ops = encoder_ops(scores.device, torch.bfloat16).implementation
+    ours = ops.grid_weights(scores * 5, factors, by_row, by_column, sizes, torch.bfloat16)
+    theirs = EncoderOps.grid_weights(scores * 5, factors, by_row, by_column, sizes, torch.float32)
+    torch.testing.assert_close(ours.float(), theirs, rtol=0.01, atol=1e-5)

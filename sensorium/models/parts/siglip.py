@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sensorium.kernels import select
 from sensorium.layers.attention import key_padding
 from sensorium.layers.block import EncoderBlock, run_blocks
 from sensorium.layers.embedding import Embedding
@@ -24,8 +25,8 @@ RENAMES = (
 
 
 def patch_inputs(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 pixels -> (u / 255 - 0.5) / 0.5."""
-    return ((patches.float() / 255 - 0.5) / 0.5).to(dtype)
+    """uint8 pixels [..., 588] -> (u / 255 - 0.5) / 0.5; on a GPU in 16 bits with zeros behind each row."""
+    return select.encoder_ops_for(patches.device, dtype).normalise_pixels(patches, dtype)
 
 
 def patch_mask(sizes: torch.Tensor, length: int) -> torch.Tensor:
@@ -58,7 +59,10 @@ class Siglip(nn.Module):
         self.register_buffer("boundaries", boundaries, persistent=False)
 
     def forward(self, patches: torch.Tensor, sizes: torch.Tensor, padded: bool = True) -> torch.Tensor:
-        """patches [S, L, 588], sizes [S, 2] -> [S, L, v]. padded=False promises that every slice fills L."""
+        """patches [S, L, 588] as patch_inputs makes them, sizes [S, 2] -> [S, L, v].
+
+        padded=False promises that every slice fills L.
+        """
         length = patches.shape[1]
         x = self.patch(patches) + self.position(self.position_ids(sizes, length))
         return run_blocks(self.layers, self.norm, x, key_padding(sizes.prod(-1), x, padded=padded))
@@ -92,4 +96,7 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        weight = self.weight.flatten(1)
+        # Zeros that patch_inputs puts behind a patch.
+        weight = F.pad(weight, (0, more)) if (more := patches.shape[-1] - weight.shape[1]) else weight
+        return F.linear(patches, weight, self.bias)
