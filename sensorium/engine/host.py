@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from sensorium.engine.link import Supervision
+from sensorium.engine.memory import settle
 from sensorium.engine.protocol import EngineFacts
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import SensoriumError
@@ -81,6 +82,7 @@ class Host:
             log.critical("the engine could not be loaded", exc_info=True)
             self._outbox.put([StartFailed("engine_error", f"{type(error).__name__}: {error}", None)])
             self._exit(1)
+        settle()
         self._outbox.put([self._link.facts])
 
     def _progress(self, phase: str, share: float) -> None:

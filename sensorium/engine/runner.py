@@ -39,6 +39,8 @@ Chosen = Sampled | Unsampled | Decision
 # Numbers in a step's activations, tokens x width, from which several threads pay.
 _SMALL_STEP = 64 * 256
 _SPARE_BYTES = 2 << 30
+# Tokens from which a step takes the device so long (85 ms on an H200) that it may wait 3 ms for its beginning.
+_LONG_STEP = 4096
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class _Flight:
     likeliest: Likeliest | None = None
     """Where nothing else decides about the next tokens: greedy, on its way to the host."""
     computed: torch.cuda.Event | None = None
+    is_short: bool = False
+    """Whether it is a graph."""
 
 
 class Runner:
@@ -197,7 +201,8 @@ class Runner:
 
         follow: asked for the next step once the device computes this one. Its works that decode continue sequences of
         this batch, which take the likeliest token. The device goes on with it while the host still reads this one's
-        results; a later `run` of those works, or of some of them, finds it done.
+        results; a later `run` of those works, or of some of them, finds it done. A long step behind a short one is only
+        begun by that.
 
         meanwhile: called while the device computes this step, with what tells whether it has.
         """
@@ -205,7 +210,8 @@ class Runner:
         flight, self._ahead = self._ahead, None
         if flight is None or not {id(work) for work in works} <= {id(work) for work in flight.works}:
             flight = self._start(works, None)
-        if next_works := follow():
+        # Starting a long step kernel by kernel takes 12 ms, in which the tokens of a short one would lie unread.
+        if (next_works := follow()) and not (flight.is_short and sum(work.count for work in next_works) >= _LONG_STEP):
             self._ahead = self._start(next_works, flight)
         meanwhile(lambda: flight.computed is None or flight.computed.query())
         return self._read(flight, works)
@@ -318,7 +324,8 @@ class Runner:
             with self.passes.time("prefill"):
                 found = chunks.run(counts, lens, positions, tables, behind)
         logits, greedy, hidden = found
-        return _Flight(list(works), {work.seq.id: row for row, work in enumerate(works)}, logits, hidden, greedy)
+        rows = {work.seq.id: row for row, work in enumerate(works)}
+        return _Flight(list(works), rows, logits, hidden, greedy, is_short=True)
 
     def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
         """Lengths after the step, positions [axes, N] and block tables of works."""

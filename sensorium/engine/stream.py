@@ -14,7 +14,7 @@ from sensorium.types import Event, Failed, Finished
 LAST = (Finished, Failed)
 """What a stream ends with."""
 _AT_ONCE = 2
-"""Events of streams that begin or end, in one pass of an event loop."""
+"""Events that begin or end answers, in one pass of an event loop."""
 
 
 class Stream:
@@ -105,16 +105,15 @@ def hand_out(pairs: Iterable[tuple[Stream, Event]]) -> None:
 
 
 def _put_all(pairs: list[tuple[Stream, Event]]) -> None:
-    """Streams that begin or end come last, and a few in each pass of the loop.
+    """What begins or ends an answer comes last, a few in each pass of the loop.
 
-    An answer's first or last piece is many times the work of one between: where many come in one step, the others are
-    not to wait for them.
+    The first piece and the end of an answer are many times the work of a piece between: where many come in one step,
+    tokens are not to wait for them. Of an answer that ends, the last token is given with those of the others.
     """
     line = _lines.setdefault(asyncio.get_running_loop(), deque())
     moves = bool(line)
-    ending = {id(stream) for stream, event in pairs if isinstance(event, LAST)}
     for stream, event in pairs:
-        if stream.has_begun and not stream.num_late and id(stream) not in ending:
+        if stream.has_begun and not stream.num_late and not isinstance(event, LAST):
             stream.put(event)
         else:
             stream.num_late += 1

@@ -1,10 +1,9 @@
-"""Memory that is not needed any more: large request bodies given back, what stays kept out of collections."""
+"""Memory of large request bodies, given back."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import time
 from collections.abc import Callable
 
@@ -18,15 +17,6 @@ def find_trim() -> Callable[[int], int] | None:
         return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return None
-
-
-def settle() -> None:
-    """Take what there is now for lasting: a full collection that looks at all of it holds up every stream for 50 ms.
-
-    Collections of what comes later are then quick, and so frequent that little garbage waits for one.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 class Heap:

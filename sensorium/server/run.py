@@ -25,11 +25,11 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from sensorium.config import ServerConfig
+from sensorium.engine.memory import settle
 from sensorium.envs import read_environment
 from sensorium.errors import EngineDeadError, SensoriumError
 from sensorium.server.app import build_app
 from sensorium.server.guard import is_loopback
-from sensorium.server.heap import settle
 from sensorium.server.live.service import LiveService
 from sensorium.server.protocol import BoundedProtocol, Entrance
 from sensorium.server.realtime.line import MAX_MESSAGE

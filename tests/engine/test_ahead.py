@@ -101,6 +101,25 @@ def test_chunks_of_prompts_run_ahead(make_engine) -> None:
     assert at_rest(engine)
 
 
+def test_a_long_step_waits_until_the_tokens_of_a_short_one_are_read(make_engine, monkeypatch) -> None:
+    """Beginning it takes the host longer than the short one takes the device. Behind a long one it is begun ahead."""
+    monkeypatch.setattr("sensorium.engine.runner._LONG_STEP", 64)
+    requests = [request("one", prompt("say something"), max_tokens=30), request("two", prompt(LONG), max_tokens=5)]
+    want = {r.id: tokens(drive(make_engine(), r)[r.id]) for r in requests}
+    engine = make_engine(max_num_batched_tokens=96)
+    let_run_ahead(engine)
+    ahead = watch_starts(engine)
+    engine.inbox.append(requests[0])
+    events = [event for _ in range(5) for event in engine.step()]
+    engine.inbox.append(requests[1])
+    while engine.has_work:
+        events += engine.step()
+    assert {r.id: tokens([e for e in events if e.request_id == r.id]) for r in requests} == want
+    chunks = [sum(count for name, _, count in works if name == "two") for works in ahead]
+    assert [chunk for chunk in chunks if chunk >= 64] == [95, 85], "the first, also of 95, came behind a decode"
+    assert at_rest(engine)
+
+
 def test_answers_of_one_token_leave_their_places_to_prompts(make_engine) -> None:
     """A sequence that is known to end takes none of the next step's tokens."""
     requests = [request(f"p{i}", prompt("x" * 59), max_tokens=1) for i in range(6)]

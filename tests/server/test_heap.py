@@ -6,7 +6,8 @@ import asyncio
 import gc
 import weakref
 
-from sensorium.server.heap import LARGE, PERIOD_S, Heap, find_trim, settle
+from sensorium.engine.memory import settle
+from sensorium.server.heap import LARGE, PERIOD_S, Heap, find_trim
 
 
 class Clock:
