@@ -1,9 +1,9 @@
-"""Coroutines run to their ends: in a loop of their own, in the caller's thread, or side by side."""
+"""Work done to its end: in a loop of its own, in the caller's thread, or side by side."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -23,6 +23,16 @@ def run_here(work: Coroutine[Any, Any, T]) -> Future[T]:
         raise AssertionError("nothing may be awaited here")
     except StopIteration as end:
         future.set_result(end.value)
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def done_here(work: Callable[..., T], *args: object) -> Future[T]:
+    """The work done, in the caller's thread."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(work(*args))
     except Exception as error:
         future.set_exception(error)
     return future

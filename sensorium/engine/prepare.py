@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sensorium.config import EngineConfig
-from sensorium.engine.coroutines import run_here, run_loop, together
+from sensorium.engine.coroutines import done_here, run_here, run_loop, together
 from sensorium.engine.marks import MediaCounters, MediaTotals
 from sensorium.engine.media_limits import with_environment
 from sensorium.engine.media_options import loading_options, settled, with_server_defaults
@@ -53,6 +53,8 @@ MAX_UUID = 2048
 _FETCHES = 4
 _QUICKLY_HASHED = 1 << 19
 _QUICKLY_DECODED = 1 << 20
+_QUICKLY_ENCODED = 2000
+"""Characters that are encoded sooner than another thread can be asked to."""
 _TURNS = 4
 """Callers that prepare in their own threads at a time. Most of it is the interpreter's work: more are no faster, and an
 engine in a thread waits for all of them behind every operation on its device."""
@@ -135,9 +137,15 @@ class Preparer:
     def raw(
         self, text: str | Sequence[int], media: Sequence[Part], options: ChatOptions, here: bool = False
     ) -> Future[Prompt]:
-        """As chat."""
+        """As chat. Short text, and token ids, are prepared in the caller's thread also where it does not wait."""
         options = self._with_defaults(options)
-        return self._start(media, options, lambda ready: self._processor.raw(text, ready, options), here)
+
+        def finish(ready: Sequence[Prepared]) -> Prompt:
+            return self._processor.raw(text, ready, options)
+
+        if not (media or self._closed) and (not isinstance(text, str) or len(text) <= _QUICKLY_ENCODED):
+            return done_here(finish, ())
+        return self._start(media, options, finish, here)
 
     def media(self, refs: Sequence[MediaRef], options: ChatOptions) -> Future[list[Prepared]]:
         """Files alone, in their order, for prompts that are made elsewhere. None is kept: no frame comes twice."""

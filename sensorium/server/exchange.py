@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import random
 import re
 import time
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ LINGER_S, IDLE_S = 10.0, 1.0
 SMALL_BODY, SMALL_S = 64 << 10, 0.05
 """A body of at most so many bytes is taken in, if it comes so soon, before it is refused: that keeps the connection."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_random = random.Random()
+"""Asking the system for each id would hand the interpreter to another thread each time."""
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -75,7 +77,7 @@ class Exchange:
         self.start = time.monotonic()
         given = self.headers.get("x-request-id", "")
         is_given = _REQUEST_ID.fullmatch(given) is not None
-        self.id = given if is_given else os.urandom(16).hex()
+        self.id = given if is_given else f"{_random.getrandbits(128):032x}"
         length = self.headers.get("content-length", "0")
         self._body_pending = length != "0" or "transfer-encoding" in self.headers
         self._has_small_body = int(length) <= SMALL_BODY and "transfer-encoding" not in self.headers
@@ -239,6 +241,8 @@ class Exchanges:
             try:
                 await self._follow(exchange)
             finally:
+                if (entered := scope["state"].get("entered")) is not None:
+                    entered()
                 exchange.count()
                 self._desk.record(exchange, marks)
                 self._heap.took(exchange.received)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import re
 import time
 import uuid
@@ -48,17 +49,26 @@ if TYPE_CHECKING:
 
 Progress = TextDelta | PromptScored | Finished
 _PROGRESS = (TextDelta, PromptScored, Finished)
+_numbers = itertools.count()
 _NUMBER, _SESSION = re.compile(r"-?[0-9]{1,19}"), re.compile(r"[\x20-\x7e]{1,128}")
+
+
+def _unseen() -> None:
+    """Where nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks. id: what the answer is called; facts: what the access log will say; namespace: see Request."""
+    """Who asks. id: what the answer is called; facts: what the access log will say; namespace: see Request.
+
+    entered: is called once the engine has the request; see Entrance.
+    """
 
     id: str
     facts: dict[str, Any]
     namespace: str = ""
     priority: int = 0
+    entered: Callable[[], None] = _unseen
 
     @classmethod
     def of(
@@ -80,7 +90,7 @@ class Origin:
         headers = Headers(scope=scope)
         if priority is None:
             priority = _whole_number("x-vllm-priority", headers.get("x-vllm-priority", "0"))
-        origin = cls(prefix + end, state["facts"], namespace, priority)
+        origin = cls(prefix + end, state["facts"], namespace, priority, state.get("entered", _unseen))
         origin.facts["id"] = origin.id
         session = headers.get("x-session-id", "")
         origin.note(session_id=session if _SESSION.fullmatch(session) else None)
@@ -248,7 +258,7 @@ class Generation:
 
     async def _events(self, codec: Codec | None) -> AsyncGenerator[Collection[int], None]:
         """Nothing once the first jobs are accepted; then, again and again, the jobs with something new."""
-        ident = f"{self._origin.id}-{uuid.uuid4().hex[:8]}"  # clients may repeat an id, the engine must not
+        ident = f"{self._origin.id}-{next(_numbers)}"  # clients may repeat an id, the engine must not
 
         def submit(number: int) -> Stream:
             job = self._jobs[number]
@@ -270,6 +280,7 @@ class Generation:
                     await self._client.acheck_structured(wanted)
             fleet.launch()
             self._launched = True
+            self._origin.entered()
             self._count_start()
             yield ()
             async for events in fleet:
