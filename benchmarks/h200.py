@@ -15,6 +15,7 @@ import io
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ BACKBONE = 8.19e9 - 151748 * 4096
 """Parameters that a step multiplies with: those of the backbone but for the embedding table."""
 MATMUL_FLOPS = 792e12
 KV_BYTES = 36 * 2 * 8 * 128 * 2
+_REST_S = 3.0
 
 
 def main() -> int:
@@ -190,12 +192,12 @@ def media(config: EngineConfig) -> None:
         report("load again, compiled kernels kept", seconds=time.perf_counter() - started)
         for name, (make, many) in KINDS.items():
             rng = np.random.default_rng(many)
-            for _ in range(3):  # compiles and records what it needs
-                first(client, [make(rng)])
-            first(client, [make(rng) for _ in range(many)])
+            for count in (1, 1, 1, many, many, many, many):  # compiles what it needs
+                first(client, [make(rng) for _ in range(count)])
+            time.sleep(_REST_S)  # sizes that came twice are recorded
             alone = [first(client, [make(rng)]) for _ in range(7)]
             report(f"{name}, to first token", ms={k: v * 1e3 for k, v in spread(alone).items()})
-            together = [first(client, [make(rng) for _ in range(many)]) for _ in range(3)]
+            together = [first(client, [make(rng) for _ in range(many)]) for _ in range(5)]
             report(f"{many} x {name}", per_s=many / statistics.median(together), seconds=spread(together))
 
 
@@ -219,7 +221,8 @@ def in_use() -> float:
 
 
 def first(client: EngineClient, items: Sequence[MediaRef | Media]) -> float:
-    """Seconds until a question about each item has its first token; all are handed over at once."""
+    """Seconds until a question about each item has its first token; threads that are there hand all over at once."""
+    ready = threading.Barrier(len(items) + 1)
 
     def answer(item: MediaRef | Media) -> None:
         prompt = client.prepare_chat([Message("user", (item, "What is this?"))])
@@ -227,6 +230,10 @@ def first(client: EngineClient, items: Sequence[MediaRef | Media]) -> float:
         assert any(isinstance(event, Finished) for event in stream)
 
     with ThreadPoolExecutor(len(items)) as pool:
+        waiting = [pool.submit(ready.wait) for _ in items]
+        ready.wait()
+        for thread in waiting:
+            thread.result()
         before = time.perf_counter()
         list(pool.map(answer, items))
         return time.perf_counter() - before

@@ -244,6 +244,7 @@ def towers(device: torch.device, repeats: int) -> None:
         samples, own = torch.randn(count, 160_000, device=device), torch.full((count,), 160_000, device=device)
         features = gpu_ms(lambda s=samples, n=own: log_mels(s, n), repeats)
         report("mel features of 10 s of sound on the device, ms", batch=count, features=features)
+        measure_tower("features and audio", count, model.embed_sounds, (samples, own, False), repeats)
         mel = torch.randn(count, 80, 1000, device=device, dtype=torch.bfloat16)
         frames = torch.full((count,), 1000, device=device)
         measure_tower("audio", count, model.embed_clips, (mel, frames, False), repeats)

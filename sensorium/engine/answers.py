@@ -13,7 +13,7 @@ from sensorium.engine.readout import Readout
 from sensorium.engine.rules import thinking_marks
 from sensorium.engine.sequence import Sequence
 from sensorium.engine.speakers import Speaker, Speakers, Text
-from sensorium.models.base import Tokenizer
+from sensorium.models.base import Model, Tokenizer
 from sensorium.types import Event, Failed, Finished, FinishReason, Request, SpeechOptions
 
 GROUP = 10
@@ -66,6 +66,13 @@ class _Answer:
     has_said: bool = False
     end: Finished | None = None
     """What is told once all is spoken."""
+
+
+def spoken_end(model: Model, tokenizer: Tokenizer) -> frozenset[int]:
+    """The token that ends a spoken answer, where the family has one."""
+    name = getattr(model, "spoken_end", None) if model.speech is not None else None
+    ids = tokenizer.encode(name, allow_special=True) if name is not None else []
+    return frozenset(ids) if len(ids) == 1 else frozenset()
 
 
 class Answers:

@@ -117,7 +117,7 @@ class EngineClient(SpeechDoor):
         self._speech = SpeechPlaces(self.facts)
         self._grammars = GrammarChecker(self.tokenizer, self.config.structured_outputs_config)
         self._preparer = Preparer(self.processor, self.modalities, self.config)
-        self._link.expect(self._preparer.turns.coming)
+        self._link.expect(self._preparer.turns)
 
     @property
     def loaded(self) -> Loaded:

@@ -7,17 +7,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sensorium.engine.answers import Answers
+from sensorium.engine.answers import Answers, spoken_end
 from sensorium.engine.codec import CodecStage
 from sensorium.engine.compiling import Compiling
 from sensorium.engine.counters import Counters, UnitCounters
 from sensorium.engine.detokenizer import Detokenizer
 from sensorium.engine.grammar import GrammarCompiler, Matcher
+from sensorium.engine.outputs import Output
 from sensorium.engine.protocol import (
     Abort,
     AddVoice,
@@ -41,6 +41,7 @@ from sensorium.engine.sessions import Sessions
 from sensorium.engine.speakers import Speakers
 from sensorium.engine.speech import SpeechStage
 from sensorium.engine.speech_calls import SpeechCalls
+from sensorium.engine.turns import Turns
 from sensorium.engine.voices import VoiceMade, Voices
 from sensorium.errors import SensoriumError
 from sensorium.models.base import Tokenizer
@@ -61,16 +62,9 @@ from sensorium.types import (
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Output:
-    """What post-processing keeps of one sequence."""
-
-    detokenizer: Detokenizer
-    eos_ids: frozenset[int]
-    max_tokens: int
-    matcher: Matcher | None = None
+_WORTH, _NEXT = 320, 640
+"""Tokens that are worth a step, whose arithmetic then takes longer than reading the weights; and one that is launched
+while another runs. Both may become more and still be a graph."""
 
 
 class Engine:
@@ -94,6 +88,8 @@ class Engine:
         self.max_model_len = max_model_len
         self.clock = clock
         self.inbox: deque[Request | Control | VoiceMade] = deque()
+        self.turns = Turns(1)
+        """Of callers that share the interpreter."""
         self.wake: Callable[[], None] = lambda: None
         """Called when something has come into the inbox from a thread of the engine's own."""
         self.stats = EngineStats()
@@ -107,12 +103,13 @@ class Engine:
         self.speakers = Speakers(speech, codec, self.voices)
         self._calls = SpeechCalls(self.speakers, lambda: me.clock())
         self._answers = Answers(self.speakers, runner.readout, tokenizer)
-        self._spoken_end = _spoken_end(runner, tokenizer)
+        self._spoken_end = spoken_end(runner.model, tokenizer)
         self._sequences: dict[str, Sequence] = {}
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: dict[str, Output] = {}
         self.sessions = Sessions(scheduler, runner, tokenizer, lambda: me.clock(), self.speakers)
         self._compiling = Compiling(grammars)
-        self._follow: list[Work] = []
+        self._follow = Batch()
+        """The step after this one, where that is decided already."""
         self._paced_s = 0.0
         """When the step that is computed began, or the one before it was over."""
         self._counters = self._count()
@@ -128,7 +125,7 @@ class Engine:
     def step(self) -> list[Event]:
         """One step. An exception ends the requests that took part in it, never the engine."""
         events: list[Event] = []
-        if not self._follow:
+        if not self._follow.works:
             self._paced_s = self.clock()
         laps = self._counters.laps
         laps.start()
@@ -136,6 +133,8 @@ class Engine:
         self.sessions.move_rows()
         self._take_compiled(events)
         laps.lap("control")
+        if self.runner.runs_ahead:
+            self.turns.hold()  # others go on while the device computes
         batch = self._next_batch()
         laps.lap("schedule")
         self.speakers.mark()
@@ -144,7 +143,7 @@ class Engine:
             laps.lap("encode")
             tokens = self._run(batch, events) if batch.works else {}
         except Exception as error:
-            self._follow = []
+            self._follow = Batch()
             log.exception("a step failed; its %d requests end", len(batch.works))
             for work in batch.works:
                 self._fail(work.seq, _explain(error), events)
@@ -171,9 +170,11 @@ class Engine:
         return events
 
     def _run(self, batch: Batch, events: list[Event]) -> dict[str, Chosen]:
-        return self.runner.run(
-            batch, lambda: self._followers(batch), lambda is_over: self.speakers.beside(events, is_over)
-        )
+        def meanwhile(is_over: Callable[[], bool]) -> None:
+            self.turns.let_go()
+            self.speakers.beside(events, is_over)
+
+        return self.runner.run(batch, lambda is_over: self._followers(batch, events, is_over), meanwhile)
 
     def _hear(self, events: list[Event]) -> None:
         now = self.clock()
@@ -183,16 +184,19 @@ class Engine:
 
     def _next_batch(self) -> Batch:
         """What the device was told to compute already, less what ended meanwhile; or what the scheduler says."""
-        started, self._follow = self._follow, []
-        works = [work for work in started if work.seq.status is Status.RUNNING]
-        return Batch(works) if works else self.scheduler.schedule(self.clock())
+        started, self._follow = self._follow, Batch()
+        started.works = [work for work in started.works if work.seq.status is Status.RUNNING]
+        return started if started.works else self.scheduler.schedule(self.clock())
 
-    def _followers(self, batch: Batch) -> list[Work]:
+    def _followers(self, batch: Batch, events: list[Event], is_over: Callable[[], bool]) -> list[Work]:
         """What the device may start before it is known which tokens this step yields."""
         readout = self.runner.readout
-        if not self.runner.runs_ahead or self._compiling or readout.is_observing:
+        if not self.runner.runs_ahead:
             return []
-        if self.inbox and self.sessions:
+        if self._is_last(batch):
+            self.turns.gather(lambda: is_over() or self.has_enough(_NEXT))
+        self._take_early(events)
+        if self._compiling or readout.is_observing or (self.inbox and self.sessions):
             return []
         sampling = [work.seq for work in batch.works if work.sample]
         if any(seq.resident or not readout.states[seq.id].takes_likeliest for seq in sampling):
@@ -200,11 +204,31 @@ class Engine:
         if self._answers and any(readout.speaks(seq.id) for seq in sampling):
             return []
         self._follow = self.scheduler.follow(batch, self._ends_next, self.clock())
-        return self._follow
+        self._encode(self._follow, events)
+        self._follow.is_encoded = True
+        return self._follow.works
+
+    def _is_last(self, batch: Batch) -> bool:
+        """Whether no sequence of this step goes on behind it, and none is left out of it."""
+        if self.sessions or len(batch.works) < len(self.scheduler.running):
+            return False
+        return all(work.sample and self._ends_next(work.seq) for work in batch.works)
+
+    def has_enough(self, worth: int = _WORTH) -> bool:
+        """Whether those who wait fill a step, or keep a device busy that can be given the next one meanwhile."""
+        asked = sum(len(message.prompt.ids) for message in list(self.inbox) if isinstance(message, Request))
+        asked += sum(len(seq.ids) for seq in self.scheduler.waiting)
+        full = self.scheduler.max_num_batched_tokens
+        return asked >= (min(worth, full) if self.runner.runs_ahead else full)
+
+    def _take_early(self, events: list[Event]) -> None:
+        """Let requests enter that came while a step was started: the next one need not wait for its end."""
+        while self.inbox and isinstance(first := self.inbox[0], Request) and not first.sampling.structured_outputs:
+            self.inbox.popleft()
+            self._enter(first, None, events)
 
     def _ends_next(self, seq: Sequence) -> bool:
-        """Whether its next token is the last one it may have."""
-        return seq.num_generated + 1 >= self._outputs[seq.id].max_tokens
+        return self._outputs[seq.id].ends_next(seq)
 
     def fail_all(self, message: str, code: str = "engine_dead", status: int = 503) -> list[Event]:
         """Terminal events for everything in flight or in the inbox (shutdown, a dead engine)."""
@@ -306,7 +330,7 @@ class Engine:
         if request.speech is not None and not sampling.ignore_eos:
             eos |= self._spoken_end
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        output = _Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
+        output = Output(Detokenizer(self.tokenizer, sampling), eos, limit, matcher)
         state = self._state(request, matcher)
         if request.speech is not None:
             self._answers.open(request)
@@ -333,7 +357,7 @@ class Engine:
 
     def _encode(self, batch: Batch, events: list[Event]) -> None:
         self.runner.drop_rows(self.scheduler.encoder_cache.take_evicted())
-        if not batch.encode:
+        if not batch.encode or batch.is_encoded:
             return
         self._counters.encoded_items += len(batch.encode)
         undone: set[str] = set()
@@ -397,28 +421,11 @@ class Engine:
     def _append(self, seq: Sequence, sampled: Sampled, now: float, events: list[Event]) -> None:
         """Add one token to a sequence: stop rules, text, events."""
         token, logprob = sampled
-        output, sampling = self._outputs[seq.id], seq.request.sampling
         seq.ids.append(token)
         self._counters.generation_tokens += 1
         if seq.first_token_s is None:
             seq.first_token_s = now
-        reason: FinishReason | None = None
-        stop_reason: int | str | None = None
-        may_stop = seq.num_generated >= sampling.min_tokens
-        if may_stop and (token in output.eos_ids or token in sampling.stop_token_ids):
-            reason, text = "stop", ""
-            is_own_end = token in output.eos_ids
-            stop_reason = None if is_own_end else token
-            if sampling.include_stop_str_in_output and stop_reason is not None:
-                text, _ = output.detokenizer.feed(token, may_stop=False)
-        else:
-            text, stop_reason = output.detokenizer.feed(token, may_stop=may_stop)
-            if stop_reason is not None or (output.matcher is not None and output.matcher.is_complete):
-                reason = "stop"
-            elif seq.num_generated >= output.max_tokens:
-                reason = "length"
-        if reason is not None and not isinstance(stop_reason, str):
-            text += output.detokenizer.finish()
+        text, reason, stop_reason = self._outputs[seq.id].take(seq, token)
         events.append(TextDelta(seq.id, text, (token,), (logprob,) if logprob is not None else ()))
         if seq.request.speech is not None:
             self._answers.told(seq, reason, events)
@@ -479,13 +486,6 @@ class Engine:
         self.stats = self._counters.snapshot(
             self.scheduler, len(self.inbox), len(compiling), compiling.seconds, self.sessions.num_waiting
         )
-
-
-def _spoken_end(runner: Runner, tokenizer: Tokenizer) -> frozenset[int]:
-    """The token that ends a spoken answer, where the family has one."""
-    name = getattr(runner.model, "spoken_end", None) if runner.model.speech is not None else None
-    ids = tokenizer.encode(name, allow_special=True) if name is not None else []
-    return frozenset(ids) if len(ids) == 1 else frozenset()
 
 
 def _explain(error: Exception) -> str:

@@ -6,7 +6,7 @@ The numbers of a step travel in one int32 copy. Results live until the next step
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +21,10 @@ from sensorium.types import ModelInputs
 _SMALL = (1, 2, 4, 8, 12, 16, 24, 32)
 # Steps of a size between two recorded ones after which it gets a graph of its own.
 _OFTEN = 64
-# Above this many tokens the device is busy for longer than launching the kernels one by one takes.
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
+# Recorded when there is time. Above these the device is busy for longer than launching the kernels one by one
+# takes: 15 ms, and 30 beside threads that prepare media.
+LATER_TOKENS = (640, 768, 896, 1024)
 CHUNK_SEQUENCES = 32
 # Beside more decodes than that, and so many tokens apart.
 _MIXED_STEP = 64
@@ -196,8 +198,10 @@ class ChunkGraphs:
         max_blocks: int,
         recorder: Recorder | None = None,
         decodes: int = 0,
+        later: Sequence[int] = (),
     ) -> None:
-        self._sizes = _CHUNK_TOKENS
+        """later: ascending numbers of tokens above the others, for record_later."""
+        self._sizes, self._later = _CHUNK_TOKENS, later
         if decodes:
             self._sizes = tuple(range(2 * _MIXED_STEP, decodes + _CHUNK_TOKENS[-1] + 1, _MIXED_STEP))
         self.most = self._sizes[-1]
@@ -205,17 +209,28 @@ class ChunkGraphs:
         self._axes, self._rows = model.position_axes, plans.chunk_plan.ROWS
         self._most_decodes, self._sequences = decodes, decodes + CHUNK_SEQUENCES
         device = kv[0].device
-        self.x = torch.zeros(self.most, model.hidden_size, dtype=kv[0].dtype, device=device)
+        most = max(self.most, *later)
+        self.x = torch.zeros(most, model.hidden_size, dtype=kv[0].dtype, device=device)
         """Embeddings [most, E] of the step's tokens."""
-        self._numbers = _Numbers(self._layout(self.most)[-1] + self._sequences * max_blocks, device)
+        self._numbers = _Numbers(self._layout(most)[-1] + self._sequences * max_blocks, device)
         self._scratch = plans.scratch(device) if decodes else None
         self._results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         """Where all graphs with decodes leave theirs: apart they would be a gigabyte of logits."""
-        recorder = recorder or Recorder()
+        self._recorder = recorder or Recorder()
         with compiling(device):
             for size in self._sizes:
                 self._compute(size)
-        self._graphs = {size: recorder.record(lambda size=size: self._compute(size)) for size in reversed(self._sizes)}
+        self._graphs = {size: self._record(size) for size in reversed(self._sizes)}
+
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return self._recorder.record(lambda: self._compute(size))
+
+    def record_later(self) -> Iterator[None]:
+        """One size more with each."""
+        for size in self._later:
+            self._graphs[size] = self._record(size)
+            self._sizes, self.most = (*self._sizes, size), size
+            yield
 
     def fits(self, counts: Sequence[int]) -> bool:
         singles = self._singles(counts)
@@ -336,20 +351,27 @@ def agrees(graphs: ChunkGraphs, model: Model, kv: list[torch.Tensor], plans: Any
 
 
 class ShapeGraphs:
-    """An encoder with one graph per shape of input, recorded when a shape comes for the second time.
+    """An encoder with one graph per shape of input, for shapes that come a second time.
 
     Large inputs run as they are: the device is busy for longer than launching takes.
     """
 
     _MOST_KEPT = 48
+    _MOST_WANTED = 8
     _MOST_ELEMENTS = 1 << 25
 
-    def __init__(self, encode: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, encode: Callable[..., torch.Tensor], at_rest: bool = False, recorder: Recorder | None = None
+    ) -> None:
+        """at_rest: nobody is to wait for a recording, which takes 0.1 to 1.4 s: it is left to `record_wanted`, unless
+        a shape comes too often before. The encoder must then have no effect but its result."""
         self._encode = encode
+        self._most_seen = _OFTEN if at_rest else 2
         self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._wanted: dict[tuple[Any, ...], Sequence[Any]] = {}
         self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()
         # One after the other they may compute in the same memory, as results are copied out of it at once.
-        self._recorder = Recorder()
+        self._recorder = recorder or Recorder()
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """args: tensors on the device, and what a graph may depend on as it is: None, numbers, booleans."""
@@ -361,14 +383,28 @@ class ShapeGraphs:
             self._seen[key] += 1
             if len(self._seen) > 1000:
                 self._seen.clear()  # shapes that never repeat
-            if self._seen[key] < 2:
+            if self._seen[key] < self._most_seen:
+                if self._seen[key] > 1 and len(self._wanted) < self._MOST_WANTED:
+                    self._wanted[key] = args
                 return self._encode(*args)
-            del self._seen[key]
-            if len(self._graphs) == self._MOST_KEPT:
-                self._graphs.popitem(last=False)
-            graph = self._graphs[key] = _Recorded(self._encode, args, self._recorder)
+            graph = self._record(key, args)
         self._graphs.move_to_end(key)
         return graph.run(args)
+
+    def record_wanted(self) -> bool:
+        """Record one of the shapes that wait for it. False: there are none."""
+        if not self._wanted:
+            return False
+        self._record(*self._wanted.popitem())
+        return True
+
+    def _record(self, key: tuple[Any, ...], args: Sequence[Any]) -> _Recorded:
+        self._wanted.pop(key, None)
+        self._seen.pop(key, None)
+        if len(self._graphs) == self._MOST_KEPT:
+            self._graphs.popitem(last=False)
+        graph = self._graphs[key] = _Recorded(self._encode, args, self._recorder)
+        return graph
 
 
 class _Recorded:

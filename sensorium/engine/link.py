@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sensorium.engine.protocol import Control, EngineFacts, EngineStats
+from sensorium.engine.turns import Turns
 from sensorium.models.base import Processor
 from sensorium.types import Event, Request
 
@@ -71,9 +72,9 @@ class Link(Protocol):
 
     def stats(self) -> EngineStats: ...
 
-    def expect(self, coming: Callable[[], int]) -> None:
-        """coming: how many callers of this process are preparing requests in their own threads. An engine that shares
-        the interpreter with them lets them finish before a first step."""
+    def expect(self, turns: Turns) -> None:
+        """turns: of callers of this process that prepare requests in their own threads. An engine that shares the
+        interpreter with them lets them finish before a first step, and holds them while it launches one."""
         ...
 
     def send(self, message: Request | Control) -> None:

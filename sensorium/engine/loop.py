@@ -20,8 +20,8 @@ _QUIET_S = 0.5
 """After so long without work it rehearses, until there is some: whoever comes then waits for a part of a rehearsal."""
 _MANY, _GATHER_S = 4, 0.05
 """So many callers about to come are waited for so long at most."""
-_MOMENT_S, _NAP_S = 0.003, 0.001
-"""So long are fewer of them waited for; and so long passes until the next look."""
+_MOMENT_S = 0.003
+"""So long are fewer of them waited for."""
 
 
 class EngineLoop:
@@ -31,8 +31,6 @@ class EngineLoop:
         self.engine = engine
         self._deliver = deliver
         self._ended = ended
-        self.coming: Callable[[], int] = lambda: 0
-        """How many callers of this process are preparing requests that they will put."""
         self._wake = threading.Event()
         self._closing = False
         self._progress_s = time.monotonic()
@@ -46,6 +44,7 @@ class EngineLoop:
             self._progress_s = time.monotonic()
         self.engine.inbox.append(message)
         self._wake.set()
+        self.engine.turns.came()
 
     @property
     def stuck_s(self) -> float:
@@ -68,20 +67,24 @@ class EngineLoop:
         self._wake.clear()
 
     def _gather(self) -> None:
-        """Let those come together who are about to, until they fill a step.
+        """Let those come together who are about to, until there are enough.
 
         The first of 64 pictures, encoded alone by a thread that 63 others kept from the interpreter, took 47 ms of all
         their 387, and the others came in batches of sizes for which nothing had been recorded.
         """
-        start, most, waits = time.monotonic(), _MOMENT_S, self.coming() > 0
-        while waits and time.monotonic() - start < most and not (self._closing or self._fills_a_step()):
-            coming = self.coming()
-            waits, most = coming > 0, _GATHER_S if coming >= _MANY else most
-            time.sleep(_NAP_S)
+        start, most_s, engine = time.monotonic(), _MOMENT_S, self.engine
 
-    def _fills_a_step(self) -> bool:
-        asked = sum(len(message.prompt.ids) for message in list(self.engine.inbox) if isinstance(message, Request))
-        return asked >= self.engine.scheduler.max_num_batched_tokens
+        def are_enough() -> bool:
+            nonlocal most_s
+            if self._closing or engine.has_enough():
+                return True
+            if engine.turns.coming() >= _MANY:
+                most_s = _GATHER_S
+            return time.monotonic() - start >= most_s
+
+        engine.turns.gather(are_enough)
+        if not engine.runner.runs_ahead:
+            engine.turns.let_go()
 
     def _run(self) -> None:
         engine, reason = self.engine, None
@@ -92,7 +95,10 @@ class EngineLoop:
                     continue
                 if not (engine.scheduler.has_work or engine.speakers.has_work or engine.sessions):
                     self._gather()
-                events = engine.step()
+                try:
+                    events = engine.step()
+                finally:
+                    engine.turns.let_go()
                 self._progress_s = time.monotonic()
                 self._deliver(events)
         except BaseException as error:  # a defect of ours: nobody may be left waiting

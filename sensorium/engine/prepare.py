@@ -358,7 +358,7 @@ class Preparer:
         if uuid_key is None and (hit := self._cache.get(key)) is not None:
             return hit
         if isinstance(part, MediaRef):
-            if context.here and (media := self._quickly_decoded(part)) is not None:
+            if context.here and (media := self._quickly_decoded(part, digest)) is not None:
                 prepared = await self._preprocessed(media, options, context)
             elif context.here:
                 with self.turns.left():
@@ -379,16 +379,16 @@ class Preparer:
         self._counters.took("preprocess", media.modality, start, time.monotonic())
         return prepared
 
-    def _quickly_decoded(self, part: MediaRef) -> Media | None:
+    def _quickly_decoded(self, part: MediaRef, digest: bytes) -> Media | None:
         """A short sound that numpy alone can decode, where its features are left to the device: a worker takes three
-        times as long, to send and to get it."""
+        times as long, to send and to get it. digest: of its bytes."""
         data = part.source
         if part.modality != "audio" or not self._processor.scales_on_device or not isinstance(data, bytes):
             return None
         if len(data) > _QUICKLY_DECODED:
             return None
         start = time.monotonic()
-        if (media := from_wav(data, part.part, self._config.limits, part.options)) is not None:
+        if (media := from_wav(data, part.part, self._config.limits, part.options, digest)) is not None:
             self._counters.took("decode", part.modality, start, time.monotonic())
         return media
 

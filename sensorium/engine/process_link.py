@@ -37,6 +37,7 @@ from sensorium.engine.protocol import (
     RemoveVoice,
 )
 from sensorium.engine.stream import LAST
+from sensorium.engine.turns import Turns
 from sensorium.engine.wire import Connection, Loading, LogLine, Outbox, Pulse, Start, StartFailed
 from sensorium.errors import CheckpointError, EngineDeadError, EngineError, RequestError
 from sensorium.types import Event, Failed, Finished, Request, Timings, UnitFailed, Usage
@@ -217,7 +218,7 @@ class ProcessLink:
             self._process.connection.shut()
         self._free.wait()
 
-    def expect(self, coming: Callable[[], int]) -> None:
+    def expect(self, turns: Turns) -> None:
         """It shares no interpreter with anybody."""
 
     def wake(self) -> None:

@@ -81,9 +81,10 @@ def array_bytes(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return value.nbytes
     if isinstance(value, list | tuple):
-        return sum(map(array_bytes, value))
+        return sum([array_bytes(item) for item in value if type(item) not in _LEAVES])
     if names := _field_names(type(value)):
-        return sum(array_bytes(getattr(value, name)) for name in names)
+        fields = [getattr(value, name) for name in names]
+        return sum([array_bytes(field) for field in fields if type(field) not in _LEAVES])
     return sum(map(array_bytes, value.values())) if isinstance(value, Mapping) else 0
 
 

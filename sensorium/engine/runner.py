@@ -14,6 +14,7 @@ import torch
 
 from sensorium.engine.graphs import (
     CHUNK_SEQUENCES,
+    LATER_TOKENS,
     ChunkGraphs,
     DecodeGraphs,
     Likeliest,
@@ -27,6 +28,7 @@ from sensorium.engine.rehearsal import steps_by_kernel
 from sensorium.engine.resident import Resident, RowMoves
 from sensorium.engine.sampler import Sampled, Unsampled
 from sensorium.engine.scheduler import Batch, Work
+from sensorium.engine.sequence import Status
 from sensorium.engine.stopwatch import Stopwatch
 from sensorium.kernels.ahead import compiling
 from sensorium.kernels.select import paged_attention
@@ -91,6 +93,7 @@ class Runner:
         self.passes = Stopwatch(device, self.device_s)
         self._decodes: DecodeGraphs | None = None
         self._chunks: ChunkGraphs | None = None
+        self._shapes: list[ShapeGraphs] = []
         self._rehearsal: Iterator[None] = iter(())
         self._mixed: ChunkGraphs | None = None
         """Chunks beside more decodes than _chunks takes."""
@@ -107,12 +110,17 @@ class Runner:
             return
         blocks = -(-max_len // self.block_size)
         self._decodes = DecodeGraphs(self.model, self.kv, self._plan_class, self.block_size, most, blocks)
-        self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks)
+        self._chunks = ChunkGraphs(self.model, self.kv, self._plan_class, self.block_size, blocks, later=LATER_TOKENS)
         if mixed and most > CHUNK_SEQUENCES:
             self._mixed = self._record_mixed(most, blocks)
-        self.model.wrap_encoders(ShapeGraphs)
+        self.model.wrap_encoders(self._by_shape)
         steps = steps_by_kernel(self.model, self._plan_class, self.block_size, most, self.kv[0])
-        self._rehearsal = chain(steps, self.model.rehearse(frames))
+        self._rehearsal = chain(self._chunks.record_later(), steps, self.model.rehearse(frames))
+
+    def _by_shape(self, encode: Callable[..., torch.Tensor], is_pure: bool) -> ShapeGraphs:
+        made = ShapeGraphs(encode, at_rest=is_pure)
+        self._shapes.append(made)
+        return made
 
     def _record_mixed(self, most: int, blocks: int) -> ChunkGraphs | None:
         """Steps of many decodes beside chunks, if they give what their kernels give one by one; see agrees."""
@@ -129,11 +137,13 @@ class Runner:
     def rehearse(self) -> bool:
         """A part of what is better done before anybody waits, up to a second of it. False: there is nothing left.
 
-        With little memory free nothing is: what is recorded then should be what is needed.
+        With little memory free only what was needed before is.
         """
-        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _SPARE_BYTES:
-            return False
         try:
+            if any(shapes.record_wanted() for shapes in self._shapes):
+                return True
+            if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _SPARE_BYTES:
+                return False
             return next(self._rehearsal, self) is not self
         except Exception:
             log.warning("a rehearsal failed; what it was for is done when it is needed", exc_info=True)
@@ -194,27 +204,33 @@ class Runner:
     def run(
         self,
         batch: Batch,
-        follow: Callable[[], Seq[Work]] = tuple,
+        follow: Callable[[Callable[[], bool]], Seq[Work]] = lambda is_over: (),
         meanwhile: Callable[[Callable[[], bool]], None] = lambda is_over: None,
     ) -> dict[str, Chosen]:
         """Compute the batch. Result: next token per sampling sequence id, or why there is none.
 
-        follow: asked for the next step once the device computes this one. Its works that decode continue sequences of
-        this batch, which take the likeliest token. The device goes on with it while the host still reads this one's
-        results; a later `run` of those works, or of some of them, finds it done. A long step behind a short one is only
-        begun by that.
+        follow: asked for the next step once the device computes this one, with what tells whether it has. Its works
+        that decode continue sequences of this batch, which take the likeliest token. The device goes on with it while
+        the host still reads this one's results; a later `run` of those works, or of some of them, finds it done. A long
+        step behind a short one is only begun by that.
 
-        meanwhile: called while the device computes this step, with what tells whether it has.
+        meanwhile: called while the device computes this step, when all is launched; as follow.
         """
         works = batch.works
         flight, self._ahead = self._ahead, None
         if flight is None or not {id(work) for work in works} <= {id(work) for work in flight.works}:
             flight = self._start(works, None)
+
+        def is_over() -> bool:
+            return flight.computed is None or flight.computed.query()
+
+        next_works = follow(is_over)
         # Starting a long step kernel by kernel takes 12 ms, in which the tokens of a short one would lie unread.
-        if (next_works := follow()) and not (flight.is_short and sum(work.count for work in next_works) >= _LONG_STEP):
+        if next_works and not (flight.is_short and sum(work.count for work in next_works) >= _LONG_STEP):
             self._ahead = self._start(next_works, flight)
-        meanwhile(lambda: flight.computed is None or flight.computed.query())
-        return self._read(flight, works)
+        meanwhile(is_over)
+        # Media of the next step that could not be encoded may have ended some.
+        return self._read(flight, [work for work in works if work.seq.status is not Status.FINISHED])
 
     def _start(self, works: Seq[Work], before: _Flight | None) -> _Flight:
         """before: the step on the device whose tokens these works may continue."""

@@ -39,6 +39,8 @@ class Batch:
 
     works: list[Work] = field(default_factory=list[Work])
     encode: list[MediaItem] = field(default_factory=list[MediaItem])
+    is_encoded: bool = False
+    """Whether that was done when the step was decided, while the one before it ran."""
 
     @property
     def num_tokens(self) -> int:
@@ -54,7 +56,7 @@ class _Budget:
     ahead: bool = False
     """Whether the step before is not over."""
     is_short: bool = False
-    """Whether something is to be done first that cannot be done ahead."""
+    """Whether blocks are missing that only the end of the step before can give."""
 
     @property
     def left(self) -> int:
@@ -149,25 +151,26 @@ class Scheduler:
             # Every running sequence waits for media rows whose place the others hold: the newest steps back.
             self.rewind(self.running[-1])
             return self.schedule(now_s)
-        return Batch(works, [item for key, item in budget.encode.items() if key in self.encoder_cache])
+        return self._batch(works, budget)
 
-    def follow(self, batch: Batch, ends: Callable[[Sequence], bool], now_s: float) -> list[Work]:
-        """What the next step computes, decided while this one is on the device; nothing where that is to be awaited.
+    def follow(self, batch: Batch, ends: Callable[[Sequence], bool], now_s: float) -> Batch:
+        """What the next step computes, decided while this one is on the device; no works where that is to be awaited.
 
         Of a sequence that samples in this step the next token is taken as there, unless it `ends` with it. Sequences
-        get blocks and start as they do by `schedule`, but none is preempted, and no media is encoded.
+        get blocks and start as they do by `schedule`, but none is preempted. What the batch names is to be encoded
+        in any case: places for it are taken.
         """
         works = batch.works
         if any(work.seq.resident for work in works) or any(seq.is_due for seq in self.resident):
-            return []
+            return Batch()
         if self.resident and (self.waiting or len(works) < len(self.running) or any(work.count > 1 for work in works)):
-            return []  # the next unit of a session is not to wait for two steps with prompts
-        budget = _Budget(self.max_num_batched_tokens, 0, self.max_num_batched_tokens, ahead=True)
+            return Batch()  # the next unit of a session is not to wait for two steps with prompts
+        budget = _Budget(self.max_num_batched_tokens, self.max_encoder_rows, self.max_num_batched_tokens, ahead=True)
         self._before = {work.seq.id: work for work in works}
         try:
             found: list[Work] = []
             self._catch_up(budget, found, self._by_urgency(budget, ends), now_s)
-            return [] if budget.is_short else found
+            return self._batch([] if budget.is_short else found, budget)
         finally:
             self._before = {}
 
@@ -349,6 +352,10 @@ class Scheduler:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
+    def _batch(self, works: list[Work], budget: _Budget) -> Batch:
+        """Without the media of those that were preempted again, whose places others may have taken."""
+        return Batch(works, [item for key, item in budget.encode.items() if key in self.encoder_cache])
+
     def _work(self, seq: Sequence, start: int, count: int, left: int, budget: _Budget, now_s: float) -> Work:
         budget.tokens -= count
         if left > 1:
@@ -422,9 +429,6 @@ class Scheduler:
         if item.key in self.encoder_cache:
             self.encoder_cache.hold(item.key, seq.id)
             self.encoder_cache_hits += 1
-        elif budget.ahead:
-            budget.is_short = True
-            return False
         else:
             # An item larger than the whole budget still goes, alone.
             if item.rows > budget.rows and budget.encode:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 
 from sensorium.config import EngineConfig
 from sensorium.engine.checkpoint import Progress
@@ -13,6 +12,7 @@ from sensorium.engine.link import Deliver, LinkState, Supervision
 from sensorium.engine.loading import load
 from sensorium.engine.loop import EngineLoop
 from sensorium.engine.protocol import AddVoice, Control, EngineFacts, EngineStats, OpenSession, OpenSpeech
+from sensorium.engine.turns import Turns
 from sensorium.errors import EngineDeadError, UnsupportedError
 from sensorium.types import Event, Request
 
@@ -59,9 +59,9 @@ class ThreadLink:
             elif isinstance(message, Request | OpenSession | OpenSpeech | AddVoice):
                 raise EngineDeadError(self.reason)
 
-    def expect(self, coming: Callable[[], int]) -> None:
+    def expect(self, turns: Turns) -> None:
         if (loop := self._loop) is not None:
-            loop.coming = coming
+            loop.engine.turns = turns
 
     def sleep(self, *, wait: bool = False) -> None:
         raise UnsupportedError("an engine in a thread does not sleep; close it, and make another one later")

@@ -20,8 +20,17 @@ BLOCK = 1 << 18
 """Frames that are folded at a time."""
 
 
-def from_wav(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, Any] | None = None) -> Media | None:
-    """The recording in a RIFF WAVE file; None where the bytes are no such file, or one that read_wav cannot read."""
+def from_wav(
+    data: bytes,
+    part: str,
+    limits: MediaLimits,
+    options: Mapping[str, Any] | None = None,
+    digest: bytes | None = None,
+) -> Media | None:
+    """The recording in a RIFF WAVE file; None where the bytes are no such file, or one that read_wav cannot read.
+
+    digest: file_digest(data), if known.
+    """
     wav = read_wav(data)
     if wav is None:
         return None
@@ -33,7 +42,7 @@ def from_wav(data: bytes, part: str, limits: MediaLimits, options: Mapping[str, 
         raise
     except Exception:
         raise damaged(part) from None
-    return Media("audio", samples, file_digest(data), rate=RATE, part=part, options=options)
+    return Media("audio", samples, digest or file_digest(data), rate=RATE, part=part, options=options)
 
 
 def checked_options(options: Mapping[str, Any] | None, part: str) -> dict[str, Any]:
@@ -44,7 +53,7 @@ def checked_options(options: Mapping[str, Any] | None, part: str) -> dict[str, A
 
 
 def file_digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=32, person=b"audio").digest()
+    return hashlib.sha256(data).digest()
 
 
 def damaged(part: str) -> MediaError:
@@ -72,7 +81,7 @@ def fold(blocks: Iterator[np.ndarray], rate: int, channels: int, part: str, limi
         raise MediaError("the audio holds no samples", param=part)
     if stream:
         pieces.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-    samples = np.ascontiguousarray(np.concatenate(pieces), dtype=np.float32)
-    if not len(samples) or not np.isfinite(samples).all():
+    samples = np.ascontiguousarray(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], dtype=np.float32)
+    if stream and not (len(samples) and np.isfinite(samples).all()):
         raise MediaError("the audio holds no usable samples", param=part)
     return samples

@@ -84,7 +84,9 @@ def _to_float(raw: np.ndarray, codec: int, bits: int) -> np.ndarray:
         padded = np.zeros((len(raw) // 3, 4), dtype=np.uint8)
         padded[:, 1:] = raw.reshape(-1, 3)
         return padded.view("<i4")[:, 0].astype(np.float32) / 2.0**31
-    return raw.view(f"<i{bits // 8}").astype(np.float32) / 2.0 ** (bits - 1)
+    samples = raw.view(f"<i{bits // 8}").astype(np.float32)
+    samples *= np.float32(2.0 ** (1 - bits))  # in place: memory that is new costs more than the product
+    return samples
 
 
 def _mulaw_table() -> np.ndarray:

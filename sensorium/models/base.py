@@ -286,8 +286,9 @@ class Model(Protocol):
     position_axes: int
     """Rows of ModelInputs.positions: 1, or 3 for M-RoPE."""
 
-    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
-        """Let encoders of tensors, positional arguments in and one tensor out, go through `wrap`."""
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor], bool], Callable[..., torch.Tensor]]) -> None:
+        """Let encoders of tensors, positional arguments in and one tensor out, go through `wrap`, which is told whether
+        the encoder has no effect but its result."""
         ...
 
     def rehearse(self, frames: Sequence[MediaItem]) -> Iterator[None]:

@@ -82,6 +82,8 @@ class Settings:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], param: str = "media_kwargs") -> Settings:
+        if not values:
+            return _DEFAULT
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(map(str, values)) - known):
             raise UnsupportedError(
@@ -109,6 +111,7 @@ class Settings:
         return "" if self.omni_mode or self.stream_input else "\n"
 
 
+_DEFAULT = Settings()
 _RANGES = {"max_slice_nums": (1, 36), "scale_resolution": (56, 1792)}
 
 

@@ -88,10 +88,10 @@ class Model(TextModel):
         self._live_keys: tuple[int, ...] = ()
         self._sizes: tuple[int, ...] = ()
 
-    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
-        """Let what the towers compute from tensors go through `wrap`: positional arguments in, one tensor out."""
-        for embed in (self.embed_slices, self.embed_clips, self.embed_live):
-            self._wrapped[embed.__name__] = wrap(embed)
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor], bool], Callable[..., torch.Tensor]]) -> None:
+        """Let what the towers compute from tensors go through `wrap`; live sound is also remembered."""
+        for embed in (self.embed_slices, self.embed_clips, self.embed_sounds, self.embed_live):
+            self._wrapped[embed.__name__] = wrap(embed, embed != self.embed_live)
         # Few shapes, so that what is wrapped may keep one result of its work for each.
         self._live_keys, self._sizes = _LIVE_KEYS, _GRAPH_SIZES
 
@@ -249,16 +249,21 @@ class Model(TextModel):
             *sounds, counts = upload_all([*clips, np.array([len(clip) for clip in clips])], weight.device)
             samples = pad_sequence(sounds, batch_first=True)
             samples = F.pad(samples, (0, max(frames) * HOP - samples.shape[1]))
-            features, numbers = log_mels(samples, counts)
+            out = self._call(self.embed_sounds, samples, counts, min(frames) < max(frames))
         else:
             frames = [mel.shape[1] for mel in clips]
             batch = np.zeros((size, clips[0].shape[0], max(frames)), dtype=np.float32)
             for i, mel in enumerate(clips):
                 batch[i, :, : frames[i]] = mel
             features, numbers = upload_all([batch, np.array(frames)], weight.device)
-        out = self._call(self.embed_clips, features.to(weight.dtype), numbers, min(frames) < max(frames))
+            out = self._call(self.embed_clips, features.to(weight.dtype), numbers, min(frames) < max(frames))
         pool = self.config.audio_pool_step
         return (rows[: encoder_frames(n) // pool] for rows, n in zip(out[:count], frames[:count], strict=True))
+
+    def embed_sounds(self, samples: torch.Tensor, counts: torch.Tensor, padded: bool = True) -> torch.Tensor:
+        """samples float32 [B, 160 T] and counts [B] as in log_mels -> [B, rows, E]; padded as in Whisper."""
+        features, frames = log_mels(samples, counts)
+        return self.embed_clips(features.to(self.decoder.embedding.weight.dtype), frames, padded)
 
     def embed_clips(self, mel: torch.Tensor, frames: torch.Tensor, padded: bool = True) -> torch.Tensor:
         """mel [B, 80, T], zero-padded, frames [B] -> [B, rows, E]; arguments as in Whisper."""

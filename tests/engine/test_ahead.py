@@ -190,18 +190,6 @@ def test_a_prefix_is_found_only_once_the_step_that_writes_it_was_read(make_engin
         assert tokens(got[name]) == tokens(drive(make_engine(), made)[name])
 
 
-def test_media_is_encoded_before_a_step_that_needs_it_is_started(make_engine) -> None:
-    """Chunks before a picture run ahead, those that need its rows are decided on when they can be encoded."""
-    made = [request(f"m{i}", prompt(f"{i} {LONG}", image(i)), max_tokens=5) for i in range(3)]
-    want = {r.id: tokens(drive(make_engine(), r)[r.id]) for r in made}
-    engine = make_engine(max_num_batched_tokens=96)
-    let_run_ahead(engine)
-    ahead = watch_starts(engine)
-    assert {name: tokens(events) for name, events in drive(engine, *made).items()} == want
-    assert any(count > 1 for works in ahead for _, _, count in works)
-    assert at_rest(engine)
-
-
 def test_known_and_unread_tokens_in_one_step(make_engine) -> None:
     """A preempted sequence that has one token left to compute joins those whose tokens the host has not read."""
     engine = make_engine()

@@ -124,6 +124,23 @@ def test_media_already_encoded_is_not_encoded_again() -> None:
     assert [item.key for item in scheduler.schedule(0.0).encode] == [b"cat"]
 
 
+def test_media_of_a_step_decided_ahead_is_named_also_where_blocks_are_missing_for_the_step() -> None:
+    """Its place is taken: whoever schedules next counts on its rows."""
+    scheduler = make_scheduler(blocks=7, long_prefill_tokens=8)
+    scheduler.add(make_seq("a", list(range(24)), [(10, 4, b"picture")]))
+    scheduler.add(make_seq("b", list(range(50, 70))))
+    batch = scheduler.schedule(0.0)
+    assert [(work.seq.id, work.count) for work in batch.works] == [("a", 8), ("b", 8)]
+    ahead = scheduler.follow(batch, lambda seq: False, 0.0)
+    assert not ahead.works
+    assert [item.key for item in ahead.encode] == [b"picture"]
+    run(scheduler, batch)
+    batch = scheduler.schedule(0.0)
+    assert ("a", 8, 8) in [(work.seq.id, work.start, work.count) for work in batch.works]
+    assert not batch.encode
+    scheduler.check()
+
+
 def test_the_newest_sequence_gives_way_and_recomputes() -> None:
     scheduler = make_scheduler(blocks=5, enable_prefix_caching=False)
     old, new = make_seq("old", [1] * 8), make_seq("new", [2] * 8)

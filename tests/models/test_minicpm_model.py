@@ -156,7 +156,7 @@ def test_encoder_batches_of_many_requests_come_in_few_sizes():
     """Each size is a graph of its own on a GPU, and one that a little more would fill is filled up."""
     model, seen = tiny_model(vision_batch_size=16), []
 
-    def wrap(encode):
+    def wrap(encode, is_pure):
         def watched(x, *rest):
             seen.append(len(x))
             return encode(x, *rest)
@@ -178,7 +178,7 @@ def test_encoder_batches_of_many_requests_come_in_few_sizes():
 
 def test_features_of_sounds_may_be_left_to_the_device():
     model = tiny_model("minicpmo", "4.5")
-    model.wrap_encoders(lambda encode: encode)
+    model.wrap_encoders(lambda encode, is_pure: encode)
     rng = np.random.default_rng(0)
     sounds = [
         [Sound(rng.standard_normal(length).astype(np.float32), bytes([length % 251])) for length in lengths]
@@ -232,7 +232,7 @@ def test_streams_in_few_shapes_hear_what_each_hears_alone():
     plain, few = tiny_model(), tiny_model()
     shapes = []
 
-    def wrap(encode):
+    def wrap(encode, is_pure):
         return lambda *args: shapes.append(tuple(getattr(arg, "shape", arg) for arg in args)) or encode(*args)
 
     assert not list(few.rehearse())

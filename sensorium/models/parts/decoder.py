@@ -146,7 +146,7 @@ class TextModel(nn.Module):
     def fuse(self, fused_class: Any) -> None:
         self.decoder.fuse(fused_class)
 
-    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
+    def wrap_encoders(self, wrap: Callable[[Callable[..., torch.Tensor], bool], Callable[..., torch.Tensor]]) -> None:
         """For families whose towers can be recorded as graphs by shape; see engine.graphs.ShapeGraphs."""
 
     def rehearse(self, frames: Sequence[MediaItem]) -> Iterator[None]:
