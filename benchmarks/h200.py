@@ -40,7 +40,7 @@ BACKBONE = 8.19e9 - 151748 * 4096
 """Parameters that a step multiplies with: those of the backbone but for the embedding table."""
 MATMUL_FLOPS = 792e12
 KV_BYTES = 36 * 2 * 8 * 128 * 2
-_REST_S = 3.0
+_REST_S = 4.0
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ _OFTEN = 64
 _CHUNK_TOKENS = (32, 64, 128, 256, 384, 512)
 # Recorded when there is time. Above these the device is busy for longer than launching the kernels one by one
 # takes: 15 ms, and 30 beside threads that prepare media.
-LATER_TOKENS = (640, 768, 896, 1024)
+LATER_TOKENS = tuple(range(576, 1025, 64))
 CHUNK_SEQUENCES = 32
 # Beside more decodes than that, and so many tokens apart.
 _MIXED_STEP = 64

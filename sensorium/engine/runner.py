@@ -61,7 +61,7 @@ class _Flight:
     """Where nothing else decides about the next tokens: greedy, on its way to the host."""
     computed: torch.cuda.Event | None = None
     is_short: bool = False
-    """Whether it is a graph."""
+    """Whether it is a graph, and over before the kernels of a long step could be launched."""
 
 
 class Runner:
@@ -341,7 +341,8 @@ class Runner:
                 found = chunks.run(counts, lens, positions, tables, behind)
         logits, greedy, hidden = found
         rows = {work.seq.id: row for row, work in enumerate(works)}
-        return _Flight(list(works), rows, logits, hidden, greedy, is_short=True)
+        is_short = len(counts) > CHUNK_SEQUENCES or sum(counts) < LATER_TOKENS[0]
+        return _Flight(list(works), rows, logits, hidden, greedy, is_short=is_short)
 
     def _places(self, works: Seq[Work]) -> tuple[list[int], np.ndarray, list[list[int]]]:
         """Lengths after the step, positions [axes, N] and block tables of works."""

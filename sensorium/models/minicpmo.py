@@ -52,7 +52,7 @@ AUDIO_BATCH = 8
 _LARGE_GPU = 40 << 30
 _GPU_SLICES, _GPU_CLIPS = 32, 16
 # Items encoded together where graphs are recorded, which are one per size; one size may be filled up to.
-_GRAPH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
+_GRAPH_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 # Live streams encoded together, and the numbers of keys that they are computed with where graphs are recorded.
 LIVE_BATCH, _GPU_LIVE_BATCH = 8, 32
 _LIVE_KEYS = (256, 768)
