@@ -209,7 +209,7 @@ class ChunkGraphs:
         self._axes, self._rows = model.position_axes, plans.chunk_plan.ROWS
         self._most_decodes, self._sequences = decodes, decodes + CHUNK_SEQUENCES
         device = kv[0].device
-        most = max(self.most, *later)
+        most = max((self.most, *later))
         self.x = torch.zeros(most, model.hidden_size, dtype=kv[0].dtype, device=device)
         """Embeddings [most, E] of the step's tokens."""
         self._numbers = _Numbers(self._layout(most)[-1] + self._sequences * max_blocks, device)
