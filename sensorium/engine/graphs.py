@@ -44,7 +44,8 @@ class _Numbers:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = torch.zeros(size, dtype=torch.int32, device=device)
-        self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        pin = device.type == "cuda"
+        self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
 
     @property
     def host(self) -> np.ndarray:
@@ -104,7 +105,14 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, model: Model, kv: list[torch.Tensor], plans: Any, block_size: int, most: int, max_blocks: int
+        self,
+        model: Model,
+        kv: list[torch.Tensor],
+        plans: Any,
+        block_size: int,
+        most: int,
+        max_blocks: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self.most = most
         self._model, self._kv, self._plans, self._block_size = model, kv, plans, block_size
@@ -112,7 +120,7 @@ class DecodeGraphs:
         self._numbers = _Numbers(most * (2 + self._axes + max_blocks) + 1, kv[0].device)
         self._scratch = plans.scratch(kv[0].device)
         self._sizes = ladder(most)
-        self._recorder = Recorder()
+        self._recorder = recorder or Recorder()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
         self._used: Counter[int] = Counter()
         # At the start powers of two, which need every kernel there is; the rest as they turn out to be used. The
@@ -122,7 +130,12 @@ class DecodeGraphs:
             for size in first:
                 self._compute(size)
         for size in first:
-            self._graphs[size] = self._recorder.record(lambda size=size: self._compute(size))
+            self._graphs[size] = self._record(size)
+
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        # It computes the step: with the last one's numbers, placed otherwise, it would write to anybody's rows.
+        self._numbers.device.zero_()  # sequences of length 0
+        return self._recorder.record(lambda: self._compute(size))
 
     def run(
         self,
@@ -166,7 +179,7 @@ class DecodeGraphs:
             self._used[best] += 1
             if self._used[best] < _OFTEN:
                 return min(size for size in self._graphs if size >= count)
-            self._graphs[best] = self._recorder.record(lambda: self._compute(best))
+            self._graphs[best] = self._record(best)
         return best
 
     def _compute(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -223,6 +236,10 @@ class ChunkGraphs:
         self._graphs = {size: self._record(size) for size in reversed(self._sizes)}
 
     def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        # As in DecodeGraphs: nothing but padding.
+        slots, tiles, *_ = self._layout(size)
+        self._numbers.device.zero_()
+        self._numbers.device[slots:tiles] = -1
         return self._recorder.record(lambda: self._compute(size))
 
     def record_later(self) -> Iterator[None]:
