@@ -1,19 +1,23 @@
-"""Recording a step computes it once, in the cache that others' rows are in."""
+"""What goes into the graphs of steps, and what comes out: on a CPU, with plain attention in place of their kernels and a
+recorder that computes again what a graph would."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from small import drive, image, prompt, request, tokens
 
-from sensorium.engine.graphs import ChunkGraphs, DecodeGraphs
-from sensorium.kernels.reference import Attends
+from sensorium.engine import graphs as graphs_module
+from sensorium.engine.graphs import LATER_TOKENS, ChunkGraphs, DecodeGraphs
+from sensorium.kernels.reference import Attends, PagedPlan
 
 BLOCK, BLOCKS = 16, 40
 
 
 class Replays:
-    """Stands in for a Recorder: what a graph would compute is computed again."""
+    """Stands in for a Recorder."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,53 +27,89 @@ class Replays:
         results = compute()
 
         class Graph:
+            num_replays = 0
+
             def replay(self) -> None:
-                for kept, result in zip(results, compute(), strict=True):
+                Graph.num_replays += 1
+                again = compute()
+                for kept, result in zip(_several(results), _several(again), strict=True):
                     kept.copy_(result)
 
         return Graph(), results
 
 
-class Marks(Attends):
-    """A plan that marks the rows of the cache it is told to write, and attends to nothing."""
+def _several(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _seen(rows, table, stop, heads):
+    """Keys or values [H, stop, D] of a sequence, from the cache's rows [R, K, D]."""
+    at = torch.arange(stop)
+    there = rows[table[at // BLOCK].long() * BLOCK + at % BLOCK]
+    return there.repeat_interleave(heads // there.shape[1], 1).transpose(0, 1)
+
+
+class Chunks(Attends):
+    """As ChunkPlan of the kernels."""
 
     ROWS = 64
 
-    def __init__(self, slots: torch.Tensor) -> None:
-        self.slots = slots
+    def __init__(self, slots, tiles, tables, width) -> None:
+        self.slots, self.tiles, self.tables, self.width, self.decodes = slots, tiles, tables, width, None
 
     def attend_qkv(self, qkv, heads, norms, cos, sin, kv, scale):
-        rows = kv.view(2, -1, *kv.shape[3:])
-        assert bool((self.slots < rows.shape[1]).all()), "behind the end of the cache"
-        rows[:, self.slots[self.slots >= 0].long()] = 1
-        return torch.zeros(len(qkv), heads[0] * kv.shape[-1])
+        out = super().attend_qkv(qkv, heads, norms, cos, sin, kv, scale)
+        if self.decodes is not None:
+            count = len(self.decodes.lens)
+            mine = self.decodes.attend_qkv(qkv[:count], heads, norms, cos[:count], sin[:count], kv, scale)
+            there = self.decodes.lens > 0
+            out[:count][there] = mine[there]
+        return out
+
+    def attend(self, q, k, v, kv, scale):
+        keys, values = kv.flatten(1, 2)
+        assert bool((self.slots < len(keys)).all()), "behind the end of the cache"
+        held = self.slots >= 0
+        keys[self.slots[held].long()], values[self.slots[held].long()] = k[held], v[held]
+        out = torch.zeros_like(q)
+        for row, count, start, seq in self.tiles.tolist():
+            if count:
+                table, stop = self.tables[seq * int(self.width[0]) :], start + count
+                mask = torch.arange(stop) <= torch.arange(start, stop)[:, None]
+                new = slice(row, row + count)
+                seen = (_seen(rows, table, stop, q.shape[1]) for rows in (keys, values))
+                mixed = F.scaled_dot_product_attention(q[new].transpose(0, 1), *seen, attn_mask=mask, scale=scale)
+                out[new] = mixed.transpose(0, 1)
+        return out
 
 
-class Plans:
-    """The kernels' side of graphs, as far as what is written goes."""
+class Decodes(Chunks):
+    """As DecodePlan of the kernels."""
+
+    def __init__(self, lens, tables, width, block_size, scratch) -> None:
+        # A row of length 0 is padding.
+        last = (torch.arange(len(lens)) * width[0] + (lens - 1).clamp(min=0) // BLOCK).clamp(max=len(tables) - 1)
+        slots = torch.where(lens > 0, tables[last.long()] * BLOCK + (lens - 1) % BLOCK, -1)
+        tiles = torch.stack((torch.arange(len(lens)), (lens > 0).int(), lens - 1, torch.arange(len(lens))), 1)
+        super().__init__(slots, tiles, tables, width)
+        self.lens = lens
+
+
+class Plans(PagedPlan):
+    decode_plan, chunk_plan = Decodes, Chunks
 
     @staticmethod
     def scratch(device):
         return None
 
-    class chunk_plan(Marks):
-        def __init__(self, slots, tiles, tables, width) -> None:
-            super().__init__(slots)
-
-    @staticmethod
-    def decode_plan(lens, tables, width, block_size, scratch):
-        last = torch.arange(len(lens)) * width[0] + (lens - 1).clamp(min=0) // block_size
-        slots = tables[last.clamp(max=len(tables) - 1).long()] * block_size + (lens - 1) % block_size
-        return Marks(torch.where(lens > 0, slots, -1))
-
-
-def written(kv) -> list[int]:
-    return kv[0].view(2, -1, *kv[0].shape[3:])[0].flatten(1).any(1).nonzero().flatten().tolist()
-
 
 @pytest.fixture
 def kv(model):
     return [torch.zeros(2, BLOCKS, BLOCK, model.num_kv_heads, model.head_dim) for _ in range(model.num_layers)]
+
+
+def written(kv) -> list[int]:
+    return kv[0].flatten(1, 2)[0].flatten(1).any(1).nonzero().flatten().tolist()
 
 
 @torch.inference_mode()
@@ -78,6 +118,7 @@ def test_sizes_recorded_at_rest_write_to_nobodys_rows(model, kv) -> None:
     graphs = ChunkGraphs(model, kv, Plans, BLOCK, 8, recorder=replays, later=(576, 640))
     tables, counts = [[7, 3], [30]], [20, 9]
     at = np.concatenate([np.arange(count) for count in counts])
+    graphs.x.normal_()
     graphs.run(counts, counts, at[None], tables)
     for layer in kv:
         layer.zero_()
@@ -101,3 +142,32 @@ def test_a_size_recorded_when_it_came_often_writes_to_the_rows_of_its_step(model
         graphs.run([5] * 9, np.full((1, 9), 19), lens, tables)
     assert replays.count == recorded + 1
     assert written(kv) == [16 * (2 * i + 5) + 3 for i in range(9)]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_engine_whose_steps_are_graphs_answers_as_one_without(make_engine, monkeypatch, mixed: bool) -> None:
+    """Prompts and pictures that come one after another and together, while larger sizes are recorded in between."""
+    monkeypatch.setattr(graphs_module, "Recorder", Replays)
+    long = "what one graph has room for, " * 21
+    rounds = [
+        [request("a", prompt(long[:300]), max_tokens=20), request("b", prompt(long[:200], image(1)), max_tokens=4)],
+        [request(f"c{n}", prompt(f"{n} {long}"[: 40 * n + 9]), max_tokens=6 + n) for n in range(1, 14)],
+        [request("d", prompt(long[:300] + "!"), max_tokens=9), request("e", prompt(long, image(1), image(2)))],
+        [request(f"f{n}", prompt(f"{long[:100]} {n}"), max_tokens=3) for n in range(40 if mixed else 9)],
+        [request("g", prompt("another text, as long as the longest graph, " * 21), max_tokens=9)],
+        [request("h", prompt("one more, " * 60), max_tokens=9), request("i", prompt(long[:300], image(3)))],
+    ]
+    plain, engine = (make_engine(num_blocks=640, max_num_seqs=48) for _ in range(2))
+    runner = engine.runner
+    runner._plan_class = Plans
+    runner.record_graphs(48, 1024, mixed)
+    assert (runner._mixed is not None) is mixed
+    for requests in rounds:
+        want = {name: tokens(events) for name, events in drive(plain, *requests).items()}
+        assert {name: tokens(events) for name, events in drive(engine, *requests).items()} == want
+        for _ in range(3):
+            runner.rehearse()
+    used = {size for size, (graph, _) in runner._chunks._graphs.items() if graph.num_replays}
+    assert {704, 960} <= used, "recorded later"
+    assert set(LATER_TOKENS) <= set(runner._chunks._graphs)
+    engine.scheduler.check()
