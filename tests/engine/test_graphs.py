@@ -1,5 +1,7 @@
-"""What goes into the graphs of steps, and what comes out: on a CPU, with plain attention in place of their kernels and a
-recorder that computes again what a graph would."""
+"""What goes into the graphs of steps, and what comes out.
+
+On a CPU, with plain attention in place of their kernels, and a recorder that computes again what a graph would.
+"""
 
 from __future__ import annotations
 
