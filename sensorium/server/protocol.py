@@ -30,14 +30,15 @@ class Entrance:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[Callable[[], None]], None]] = deque()
+        self._waiting: deque[tuple[Callable[[Callable[[], None]], None], bool]] = deque()
         self._inside = 0
         self._moves = False
 
-    def enter(self, begin: Callable[[Callable[[], None]], None]) -> None:
+    def enter(self, begin: Callable[[Callable[[], None]], None], waits: bool = False) -> None:
         """In the event loop. begin: is given what to call, once or more, when the next may begin: where this one has
-        reached the engine, or has ended. One that takes long until then is not waited for."""
-        self._waiting.append(begin)
+        reached the engine, or has ended. One that takes long until then is not waited for, nor one that `waits` for the
+        rest of its body."""
+        self._waiting.append((begin, waits))
         self._move()
 
     def _move(self) -> None:
@@ -46,10 +47,14 @@ class Entrance:
             asyncio.get_running_loop().call_soon(self._let_in)
 
     def _let_in(self) -> None:
+        begin, waits = self._waiting.popleft()
         self._inside += 1
+        place = _Place(self._left)
         try:
-            self._waiting.popleft()(_Place(self._left).leave)
+            begin(place.leave)
         finally:
+            if waits:
+                place.leave()
             self._moves = False
             self._move()
 
@@ -105,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._parsing, held, self._held = False, self._held, None
         if held is not None and not self._refused(held[0]):
-            self._entrance.enter(functools.partial(self._begin, *held))
+            self._entrance.enter(functools.partial(self._begin, *held), waits=held[0].more_body)
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
             self._refusal = (431, "headers_too_large", f"the request's head is larger than {MAX_HEAD} bytes")
             self.send_400_response("")

@@ -39,6 +39,10 @@ def test_few_begin_side_by_side() -> None:
                 await asyncio.sleep(0)
             return len(inside)
 
+        for _ in range(12):  # a crowd whose bodies never come keeps nobody out
+            entrance.enter(inside.append, waits=True)
+        assert await settle() == 12
+        inside.clear()
         for _ in range(30):
             entrance.enter(inside.append)
         assert await settle() == 8
