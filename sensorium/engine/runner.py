@@ -320,7 +320,7 @@ class Runner:
         counts = [work.count for work in works]
         assert self._decodes is not None
         assert self._chunks is not None
-        decodes = max(counts) == 1 and len(works) <= self._decodes.most
+        decodes = max(counts) == 1 and len(works) <= self._decodes.most and not any(map(_takes_media, works))
         chunks = self._chunks if self._mixed is None or self._chunks.fits(counts) else self._mixed
         if not decodes and not chunks.fits(counts):
             return None
@@ -389,13 +389,14 @@ class Runner:
     def _ids(self, works: Seq[Work], before: _Flight | None) -> torch.Tensor:
         numbers, source = self._numbers(works, before)
         there = upload(np.asarray(numbers, np.int64), self.device)
-        return there if source is None else source[there]
+        # A row that holds a NaN has token -1; what follows it is computed in vain.
+        return there if source is None else source[there].clamp(min=0)
 
     def _fuse(self, x: torch.Tensor, works: Seq[Work]) -> None:
         """Overwrite the placeholder rows of x [N, E] with media rows."""
         offset = 0
         for work in works:
-            if work.seq.span_starts and work.start < work.seq.spans[-1].stop:
+            if _takes_media(work):
                 stop = work.start + work.count
                 for span in work.seq.spans_in(work.start, stop):
                     first, last = max(span.start, work.start), min(span.stop, stop)
@@ -403,6 +404,11 @@ class Runner:
                     part = rows[span.row + first - span.start : span.row + last - span.start]
                     x[offset + first - work.start : offset + last - work.start] = part
             offset += work.count
+
+
+def _takes_media(work: Work) -> bool:
+    """Whether rows of media may be among its tokens."""
+    return bool(work.seq.span_starts) and work.start < work.seq.spans[-1].stop
 
 
 def _behind(work: Work) -> int:

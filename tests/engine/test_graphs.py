@@ -14,6 +14,7 @@ from small import drive, image, prompt, request, tokens
 from sensorium.engine import graphs as graphs_module
 from sensorium.engine.graphs import LATER_TOKENS, ChunkGraphs, DecodeGraphs
 from sensorium.kernels.reference import Attends, PagedPlan
+from sensorium.types import Failed
 
 BLOCK, BLOCKS = 16, 40
 
@@ -146,10 +147,23 @@ def test_a_size_recorded_when_it_came_often_writes_to_the_rows_of_its_step(model
     assert written(kv) == [16 * (2 * i + 5) + 3 for i in range(9)]
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_an_engine_whose_steps_are_graphs_answers_as_one_without(make_engine, monkeypatch, mixed: bool) -> None:
-    """Prompts and pictures that come one after another and together, while larger sizes are recorded in between."""
+@pytest.fixture
+def make_recorded(make_engine, monkeypatch):
+    """An engine whose steps are graphs."""
     monkeypatch.setattr(graphs_module, "Recorder", Replays)
+
+    def make(mixed: bool = False, **changes):
+        engine = make_engine(**changes)
+        engine.runner._plan_class = Plans
+        engine.runner.record_graphs(engine.scheduler.max_num_seqs, 1024, mixed)
+        return engine
+
+    return make
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_engine_whose_steps_are_graphs_answers_as_one_without(make_engine, make_recorded, mixed: bool) -> None:
+    """Prompts and pictures that come one after another and together, while larger sizes are recorded in between."""
     long = "what one graph has room for, " * 21
     rounds = [
         [request("a", prompt(long[:300]), max_tokens=20), request("b", prompt(long[:200], image(1)), max_tokens=4)],
@@ -159,10 +173,9 @@ def test_an_engine_whose_steps_are_graphs_answers_as_one_without(make_engine, mo
         [request("g", prompt("another text, as long as the longest graph, " * 21), max_tokens=9)],
         [request("h", prompt("one more, " * 60), max_tokens=9), request("i", prompt(long[:300], image(3)))],
     ]
-    plain, engine = (make_engine(num_blocks=640, max_num_seqs=48) for _ in range(2))
+    plain = make_engine(num_blocks=640, max_num_seqs=48)
+    engine = make_recorded(mixed, num_blocks=640, max_num_seqs=48)
     runner = engine.runner
-    runner._plan_class = Plans
-    runner.record_graphs(48, 1024, mixed)
     assert (runner._mixed is not None) is mixed
     for requests in rounds:
         want = {name: tokens(events) for name, events in drive(plain, *requests).items()}
@@ -173,3 +186,31 @@ def test_an_engine_whose_steps_are_graphs_answers_as_one_without(make_engine, mo
     assert {704, 960} <= used, "recorded later"
     assert set(LATER_TOKENS) <= set(runner._chunks._graphs)
     engine.scheduler.check()
+
+
+def test_rows_of_media_are_seen_in_chunks_of_one_token(make_engine, make_recorded) -> None:
+    """A step of one token each is not always one of decodes."""
+    asked = request("a", prompt("Look: ", image(1)))
+    want = tokens(drive(make_engine(), asked)["a"])
+    assert tokens(drive(make_recorded(max_num_batched_tokens=1, max_num_seqs=4), asked)["a"]) == want
+
+
+def test_a_row_that_is_not_a_number_ends_alone(make_engine, make_recorded, model, monkeypatch) -> None:
+    """Though the next step, which was begun before it was known, continues it too."""
+    requests = [request(f"{n}", prompt(f"number {n}"), max_tokens=12) for n in range(3)]
+    want = {name: tokens(events) for name, events in drive(make_engine(), *requests).items()}
+    engine, logits, calls = make_recorded(max_num_seqs=4), model.logits, []
+
+    def broken(hidden):
+        calls.append(len(hidden))
+        out = logits(hidden)
+        if len(calls) == 5:
+            out[1] = torch.nan
+        return out
+
+    monkeypatch.setattr(model, "logits", broken)
+    events = drive(engine, *requests)
+    failed = [name for name, got in events.items() if isinstance(got[-1], Failed)]
+    assert failed == ["1"]
+    assert "not a number" in events["1"][-1].message
+    assert all(tokens(events[name]) == want[name] for name in ("0", "2"))
