@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def _serve(connection: socket.socket, processor: Processor, limits: MediaLimits)
     """A worker's life: one item after the other. Never returns."""
     try:
         _die_with_parent()
+        with contextlib.suppress(OSError):
+            tempfile.gettempdir()  # writes to find a place; what torch imports where it is installed (dill) asks for it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         start = _resident()
