@@ -344,6 +344,7 @@ def test_it_fits_a_phone_and_can_be_read(page: Page, dark: bool):
 
 @pytest.mark.parametrize("tab", ["chat", "live"])
 def test_every_control_has_a_name_and_can_be_reached(page: Page, tab: str):
+    page.wait("document.querySelector('#status').textContent === 'tiny'")  # after which the page hides nothing
     # Both halves, whatever the model can do: with all that is hidden until it is wanted.
     page.run(f"document.querySelector('#tabs').hidden = false; document.querySelector('#tab-{tab}').click()")
     page.run("document.querySelectorAll('main [hidden]:not(.tab, svg *)').forEach((one) => (one.hidden = false))")
