@@ -15,19 +15,6 @@ def run_loop(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def run_here(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """The end of a coroutine that waits for nothing."""
-    future: Future[T] = Future()
-    try:
-        work.send(None)
-        raise AssertionError("nothing may be awaited here")
-    except StopIteration as end:
-        future.set_result(end.value)
-    except Exception as error:
-        future.set_exception(error)
-    return future
-
-
 def done_here(work: Callable[..., T], *args: object) -> Future[T]:
     """The work done, in the caller's thread."""
     future: Future[T] = Future()
@@ -36,6 +23,19 @@ def done_here(work: Callable[..., T], *args: object) -> Future[T]:
     except Exception as error:
         future.set_exception(error)
     return future
+
+
+def run_here(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """The end of a coroutine that waits for nothing."""
+    return done_here(_end_of, work)
+
+
+def _end_of(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("nothing may be awaited here")
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -167,8 +167,7 @@ class DecodeGraphs:
         self._numbers.send(used)
         if source is not None:
             places = self._numbers.device[:count]
-            # A row that holds a NaN has token -1; what follows it is computed in vain.
-            places.copy_(source.index_select(0, places).clamp_(min=0))
+            places.copy_(source.index_select(0, places))
         graph, (logits, greedy, hidden) = self._graphs[size]
         graph.replay()
         return logits[:count], greedy[:count], hidden[:count]

@@ -380,17 +380,17 @@ class Runner:
             return ids, None
         assert before is not None
         assert before.greedy is not None
+        tokens = before.greedy.clamp(min=0)  # -1 where a row holds a NaN: what follows it is computed in vain
         if len(unread) == len(ids):
-            return ids, before.greedy
-        places, first = np.arange(len(ids)) + len(before.greedy), np.asarray(unread)
+            return ids, tokens
+        places, first = np.arange(len(ids)) + len(tokens), np.asarray(unread)
         places[first] = np.asarray(ids)[first]
-        return places.tolist(), torch.cat((before.greedy, upload(np.asarray(ids, np.int64), self.device)))
+        return places.tolist(), torch.cat((tokens, upload(np.asarray(ids, np.int64), self.device)))
 
     def _ids(self, works: Seq[Work], before: _Flight | None) -> torch.Tensor:
         numbers, source = self._numbers(works, before)
         there = upload(np.asarray(numbers, np.int64), self.device)
-        # A row that holds a NaN has token -1; what follows it is computed in vain.
-        return there if source is None else source[there].clamp(min=0)
+        return there if source is None else source[there]
 
     def _fuse(self, x: torch.Tensor, works: Seq[Work]) -> None:
         """Overwrite the placeholder rows of x [N, E] with media rows."""
