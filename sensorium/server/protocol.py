@@ -25,8 +25,8 @@ class Entrance:
     """Lets requests begin one by one, one in each pass of the event loop, and a few side by side.
 
     Streams that are under way are written in between: a crowd that comes together would hold all of them up for as long
-    as the whole of it takes to begin. And it would be read, checked and prepared side by side, so that the engine had
-    nothing to do until the most of it was done: with 256 requests of 128 tokens, for half a second.
+    as the whole of it takes to begin. And it would be read, checked and prepared side by side: the engine is to have
+    the first while others are read.
     """
 
     def __init__(self) -> None:
